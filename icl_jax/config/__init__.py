@@ -1,0 +1,31 @@
+"""What a run is. Standard library only, so that analysis reads a config anywhere."""
+
+from icl_jax.config.errors import NonFiniteLossError, UserError
+from icl_jax.config.schema import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProbeConfig,
+    SnapshotConfig,
+    TrackerConfig,
+    TrainConfig,
+)
+from icl_jax.config.toml import dump_config, load_config, numeric_differences, parse_config
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "NonFiniteLossError",
+    "OptimizerConfig",
+    "ProbeConfig",
+    "SnapshotConfig",
+    "TrackerConfig",
+    "TrainConfig",
+    "UserError",
+    "dump_config",
+    "load_config",
+    "numeric_differences",
+    "parse_config",
+]

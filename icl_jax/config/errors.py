@@ -1,0 +1,13 @@
+"""The one kind of error that is the user's to mend."""
+
+
+class UserError(Exception):
+    """Something the user gave cannot be used.
+
+    The message is one line: it names the field or file, the value found and what is allowed. The command line
+    prints it on stderr and exits with status 2; as a library it is an ordinary exception.
+    """
+
+
+class NonFiniteLossError(Exception):
+    """The loss of a step is NaN or infinite. The command line exits with status 3."""
