@@ -124,7 +124,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_types("data", self)
-        kind, colon, rest = self.source.partition(":")
+        kind, _, rest = self.source.partition(":")
         is_known = self.source in ("repeats", "python") or (kind in ("text", "tfds") and bool(rest))
         allowed = "must be 'repeats', 'python', 'text:PATH-OR-GLOB' or 'tfds:NAME[/CONFIG][:VERSION]'"
         _require(is_known, "data.source", self.source, allowed)
@@ -153,11 +153,14 @@ class TrainConfig:
     """pmap: replicated parameters; mesh: jax.jit over a Mesh with data and fsdp axes."""
     fsdp: int = 1
     """mesh: devices that share one copy of the parameters."""
+    flush_every_s: float = 5.0
+    """Seconds of record that a kill can lose (they are computed again on resuming)."""
 
     def __post_init__(self) -> None:
         _check_types("train", self)
         for name in ("n_steps", "batch_size", "accum_steps", "fsdp"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be 1 or more")
+        _require(self.flush_every_s >= 0, "train.flush_every_s", self.flush_every_s, "must be 0 or more")
         _require(0 <= self.seed < 2**32, "train.seed", self.seed, "must be from 0 to 2**32 - 1")
         allowed = f"must be divisible by train.accum_steps = {self.accum_steps}"
         _require(self.batch_size % self.accum_steps == 0, "train.batch_size", self.batch_size, allowed)
@@ -212,7 +215,9 @@ class OptimizerConfig:
             _require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "must be 0 or more")
         fraction = self.final_lr_fraction
         _require(0 <= fraction <= 1, "optimizer.final_lr_fraction", fraction, "must be in [0, 1]")
-        _require(self.decay_change_step >= -1, "optimizer.decay_change_step", self.decay_change_step, "must be -1 or more")
+        _require(
+            self.decay_change_step >= -1, "optimizer.decay_change_step", self.decay_change_step, "must be -1 or more"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -297,11 +302,23 @@ class Config:
         allowed = f"must be less than model.n_ctx = {self.model.n_ctx}"
         if self.data.source == "repeats":
             _require(self.data.phrase_len < self.model.n_ctx, "data.phrase_len", self.data.phrase_len, allowed)
-            _require(self.model.vocab_size >= 4, "model.vocab_size", self.model.vocab_size, "must be 4 or more for repeats")
+            _require(
+                self.model.vocab_size >= 4, "model.vocab_size", self.model.vocab_size, "must be 4 or more for repeats"
+            )
         allowed = f"must be at most train.n_steps = {self.train.n_steps}"
-        _require(self.optimizer.warmup_steps <= self.train.n_steps, "optimizer.warmup_steps", self.optimizer.warmup_steps, allowed)
+        _require(
+            self.optimizer.warmup_steps <= self.train.n_steps,
+            "optimizer.warmup_steps",
+            self.optimizer.warmup_steps,
+            allowed,
+        )
         allowed = f"must be at most data.held_out_rows = {self.data.held_out_rows}"
-        _require(self.probes.held_out_rows <= self.data.held_out_rows, "probes.held_out_rows", self.probes.held_out_rows, allowed)
+        _require(
+            self.probes.held_out_rows <= self.data.held_out_rows,
+            "probes.held_out_rows",
+            self.probes.held_out_rows,
+            allowed,
+        )
 
     @property
     def tokens_per_step(self) -> int:

@@ -15,6 +15,7 @@ _FREE_FIELDS = frozenset(
     {
         "train.parallel",
         "train.fsdp",
+        "train.flush_every_s",
         "snapshots.state_every_s",
         "snapshots.keep_states",
         "data.data_dir",

@@ -1,0 +1,73 @@
+# Every target sets up its virtual environment first, if it is not there or not up to date.
+# PYTHON=python3.13 takes that interpreter, in an environment of its own (.venv-3.13).
+
+PYTHON ?= python3
+SMOKE_RUN ?= runs/smoke
+
+ifeq ($(PYTHON),python3)
+VENV := .venv
+else
+# The interpreter's version, "" if it does not run; the setup recipe says so.
+VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+endif
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup reproduce check test test-slow smoke bench soak wheel clean FORCE
+
+help: ## show this list
+	@echo "Usage: make TARGET [PYTHON=python3.13]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## create the virtual environment with the pinned versions (about a minute)
+
+# Remade when the pins change and, through the version file, when PYTHON is another version than the environment's.
+$(STAMP): pyproject.toml constraints.txt $(VENV)/.python
+	@echo "installing icl_jax and its development tools in $(VENV) (about a minute)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" --constraint constraints.txt
+	@touch $@
+
+$(VENV)/.python: FORCE
+	@version=$$($(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) || \
+	    { echo "make: PYTHON=$(PYTHON) does not run; icl_jax needs Python 3.11 or newer" >&2; exit 1; }; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "make: $(PYTHON) is Python $$version; icl_jax needs 3.11 or newer, e.g. make setup PYTHON=python3.12" >&2; exit 1; }; \
+	if [ "$$(cat $@ 2>/dev/null)" != "$$version" ]; then \
+	    echo "creating $(VENV) with Python $$version"; \
+	    rm -rf "$(VENV)" && $(PYTHON) -m venv "$(VENV)" && echo '*' > "$(VENV)/.gitignore" && echo "$$version" > $@; \
+	fi
+
+reproduce: setup ## train the small models, measure them, write the report
+	$(BIN)/icl-jax reproduce
+
+check: setup ## lint, formatting, types, import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup ## fast tests, on 8 simulated devices
+	$(BIN)/python -m pytest -n 2
+
+test-slow: setup ## tests that take longer: packaging, kills, several processes
+	$(BIN)/python -m pytest -m slow
+
+smoke: setup ## train a tiny model and verify its run directory (under 30 s)
+	rm -rf $(SMOKE_RUN)
+	$(BIN)/icl-jax train configs/smoke.toml --run $(SMOKE_RUN)
+	$(BIN)/icl-jax verify $(SMOKE_RUN)
+
+bench: setup ## training throughput
+	$(BIN)/python -m benchmarks.training
+
+soak: setup ## many thousand steps, killed and resumed, watched for leaks and hangs
+	$(BIN)/python -m benchmarks.soak
+
+wheel: setup ## build the wheel and the source distribution in dist/
+	$(BIN)/python -m build --no-isolation
+
+clean: ## remove environments, caches and build outputs (never runs/)
+	rm -rf .venv .venv-* dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

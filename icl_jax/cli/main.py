@@ -1,0 +1,136 @@
+"""`icl-jax VERB ...`: the verbs, and what becomes of errors."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from tyro.conf import Positional
+
+from icl_jax import __version__
+from icl_jax.cli import process
+from icl_jax.cli.arguments import ConfigArgs, find_config, parse, parse_with_config
+from icl_jax.config import NonFiniteLossError, UserError
+
+
+def _train(args: Sequence[str], console: Console) -> int:
+    """Train a config into a run directory, or resume one. Example: icl-jax train repeats-2l --train.n-steps 600"""
+    from icl_jax.cli.train import TrainArgs, train
+
+    return train(parse_with_config(TrainArgs, args, prog="icl-jax train", description=_train.__doc__ or ""), console)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _VerifyArgs:
+    run: Positional[str]
+    """Run directory."""
+
+
+def _verify(args: Sequence[str], console: Console) -> int:
+    """Check a run directory: hashes, record, snapshots, state. Example: icl-jax verify runs/repeats-2l"""
+    parsed = parse(_VerifyArgs, args, prog="icl-jax verify", description=_verify.__doc__ or "")
+    from icl_jax.cli.verify import verify
+
+    return verify(parsed.run, console)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PrepareArgs(ConfigArgs):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ShowArgs(ConfigArgs):
+    rows: int = 3
+    """Rows to print."""
+    held_out: bool = False
+    """Print held-out rows instead of training rows."""
+
+
+def _data(args: Sequence[str], console: Console) -> int:
+    """Prepare a config's corpus, or show its rows. Example: icl-jax data show python-2l --rows 2"""
+    verb, rest = (args[0], args[1:]) if args else ("", [])
+    if verb in ("", "-h", "--help"):
+        console.print(f"usage: icl-jax data prepare|show CONFIG ...\n\n{_data.__doc__}", markup=False, highlight=False)
+        return 0
+    if verb not in ("prepare", "show"):
+        raise UserError(f"data {verb}: no such verb; there are prepare and show")
+    from icl_jax.cli import data
+
+    if verb == "prepare":
+        description = "Tokenise a config's corpus into the cache. Example: icl-jax data prepare python-2l"
+        prepare = parse_with_config(_PrepareArgs, rest, prog="icl-jax data prepare", description=description)
+        data.data_prepare(prepare.overrides, console)
+    else:
+        description = "Print decoded rows. Example: icl-jax data show python-2l --rows 2"
+        show = parse_with_config(_ShowArgs, rest, prog="icl-jax data show", description=description)
+        if show.rows < 1:
+            raise UserError(f"--rows = {show.rows}: must be 1 or more")
+        data.data_show(show.overrides, console, show.rows, show.held_out)
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ReproduceArgs:
+    out: str = "runs/reproduce"
+    """Folder of the runs and the picture."""
+
+
+def _reproduce(args: Sequence[str], console: Console) -> int:
+    """Train the papers' comparison in minutes and draw the phase change. Example: icl-jax reproduce"""
+    parsed = parse(_ReproduceArgs, args, prog="icl-jax reproduce", description=_reproduce.__doc__ or "")
+    from icl_jax.cli.reproduce import reproduce
+
+    return reproduce(parsed.out, console)
+
+
+_VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
+    "train": _train,
+    "verify": _verify,
+    "data": _data,
+    "reproduce": _reproduce,
+}
+
+
+def _help(console: Console) -> None:
+    lines = ["usage: icl-jax VERB ... [--debug]", "", "verbs:"]
+    lines += [f"  {name:<10} {function.__doc__}" for name, function in _VERBS.items()]
+    lines += ["", "icl-jax VERB --help tells more. Errors are one line; --debug shows where they came from."]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command and return its exit status: 0; 2 for a user's mistake; 3 for a loss that is not finite."""
+    args = [arg for arg in argv if arg != "--debug"]
+    is_debug = len(args) < len(argv)
+    console = Console()
+    try:
+        if not args or args[0] in ("-h", "--help", "help"):
+            _help(console)
+            return 0
+        if args[0] == "--version":
+            console.print(f"icl-jax {__version__}", highlight=False)
+            return 0
+        if args[0] not in _VERBS:
+            raise UserError(f"{args[0]}: no such verb; there are {', '.join(_VERBS)}")
+        return _VERBS[args[0]](args[1:], console)
+    except (UserError, NonFiniteLossError) as error:
+        if is_debug:
+            traceback.print_exc()
+        print(f"icl-jax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 3 if isinstance(error, NonFiniteLossError) else 2
+    except KeyboardInterrupt:
+        print("icl-jax: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone; keep Python from complaining about it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def main() -> None:
+    process.keep_freed_memory()
+    process.quiet_libraries()
+    sys.exit(run(sys.argv[1:]))

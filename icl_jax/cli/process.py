@@ -1,0 +1,47 @@
+"""Settings of the whole process that must be made before JAX or the first big allocation."""
+
+import ctypes
+import logging
+import os
+import warnings
+
+import platformdirs
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+
+def keep_freed_memory() -> None:
+    """Stop glibc from giving big buffers back to the kernel at every step.
+
+    Page faults would dominate a step on CPU: single operations ran 3 to 4 times faster with this. Other C libraries
+    have no mallopt and are left alone.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_TOP_PAD, 2**30)
+
+
+def quiet_libraries() -> None:
+    """Keep libraries' chatter out of the program's own output."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name in ("absl", "jax._src.compilation_cache", "jax._src.compiler"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(orbax|flax|zarr|wandb)(\..*)?")
+
+
+def cpu_count() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def configure_jax(n_cpu_devices: int) -> None:
+    """Imports JAX: a device per core on CPU, and compiled programs kept from run to run."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", n_cpu_devices)
+    jax.config.update("jax_compilation_cache_dir", os.path.join(platformdirs.user_cache_dir("icl_jax"), "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

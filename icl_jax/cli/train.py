@@ -1,0 +1,63 @@
+"""`icl-jax train`: a config to a run directory."""
+
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from icl_jax.cli import process
+from icl_jax.cli.arguments import ConfigArgs
+from icl_jax.config import Config, UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArgs(ConfigArgs):
+    run: str = ""
+    """Run directory, a path or gs://BUCKET/...; an existing one is resumed. Default: runs/NAME-OF-CONFIG."""
+    devices: int = 0
+    """Devices to use; 0: all, and on CPU as many as cores and the batch allow."""
+    coordinator: str = ""
+    """HOST:PORT of process 0, for several processes where the cluster does not tell JAX by itself; "auto": it does."""
+    processes: int = 1
+    """Number of processes, with --coordinator."""
+    process_id: int = 0
+    """This process's number, with --coordinator."""
+
+
+def run_path(args: TrainArgs) -> str:
+    return args.run or str(Path("runs") / Path(args.config).stem)
+
+
+def default_cpu_devices(config: Config, n_cores: int) -> int:
+    """One device per core runs faster than one device with as many threads; the batch must divide evenly."""
+    n_rows = config.train.batch_size // config.train.accum_steps
+    fitting = [n for n in range(1, n_cores + 1) if n_rows % n == 0 and n % config.train.fsdp == 0]
+    return max(fitting, default=config.train.fsdp)
+
+
+def train(args: TrainArgs, console: Console) -> int:
+    """Train, and return the exit status: 0 at the end or preempted by SIGTERM, 130 on SIGINT."""
+    config = args.overrides
+    if args.devices < 0:
+        raise UserError(f"--devices = {args.devices}: must be 0 or more")
+    n_cpu = args.devices or default_cpu_devices(config, process.cpu_count() if args.processes == 1 else 1)
+    process.configure_jax(n_cpu)
+    from icl_jax.train import session  # after JAX is configured
+
+    outcome = session.run(
+        config,
+        run_path(args),
+        console,
+        argv=sys.argv,
+        n_devices=args.devices,
+        coordinator=args.coordinator,
+        n_processes=args.processes,
+        process_id=args.process_id,
+    )
+    if outcome.signum:
+        name = signal.Signals(outcome.signum).name
+        again = f"icl-jax train {args.config} --run {run_path(args)}"
+        console.print(f"{name}: state saved at step {outcome.step}; resume with: {again}", markup=False, soft_wrap=True)
+    return 130 if outcome.signum == signal.SIGINT else 0

@@ -1,0 +1,20 @@
+"""The configs that come with the package, by name: ``icl-jax train repeats-2l`` works in any folder."""
+
+from pathlib import Path
+
+# A wheel holds configs/ inside the package; a checkout (editable install) has it beside the package.
+_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
+
+
+def builtin_config_names() -> list[str]:
+    """Names of the configs that come with the package, sorted; a name is a file of configs/ without ``.toml``."""
+    return sorted(path.stem for path in _folder().glob("*.toml"))
+
+
+def builtin_config_path(name: str) -> Path | None:
+    """File of the built-in config of that name, or None if there is none."""
+    return _folder() / f"{name}.toml" if name in builtin_config_names() else None
+
+
+def _folder() -> Path:
+    return next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[0])

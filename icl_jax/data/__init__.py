@@ -1,0 +1,8 @@
+"""Rows of tokens for training: corpora, the order of rows and prefetched batches. NumPy only."""
+
+from icl_jax.data.batches import Batches
+from icl_jax.data.corpus import Corpus, Progress
+from icl_jax.data.opening import open_corpus
+from icl_jax.data.order import row_ids
+
+__all__ = ["Batches", "Corpus", "Progress", "open_corpus", "row_ids"]

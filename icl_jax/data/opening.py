@@ -1,0 +1,18 @@
+"""From a config to its corpus."""
+
+from icl_jax.config import Config
+from icl_jax.data.corpus import Corpus, Progress
+from icl_jax.data.repeats import RepeatsCorpus
+
+
+def open_corpus(config: Config, *, progress: Progress | None = None) -> Corpus:
+    """Open the corpus of ``config.data``, preparing its tokens first where the cache does not hold them.
+
+    ``progress(done_bytes, total_bytes, label)`` is called while tokens are prepared. Raises UserError for a source,
+    file or tokenizer that cannot be used, or a corpus too small for ``data.held_out_rows``.
+    """
+    if config.data.source == "repeats":
+        return RepeatsCorpus(config)
+    from icl_jax.data.text_corpus import open_text_corpus  # keeps `tokenizers` out of runs without text
+
+    return open_text_corpus(config, progress)

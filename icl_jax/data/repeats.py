@@ -1,0 +1,185 @@
+"""The ``repeats`` corpus: a Zipfian bigram chain in which each row says fresh random phrases over and over.
+
+What can be learned without context is the chain; what can only be learned in context are the row's phrases, by
+copying what followed the same token before. Every row is made on demand from (seed, row id).
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icl_jax.config import Config
+from icl_jax.data.probe_tokens import eligible_tokens
+from icl_jax.data.streams import Stream, random_stream
+
+VERSION = 1
+"""Goes up whenever the rows of a given config change."""
+
+BLOCK_ROWS = 512
+"""Rows generated together; part of the definition of a row, for they share one stream of random numbers."""
+
+_MAX_CHAIN_ENTRIES = 2**24
+_N_BLOCKS_COUNTED = 4
+
+
+class _Block(NamedTuple):
+    tokens: NDArray[np.int32]
+    in_phrase: NDArray[np.bool_]
+
+
+def successor_ranks(vocab_size: int) -> NDArray[np.float64]:
+    """Chance of a token's successors by rank, float64 [n_successors], summing to 1: Zipf with exponent 1.
+
+    All vocab_size - 1 tokens but BOS are successors of each token, up to a vocabulary of 4,096; above that the first
+    2**24 // vocab_size ranks, which bounds the chain's table at 2**24 entries.
+    """
+    n_successors = max(1, min(vocab_size - 1, _MAX_CHAIN_ENTRIES // vocab_size))
+    weights = 1.0 / np.arange(1, n_successors + 1)
+    return weights / weights.sum()
+
+
+def bigram_chain(seed: int, vocab_size: int) -> NDArray[np.uint16] | NDArray[np.uint32]:
+    """``chain[a, r]``: the r-th most likely token after a, unsigned [vocab_size, n_successors], ids 1 .. V - 1."""
+    rng = random_stream(seed, Stream.BIGRAM_CHAIN)
+    n_successors = len(successor_ranks(vocab_size))
+    dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
+    tokens = np.arange(1, vocab_size, dtype=dtype)
+    if n_successors == len(tokens):
+        return rng.permuted(np.tile(tokens, (vocab_size, 1)), axis=1)
+    chain = np.empty((vocab_size, n_successors), dtype)
+    for row in chain:
+        row[:] = rng.choice(tokens, n_successors, replace=False)
+    return chain
+
+
+class RepeatsCorpus:
+    """Rows without end; a pure function of (data.seed, row id). Held-out rows come from a stream of their own.
+
+    From left to right, at each free position one of the row's ``n_phrases`` phrases starts with chance
+    ``phrase_prob`` (all equally likely) and is said whole; else the chain continues from the token before. A
+    phrase is ``phrase_len`` tokens drawn uniformly from 1 .. vocab_size - 1, anew for each row.
+    """
+
+    bos_id = 0
+    n_rows = None
+    tokenizer_json = None
+
+    def __init__(self, config: Config) -> None:
+        self.vocab_size = config.model.vocab_size
+        self.n_ctx = config.model.n_ctx
+        self.n_held_out = config.data.held_out_rows
+        self._seed = config.data.seed
+        self._phrase_len = config.data.phrase_len
+        self._n_phrases = config.data.n_phrases
+        self._phrase_prob = config.data.phrase_prob
+        self._chain = bigram_chain(self._seed, self.vocab_size)
+        self._rank_cdf = np.cumsum(successor_ranks(self.vocab_size))
+        # A batch touches one or two blocks; held-out rows take their turn in between.
+        self._block = lru_cache(maxsize=4)(self._make_block)
+
+    def _phrase_starts(self, coins_TB: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Where phrases start: at each coin that shows True while no phrase is being said. Position 0 is BOS."""
+        starts_TB = np.zeros_like(coins_TB)
+        next_free_B = np.ones(coins_TB.shape[1], np.int32)
+        for t in range(1, len(coins_TB)):
+            np.less_equal(next_free_B, t, out=starts_TB[t])
+            starts_TB[t] &= coins_TB[t]
+            np.copyto(next_free_B, t + self._phrase_len, where=starts_TB[t])
+        return starts_TB
+
+    def _make_block(self, stream: Stream, index: int) -> _Block:
+        """Rows from index * BLOCK_ROWS on of a stream."""
+        # Arrays are [position, row] (TB) in here, so that the rows' tokens at one position lie side by side.
+        rng = random_stream(self._seed, stream, index)
+        shape_TB = (self.n_ctx + 1, BLOCK_ROWS)
+        phrases_BxPL = rng.integers(1, self.vocab_size, (BLOCK_ROWS, self._n_phrases * self._phrase_len))
+        coins_TB = rng.random(shape_TB, np.float32) < self._phrase_prob
+        choice_TB = rng.integers(0, self._n_phrases, shape_TB, np.int32)
+        rank_TB = np.searchsorted(self._rank_cdf, rng.random(shape_TB), side="right")
+        # Rounding may leave the last entry of the cumulative sum just below 1.
+        np.minimum(rank_TB, len(self._rank_cdf) - 1, out=rank_TB)
+
+        starts_TB = self._phrase_starts(coins_TB)
+        position_T1 = np.arange(shape_TB[0], dtype=np.int32)[:, None]
+        last_start_TB = np.maximum.accumulate(np.where(starts_TB, position_T1, -self._phrase_len), axis=0)
+        offset_TB = position_T1 - last_start_TB
+        is_phrase_TB = offset_TB < self._phrase_len
+        when, row = np.nonzero(is_phrase_TB)
+        place = choice_TB[last_start_TB[when, row], row] * self._phrase_len + offset_TB[when, row]
+        tokens_TB = np.zeros(shape_TB, self._chain.dtype)
+        tokens_TB[when, row] = phrases_BxPL[row, place]
+
+        chain, n_successors = self._chain.reshape(-1), self._chain.shape[1]
+        is_free_TB = ~is_phrase_TB
+        link_B = np.empty(BLOCK_ROWS, np.intp)
+        next_B = np.empty(BLOCK_ROWS, chain.dtype)
+        for t in range(1, shape_TB[0]):
+            np.multiply(tokens_TB[t - 1], n_successors, out=link_B, dtype=np.intp)
+            link_B += rank_TB[t]
+            chain.take(link_B, out=next_B, mode="clip")
+            np.copyto(tokens_TB[t], next_B, where=is_free_TB[t])
+        tokens = np.ascontiguousarray(tokens_TB.T, dtype=np.int32)
+        in_phrase = np.ascontiguousarray((is_phrase_TB & (offset_TB >= 1)).T)
+        for array in (tokens, in_phrase):
+            array.setflags(write=False)
+        return _Block(tokens, in_phrase)
+
+    def _gather(self, stream: Stream, ids: NDArray[np.int64], part: str, dtype: type) -> NDArray[Any]:
+        ids = np.asarray(ids, np.int64)
+        if ids.ndim != 1 or (len(ids) and ids.min() < 0):
+            raise IndexError(f"row ids must be one-dimensional and 0 or more, got {ids!r}")
+        out: NDArray[Any] = np.empty((len(ids), self.n_ctx + 1), dtype)
+        indices, places = np.divmod(ids, BLOCK_ROWS)
+        for index in np.unique(indices):
+            here = indices == index
+            out[here] = getattr(self._block(stream, int(index)), part)[places[here]]
+        return out
+
+    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Training rows int32 [len(ids), n_ctx + 1]. Fast for ids near each other: rows are made 512 at a time."""
+        return self._gather(Stream.TRAINING_ROWS, ids, "tokens", np.int32)
+
+    def phrase_mask(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Mask, bool [len(ids), n_ctx + 1]: the token is inside a phrase and not its first."""
+        return self._gather(Stream.TRAINING_ROWS, ids, "in_phrase", np.bool_)
+
+    def held_out(self, n: int) -> NDArray[np.int32]:
+        """The first n held-out rows, int32 [n, n_ctx + 1]. Raises IndexError unless 0 <= n <= n_held_out."""
+        if not 0 <= n <= self.n_held_out:
+            raise IndexError(f"{n} held-out rows asked for: there are {self.n_held_out}")
+        return self._gather(Stream.HELD_OUT_ROWS, np.arange(n), "tokens", np.int32)
+
+    def probe_tokens(self) -> NDArray[np.int32]:
+        """Eligible ids by their counts in the first 2,048 training rows."""
+        counts_V = np.zeros(self.vocab_size, np.int64)
+        for index in range(_N_BLOCKS_COUNTED):
+            tokens = self._block(Stream.TRAINING_ROWS, index).tokens
+            counts_V += np.bincount(tokens.reshape(-1), minlength=self.vocab_size)
+        return eligible_tokens(counts_V, self.bos_id)
+
+    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> list[str]:
+        """Each id's number."""
+        return [str(int(i)) for i in ids]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See :class:`~icl_jax.data.corpus.Corpus`."""
+        fixed = {
+            "corpus": "repeats",
+            "version": VERSION,
+            "seed": self._seed,
+            "vocab_size": self.vocab_size,
+            "n_ctx": self.n_ctx,
+            "held_out_rows": self.n_held_out,
+            "phrase_len": self._phrase_len,
+            "n_phrases": self._n_phrases,
+            "phrase_prob": self._phrase_prob,
+            # NumPy may change how it draws from a bit generator: rows themselves tell.
+            "first_rows": hashlib.sha256(self.rows(np.arange(8)).tobytes()).hexdigest(),
+        }
+        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()

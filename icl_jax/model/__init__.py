@@ -1,0 +1,1 @@
+"""Pure forward pass, loss and head scores over a dict of parameters."""

@@ -1,0 +1,69 @@
+"""Causal attention: the readable reference, and the one place where a faster form is chosen.
+
+All forms take ``q, k, v`` of shape B H T E and return ``z`` of the same shape; scores are divided by sqrt(E).
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from icl_jax.model.blocked_attention import blocked_attention
+
+AttentionFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def attn_scores(q: Float[Array, "B H T E"], k: Float[Array, "B H T E"]) -> Float[Array, "B H T T"]:
+    """Scores before the softmax, float32; minus infinity where the key stands after the query."""
+    scores_BHQK = jnp.einsum("BHQE,BHKE->BHQK", q, k, preferred_element_type=jnp.float32)
+    n_ctx = q.shape[-2]
+    is_visible_QK = np.tril(np.ones((n_ctx, n_ctx), bool))
+    return jnp.where(is_visible_QK[None, None], scores_BHQK / math.sqrt(q.shape[-1]), -jnp.inf)
+
+
+def attend(pattern: Float[Array, "B H T T"], v: Float[Array, "B H T E"]) -> Float[Array, "B H T E"]:
+    """Values mixed by the pattern."""
+    return jnp.einsum("BHQK,BHKE->BHQE", pattern.astype(v.dtype), v)
+
+
+def reference_attention(
+    q: Float[Array, "B H T E"], k: Float[Array, "B H T E"], v: Float[Array, "B H T E"]
+) -> Float[Array, "B H T E"]:
+    """Softmax attention that materialises the pattern; every other form is tested against it."""
+    return attend(jax.nn.softmax(attn_scores(q, k), axis=-1), v)
+
+
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """cuDNN's flash attention; half precision only, so float32 goes through XLA's own form."""
+    bthe = [jnp.swapaxes(x, 1, 2) for x in (q, k, v)]
+    implementation = "cudnn" if q.dtype == jnp.bfloat16 else "xla"
+    return jnp.swapaxes(jax.nn.dot_product_attention(*bthe, is_causal=True, implementation=implementation), 1, 2)
+
+
+def _splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """JAX's own Pallas kernel for TPU. Its block sizes want at least 128 positions; shorter rows take the reference."""
+    n_heads, n_ctx = q.shape[1], q.shape[2]
+    if n_ctx % 128:
+        return reference_attention(q, k, v)
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((n_ctx, n_ctx))] * n_heads)
+    kernel = splash_attention_kernel.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1)
+    scale = jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
+    return jax.vmap(kernel)(q * scale, k, v)
+
+
+def attention_fn(implementation: str, platform: str) -> AttentionFn:
+    """The attention that `model.attention` names; "auto" takes the fastest measured for the platform."""
+    if implementation == "auto":
+        implementation = {"cpu": "blocked", "gpu": "cudnn", "tpu": "splash"}.get(platform, "reference")
+    forms: dict[str, AttentionFn] = {
+        "reference": reference_attention,
+        "blocked": blocked_attention,
+        "cudnn": _cudnn,
+        "splash": _splash,
+    }
+    return forms[implementation]

@@ -1,0 +1,167 @@
+"""The forward pass, with named taps.
+
+A tap is a function ``tap(name, layer, value) -> value`` that sees, and may replace, the activations
+
+==============  =======  ==========================================
+resid_pre       B T D    residual stream entering the layer
+q, k, v         B H T E  after W_Q, W_K, W_V, rotation and smearing
+attn_scores     B H Q K  before the softmax, minus infinity above the diagonal
+pattern         B H Q K  after it
+z               B H T E  values mixed by the pattern
+result          B T H D  each head's output, after W_O
+resid_mid       B T D    after attention
+mlp_out         B T D    the MLP's output (models with MLPs)
+resid_post      B T D    residual stream leaving the layer
+==============  =======  ==========================================
+
+Not asked for, they cost nothing: without a tap the pattern and the per-head results are never materialised.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from icl_jax.config import ModelConfig
+from icl_jax.model.attention import AttentionFn, attend, attention_fn, attn_scores
+from icl_jax.model.params import Params, layer_names
+from icl_jax.model.positions import rotate, sinusoidal
+
+TapFn = Callable[[str, int, jax.Array], jax.Array]
+GatherFn = Callable[[str, jax.Array], jax.Array]
+
+# Above this, layers run under one scan; below, unrolled layers compile in seconds and run without copies.
+_MAX_UNROLLED_LAYERS = 8
+_NORM_EPS = 1e-5
+
+
+def normalise(x: Float[Array, "B T D"], weight: Float[Array, " D"] | None, config: ModelConfig) -> Float[Array, "B T D"]:
+    """LayerNorm or RMSNorm over D with a trained scale and no bias, in float32; identity for "none"."""
+    if weight is None:
+        return x
+    wide = x.astype(jnp.float32)
+    if config.norm == "layernorm":
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + _NORM_EPS)
+    return (wide * scale * weight[None, None].astype(jnp.float32)).astype(x.dtype)
+
+
+def smear(k: Float[Array, "B H T E"], alpha: Float[Array, " H"]) -> Float[Array, "B H T E"]:
+    """Mix each key with its predecessor: ``s k_j + (1 - s) k_(j-1)``, s = sigmoid(alpha) per head; key 0 stays.
+
+    Source: Olsson et al. 2022, Argument 2.
+    """
+    own = jax.nn.sigmoid(alpha)[None, :, None, None].astype(k.dtype)
+    previous = jnp.concatenate([k[:, :, :1], k[:, :, :-1]], axis=2)
+    return own * k + (1 - own) * previous
+
+
+def positions_TD(params: Params, n_ctx: int, config: ModelConfig) -> jax.Array | None:
+    """The position embeddings of the first n_ctx positions, or None for rotary."""
+    if config.positions == "rotary":
+        return None
+    table = params["W_pos"] if "W_pos" in params else sinusoidal(config.n_ctx, config.d_model)
+    return jnp.asarray(table[:n_ctx], config.compute_dtype)
+
+
+def _untapped(_name: str, _layer: int, value: jax.Array) -> jax.Array:
+    return value
+
+
+def _block(
+    resid: jax.Array, layer: Params, pos_TD: jax.Array | None, config: ModelConfig, attend_fn: AttentionFn,
+    tap: TapFn | None, index: int,
+) -> jax.Array:
+    see = tap or _untapped
+    resid = see("resid_pre", index, resid)
+    x_BTD = normalise(resid, layer.get("ln1_w"), config)
+    x_qk_BTD = x_BTD if pos_TD is None or config.positions != "shortformer" else x_BTD + pos_TD[None]
+    q, k = (jnp.einsum("BTD,HDE->BHTE", x_qk_BTD, layer[name]) for name in ("W_Q", "W_K"))
+    v = jnp.einsum("BTD,HDE->BHTE", x_BTD, layer["W_V"])
+    if config.positions == "rotary":
+        q, k = rotate(q), rotate(k)
+    if config.smeared_keys:
+        k = smear(k, layer["smear_alpha"])
+    if tap is None:
+        attn_out = jnp.einsum("BHTE,HED->BTD", attend_fn(q, k, v), layer["W_O"])
+    else:
+        q, k, v = tap("q", index, q), tap("k", index, k), tap("v", index, v)
+        scores_BHQK = tap("attn_scores", index, attn_scores(q, k))
+        pattern_BHQK = tap("pattern", index, jax.nn.softmax(scores_BHQK, axis=-1))
+        z_BHTE = tap("z", index, attend(pattern_BHQK, v))
+        result_BTHD = tap("result", index, jnp.einsum("BHTE,HED->BTHD", z_BHTE, layer["W_O"]))
+        attn_out = jnp.sum(result_BTHD, axis=2)
+    resid = see("resid_mid", index, resid + attn_out)
+    if config.d_mlp:
+        x_BTD = normalise(resid, layer.get("ln2_w"), config)
+        hidden_BTM = jax.nn.gelu(jnp.einsum("BTD,DM->BTM", x_BTD, layer["W_in"]), approximate=True)
+        resid = resid + see("mlp_out", index, jnp.einsum("BTM,MD->BTD", hidden_BTM, layer["W_out"]))
+    return see("resid_post", index, resid)
+
+
+def final_resid(
+    params: Params,
+    tokens: Int[Array, "B T"],
+    config: ModelConfig,
+    *,
+    tap: TapFn | None = None,
+    gather: GatherFn | None = None,
+    platform: str | None = None,
+) -> Float[Array, "B T D"]:
+    """The residual stream after the last layer and the final norm: what the unembedding multiplies.
+
+    `gather` makes a whole parameter out of this device's shard, layer by layer (fully sharded training).
+    """
+    gather = gather or (lambda _name, value: value)
+    attend_fn = attention_fn(config.attention, platform or jax.default_backend())
+    dtype = jnp.dtype(config.compute_dtype)
+
+    def load(name: str, value: jax.Array) -> jax.Array:
+        return gather(name, value).astype(dtype)
+
+    resid = jnp.take(load("W_E", params["W_E"]), tokens, axis=0)
+    pos_TD = positions_TD(params, tokens.shape[1], config)
+    if config.positions == "standard" and pos_TD is not None:
+        resid = resid + pos_TD[None]
+    stacked = {name: params[name] for name in layer_names(config)}
+
+    def block(resid: jax.Array, layer: Params, index: int = -1) -> jax.Array:
+        whole = {name: load(name, value) for name, value in layer.items()}
+        return _block(resid, whole, pos_TD, config, attend_fn, tap, index)
+
+    if tap is not None or config.n_layers <= _MAX_UNROLLED_LAYERS:
+        for index in range(config.n_layers):
+            resid = block(resid, {name: value[index] for name, value in stacked.items()}, index)
+    else:
+        # Remat keeps one residual stream per layer instead of every activation of a deep model.
+        resid, _ = jax.lax.scan(lambda x, layer: (jax.checkpoint(block)(x, layer), None), resid, stacked)
+    return normalise(resid, params.get("ln_final_w"), config)
+
+
+def unembedding_DV(params: Params) -> jax.Array:
+    """W_U, or the transposed embedding where it is tied."""
+    return params["W_U"] if "W_U" in params else params["W_E"].T
+
+
+def forward(
+    params: Params, tokens: Int[Array, "B T"], config: ModelConfig, *, tap: TapFn | None = None
+) -> Float[Array, "B T V"]:
+    """Logits, float32. Training never calls this: it takes the loss in chunks (`icl_jax.model.loss`)."""
+    x_BTD = final_resid(params, tokens, config, tap=tap)
+    W_U = unembedding_DV(params).astype(x_BTD.dtype)
+    return jnp.einsum("BTD,DV->BTV", x_BTD, W_U, preferred_element_type=jnp.float32)
+
+
+def run_with_cache(
+    params: Params, tokens: Int[Array, "B T"], config: ModelConfig, names: tuple[str, ...] | None = None
+) -> tuple[Float[Array, "B T V"], dict[tuple[str, int], jax.Array]]:
+    """Logits, and the tapped activations under (name, layer); `names` keeps only those."""
+    cache: dict[tuple[str, int], jax.Array] = {}
+
+    def keep(name: str, layer: int, value: jax.Array) -> jax.Array:
+        if names is None or name in names:
+            cache[name, layer] = value
+        return value
+
+    return forward(params, tokens, config, tap=keep), cache

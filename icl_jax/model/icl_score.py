@@ -1,0 +1,57 @@
+"""The in-context learning score: how much better the model predicts late in the context than early.
+
+`loss_T[t]` is the loss, in nats, of predicting token index t + 1 from tokens 0..t, where token 0 is BOS. All scores
+are late minus early: negative is better.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+
+class IclPositions(NamedTuple):
+    """Token indexes that the scores compare; windows are inclusive."""
+
+    early: int
+    late: int
+    early_window: tuple[int, int]
+    late_window: tuple[int, int]
+
+
+def icl_positions(n_ctx: int) -> IclPositions:
+    """Token indexes 50 and 500 in a context of 512 or more; the same fractions of a shorter one.
+
+    Source: Olsson et al. 2022, "in-context learning score" (50th and 500th token of 512). Whether the paper counts
+    from 0 or 1 is not disclosed; here token 0 is BOS. The windows are ours, since single positions are noisy.
+    """
+    n = min(n_ctx, 512)
+
+    def scaled(index: int) -> int:
+        return round(index / 512 * n)
+
+    early, late = max(4, scaled(50)), min(max(5, scaled(500)), n_ctx)
+    early = min(early, late - 1) if late > 1 else 1
+    return IclPositions(
+        early=max(early, 1),
+        late=late,
+        early_window=(max(1, scaled(40)), max(1, scaled(60))),
+        late_window=(max(1, scaled(450)), max(1, scaled(511))),
+    )
+
+
+def icl_score(loss_T: Float[np.ndarray, " T"]) -> float:
+    """Loss at the late token minus loss at the early one, nats.
+
+    Zero for a model that ignores its context; about -0.4 for the paper's models after the phase change.
+    Source: Olsson et al. 2022, definition of the in-context learning score.
+    """
+    positions = icl_positions(len(loss_T))
+    return float(loss_T[positions.late - 1] - loss_T[positions.early - 1])
+
+
+def icl_windowed(loss_T: Float[np.ndarray, " T"]) -> float:
+    """As `icl_score`, with the mean over a window in place of each single position. Ours; never mixed with it."""
+    positions = icl_positions(len(loss_T))
+    early, late = (loss_T[a - 1 : b].mean() for a, b in (positions.early_window, positions.late_window))
+    return float(late - early)

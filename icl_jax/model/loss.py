@@ -1,0 +1,93 @@
+"""Cross-entropy of every token in chunks, so that B T V logits never exist at once."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def reference_token_loss(
+    x: Float[Array, "B T D"], W_U: Float[Array, "D V"], targets: Int[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """-log p(target) in nats, all logits at once; the chunked form is tested against it."""
+    logits_BTV = jnp.einsum("BTD,DV->BTV", x, W_U, preferred_element_type=jnp.float32)
+    target_logit = jnp.take_along_axis(logits_BTV, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits_BTV, axis=-1) - target_logit
+
+
+def _chunks(x: jax.Array, targets: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """Flatten B T and cut it into chunks, the last filled up with zeros."""
+    n_tokens, d_model = targets.size, x.shape[-1]
+    chunk = min(chunk, n_tokens)
+    padding = -n_tokens % chunk
+    x_ND = jnp.pad(x.reshape(n_tokens, d_model), ((0, padding), (0, 0)))
+    targets_N = jnp.pad(targets.reshape(n_tokens), (0, padding), constant_values=-1)
+    return x_ND.reshape(-1, chunk, d_model), targets_N.reshape(-1, chunk)
+
+
+def _chunk_loss(x_CD: jax.Array, W_U: jax.Array, targets_C: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Loss, probabilities before normalisation and their sums for one chunk."""
+    logits_CV = jnp.einsum("CD,DV->CV", x_CD, W_U, preferred_element_type=jnp.float32)
+    highest_C = jnp.max(logits_CV, axis=-1)
+    exp_CV = jnp.exp(logits_CV - highest_C[:, None])
+    total_C = jnp.sum(exp_CV, axis=-1)
+    target_logit_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=-1, mode="clip")[:, 0]
+    return jnp.log(total_C) + highest_C - target_logit_C, exp_CV, total_C
+
+
+def token_loss(
+    x: Float[Array, "B T D"], W_U: Float[Array, "D V"], targets: Int[Array, "B T"], chunk: int
+) -> Float[Array, "B T"]:
+    """-log p(target) in nats, float32, `chunk` tokens at a time. Not for differentiating: see `mean_loss`."""
+    x_ICD, targets_IC = _chunks(x, targets, chunk)
+    loss_IC = jax.lax.map(lambda args: _chunk_loss(args[0], W_U, args[1])[0], (x_ICD, targets_IC))
+    return loss_IC.reshape(-1)[: targets.size].reshape(targets.shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def mean_loss(
+    x: Float[Array, "B T D"], W_U: Float[Array, "D V"], targets: Int[Array, "B T"], chunk: int
+) -> tuple[Float[Array, ""], Float[Array, " T"]]:
+    """Mean loss over all tokens, and the mean over the batch at each position, in nats.
+
+    Gradients flow through the mean only. They are formed in the forward pass, while a chunk's logits are at hand, and
+    scaled in the backward pass: one matmul less than recomputing the logits.
+    """
+    loss_BT = token_loss(x, W_U, targets, chunk)
+    return jnp.mean(loss_BT), jnp.mean(loss_BT, axis=0)
+
+
+def _mean_loss_fwd(
+    x: jax.Array, W_U: jax.Array, targets: jax.Array, chunk: int
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    x_ICD, targets_IC = _chunks(x, targets, chunk)
+    token_ids_V = jnp.arange(W_U.shape[1], dtype=targets.dtype)
+
+    def one_chunk(dW_U: jax.Array, args: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        x_CD, targets_C = args
+        loss_C, exp_CV, total_C = _chunk_loss(x_CD, W_U, targets_C)
+        is_target_CV = targets_C[:, None] == token_ids_V[None, :]
+        # Filled-up tokens have target -1: their weight is 0.
+        weight_C = jnp.where(targets_C >= 0, 1.0 / targets.size, 0.0).astype(jnp.float32)
+        dlogits_CV = exp_CV * (weight_C / total_C)[:, None] - jnp.where(is_target_CV, weight_C[:, None], 0.0)
+        dlogits_CV = dlogits_CV.astype(x.dtype)
+        dx_CD = jnp.einsum("CV,DV->CD", dlogits_CV, W_U)
+        dW_U = dW_U + jnp.einsum("CD,CV->DV", x_CD, dlogits_CV, preferred_element_type=jnp.float32)
+        return dW_U, (loss_C, dx_CD)
+
+    dW_U, (loss_IC, dx_ICD) = jax.lax.scan(one_chunk, jnp.zeros(W_U.shape, jnp.float32), (x_ICD, targets_IC))
+    loss_BT = loss_IC.reshape(-1)[: targets.size].reshape(targets.shape)
+    dx = dx_ICD.reshape(-1, x.shape[-1])[: targets.size].reshape(x.shape)
+    return (jnp.mean(loss_BT), jnp.mean(loss_BT, axis=0)), (dx, dW_U.astype(W_U.dtype))
+
+
+def _mean_loss_bwd(
+    _chunk: int, saved: tuple[jax.Array, jax.Array], cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array, None]:
+    dx, dW_U = saved
+    scale = cotangents[0]
+    return dx * scale.astype(dx.dtype), dW_U * scale.astype(dW_U.dtype), None
+
+
+mean_loss.defvjp(_mean_loss_fwd, _mean_loss_bwd)

@@ -1,0 +1,92 @@
+"""The parameters: a dict of arrays stacked over layers, named and shaped as in TransformerLens.
+
+========  =====  ==========================================================
+W_E       V D    embedding
+W_pos     T D    learned positions (shortformer and standard only)
+W_Q       N H D E  query; W_K key, W_V value likewise
+W_O       N H E D  output
+smear_alpha  N H  smeared keys' mixing weight before the sigmoid
+W_in      N D M  MLP in; W_out N M D MLP out
+ln1_w     N D    norm before attention; ln2_w before the MLP
+ln_final_w  D    norm before the unembedding
+W_U       D V    unembedding (absent when tied)
+========  =====  ==========================================================
+
+No array has size zero: a model without layers simply lacks the per-layer arrays. There are no biases.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from icl_jax.config import ModelConfig
+
+Params = dict[str, jax.Array]
+
+
+def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter, in the fixed order used for hashing and display."""
+    n, d, h, e = config.n_layers, config.d_model, config.n_heads, config.d_head
+    shapes: dict[str, tuple[int, ...]] = {"W_E": (config.vocab_size, d)}
+    if config.positions != "rotary" and config.position_embedding == "learned":
+        shapes["W_pos"] = (config.n_ctx, d)
+    if n > 0:
+        shapes |= {"W_Q": (n, h, d, e), "W_K": (n, h, d, e), "W_V": (n, h, d, e), "W_O": (n, h, e, d)}
+        if config.smeared_keys:
+            shapes["smear_alpha"] = (n, h)
+        if config.d_mlp:
+            shapes |= {"W_in": (n, d, config.d_mlp), "W_out": (n, config.d_mlp, d)}
+        if config.norm != "none":
+            shapes["ln1_w"] = (n, d)
+            if config.d_mlp:
+                shapes["ln2_w"] = (n, d)
+    if config.norm != "none":
+        shapes["ln_final_w"] = (d,)
+    if not config.tied_unembedding:
+        shapes["W_U"] = (d, config.vocab_size)
+    return shapes
+
+
+def layer_names(config: ModelConfig) -> tuple[str, ...]:
+    """Names of the parameters that are stacked over layers."""
+    outside = {"W_E", "W_pos", "ln_final_w", "W_U"}
+    return tuple(name for name in param_shapes(config) if name not in outside)
+
+
+class Transformer(nnx.Module):
+    """Owns and initialises the parameters; it is split once and the training step sees the plain dict.
+
+    Weights are normal with standard deviation ``config.init_std``, norm weights 1 and smear alphas 0, so that a
+    smeared head begins with the mean of its own and the previous key (the paper does not disclose its start).
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        for name, shape in param_shapes(config).items():
+            if name == "smear_alpha":
+                value = jnp.zeros(shape, jnp.float32)
+            elif name.startswith("ln"):
+                value = jnp.ones(shape, jnp.float32)
+            else:
+                value = jnp.float32(config.init_std) * jax.random.normal(rngs.params(), shape, jnp.float32)
+            setattr(self, name, nnx.Param(value))
+
+
+def init_params(config: ModelConfig, seed: int) -> Params:
+    """Initial parameters, float32, a pure function of the config and the seed."""
+
+    def init() -> Params:
+        state = nnx.state(Transformer(config, nnx.Rngs(params=seed)), nnx.Param)
+        return {name: state[name].get_value() for name in param_shapes(config)}
+
+    return jax.jit(init)()
+
+
+def n_params(config: ModelConfig) -> int:
+    """Number of trained numbers."""
+    total = 0
+    for shape in param_shapes(config).values():
+        size = 1
+        for axis in shape:
+            size *= axis
+        total += size
+    return total

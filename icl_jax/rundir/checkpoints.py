@@ -1,0 +1,65 @@
+"""Dicts of arrays on disk, by Orbax: parameters only (snapshots/STEP) and full states (state/STEP)."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from icl_jax.config import UserError
+
+Arrays = dict[str, np.ndarray]
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    # Only one process writes and what it writes is on the host already: Orbax must not wait for the others.
+    alone = ocp.options.MultiprocessingOptions(primary_host=None)
+    return ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, multiprocessing_options=alone),
+        multiprocessing_options=alone,
+    )
+
+
+def quiet_orbax() -> None:
+    """Orbax logs every save through absl at WARNING and INFO; runs have their own progress."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def save_arrays(path: epath.Path, arrays: Arrays) -> None:
+    """Save under `path`, which appears only when it is complete. An existing folder is replaced."""
+    with _checkpointer() as checkpointer:
+        checkpointer.save(path, args=ocp.args.PyTreeSave(arrays), force=True)
+
+
+def load_arrays(path: epath.Path) -> Arrays:
+    """Load what `save_arrays` saved, as NumPy arrays. Raises UserError if it is missing or damaged."""
+    if not path.exists():
+        raise UserError(f"{path}: missing; the manifest or schedule says that it should be there")
+    try:
+        with _checkpointer() as checkpointer:
+            metadata: Any = checkpointer.metadata(path)
+            names = list(metadata.item_metadata.tree)
+            restore = ocp.args.PyTreeRestore(
+                item=dict.fromkeys(names, 0), restore_args=dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray))
+            )
+            restored = checkpointer.restore(path, args=restore)
+    except Exception as error:  # Orbax and TensorStore raise many types for a damaged folder
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: damaged, cannot be loaded: {reason}") from error
+    return {name: np.asarray(value) for name, value in restored.items()}
+
+
+def saved_steps(folder: epath.Path) -> list[int]:
+    """Steps with a complete checkpoint in `folder`, in order. Half-written ones have other names."""
+    if not folder.exists():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def remove_partial(folder: epath.Path) -> None:
+    """Remove what a killed save left behind."""
+    if folder.exists():
+        for path in folder.iterdir():
+            if not path.name.isdigit():
+                path.rmtree()

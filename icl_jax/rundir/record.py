@@ -1,0 +1,153 @@
+"""record.zarr: the loss of every position at every step, and the live probes.
+
+A Zarr v3 group that opens with ``xarray.open_zarr``. Arrays have the run's full length from the start and are NaN
+where nothing has been recorded, so that no metadata changes during a run and a kill can never leave arrays of
+different lengths; chunks are replaced whole. `load_record` cuts the unrecorded tail off.
+
+Units: loss in nats, `tokens` predicted before the step, `step_s` in seconds. Step s is the loss of the parameters
+after s updates.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+import zarr
+from etils import epath
+
+from icl_jax.config import Config, UserError
+from icl_jax.rundir.schedule import probe_steps
+
+# Chunks of about 1 MiB: replacing the one being filled stays cheap, and a run has tens of files, not thousands.
+_CHUNK_FLOATS = 2**18
+_STEP_SCALARS = {"lr": "learning rate", "grad_norm": "global norm before clipping", "step_s": "seconds"}
+_PROBE_SCALARS = {"icl_score": "nats", "icl_windowed": "nats"}
+_HEAD_SCORES = ("prefix_matching", "previous_token")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBlock:
+    """Consecutive steps, ready to be recorded."""
+
+    first_step: int
+    loss: np.ndarray  # float32 [step, position]
+    lr: np.ndarray
+    grad_norm: np.ndarray
+    step_s: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeResult:
+    """The live measures of one step; head scores are [layer, head] and empty for a model without layers."""
+
+    step: int
+    icl_score: float
+    icl_windowed: float
+    held_out_loss: np.ndarray  # [position]
+    prefix_matching: np.ndarray
+    previous_token: np.ndarray
+
+
+class Record:
+    """Writes record.zarr of one run."""
+
+    def __init__(self, path: epath.Path, config: Config) -> None:
+        self._config = config
+        self._probe_index = {step: i for i, step in enumerate(probe_steps(config))}
+        self._group = zarr.open_group(str(path), mode="r+")
+
+    @classmethod
+    def create(cls, path: epath.Path, config: Config, attributes: dict[str, object]) -> "Record":
+        """Lay out an empty record. `attributes` are stored on the group."""
+        group = zarr.open_group(str(path), mode="w", zarr_format=3, attributes=dict(attributes))
+        n_steps, n_ctx = config.train.n_steps, config.model.n_ctx
+        steps = np.arange(n_steps, dtype=np.int64)
+
+        def coordinate(name: str, dim: str, values: np.ndarray) -> None:
+            array = group.create_array(name, shape=values.shape, dtype=values.dtype, dimension_names=(dim,))
+            array[:] = values
+
+        def empty(name: str, dims: tuple[str, ...], shape: tuple[int, ...], units: str) -> None:
+            inner = int(np.prod(shape[1:], dtype=np.int64))
+            chunk = (max(1, min(shape[0], _CHUNK_FLOATS // max(inner, 1))), *shape[1:])
+            group.create_array(
+                name, shape=shape, chunks=chunk, dtype="float32", fill_value=float("nan"), dimension_names=dims,
+                attributes={"units": units},
+            )  # fmt: skip
+
+        coordinate("step", "step", steps)
+        coordinate("position", "position", np.arange(n_ctx, dtype=np.int32))
+        coordinate("tokens", "step", steps * config.tokens_per_step)
+        empty("loss", ("step", "position"), (n_steps, n_ctx), "nats")
+        for name, units in _STEP_SCALARS.items():
+            empty(name, ("step",), (n_steps,), units)
+        probes = np.array(probe_steps(config), dtype=np.int64)
+        if len(probes):
+            coordinate("probe_step", "probe", probes)
+            coordinate("probe_tokens", "probe", probes * config.tokens_per_step)
+            for name, units in _PROBE_SCALARS.items():
+                empty(name, ("probe",), (len(probes),), units)
+            empty("held_out_loss", ("probe", "position"), (len(probes), n_ctx), "nats")
+            if config.model.n_layers:
+                heads = (len(probes), config.model.n_layers, config.model.n_heads)
+                for name in _HEAD_SCORES:
+                    empty(name, ("probe", "layer", "head"), heads, "1")
+        with warnings.catch_warnings():
+            # Consolidated metadata is xarray's fast way in; the Zarr v3 specification has yet to adopt it.
+            warnings.simplefilter("ignore")
+            zarr.consolidate_metadata(str(path))
+        return cls(path, config)
+
+    def write_steps(self, block: StepBlock) -> None:
+        """Store consecutive steps."""
+        steps = slice(block.first_step, block.first_step + len(block.lr))
+        self._array("loss")[steps] = block.loss
+        for name in _STEP_SCALARS:
+            self._array(name)[steps] = getattr(block, name)
+
+    def write_probe(self, result: ProbeResult) -> None:
+        """Store the live measures of one step of the probe schedule."""
+        index = self._probe_index[result.step]
+        for name in (*_PROBE_SCALARS, "held_out_loss"):
+            self._array(name)[index] = np.asarray(getattr(result, name), np.float32)
+        if self._config.model.n_layers:
+            for name in _HEAD_SCORES:
+                self._array(name)[index] = getattr(result, name)
+
+    def cut(self, step: int) -> None:
+        """Forget everything from `step` on, so that a resumed run records no step twice."""
+        for name in ("loss", *_STEP_SCALARS):
+            self._array(name)[step:] = np.float32("nan")
+        first_probe = sum(s < step for s in self._probe_index)
+        heads = _HEAD_SCORES if self._config.model.n_layers else ()
+        for name in (*_PROBE_SCALARS, "held_out_loss", *heads) if self._probe_index else ():
+            self._array(name)[first_probe:] = np.float32("nan")
+
+    def _array(self, name: str) -> zarr.Array:
+        array = self._group[name]
+        assert isinstance(array, zarr.Array)
+        return array
+
+
+def load_record(path: epath.Path) -> xr.Dataset:
+    """What has been recorded so far, cut to the steps and probes that are complete.
+
+    Dims step, position, probe, layer, head. Raises UserError if the record is missing or unreadable.
+    """
+    try:
+        record = xr.open_zarr(str(path), consolidated=False)
+        n_steps = _leading(*(np.isfinite(record[name].values) for name in _STEP_SCALARS))
+        record = record.isel(step=slice(0, n_steps))
+        if "probe" in record.sizes:
+            record = record.isel(probe=slice(0, _leading(np.isfinite(record["icl_score"].values))))
+    except Exception as error:  # zarr, numcodecs and xarray raise many types for a damaged store
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: cannot read the record: {reason}") from error
+    return record.set_coords([n for n in ("tokens", "probe_step", "probe_tokens") if n in record])
+
+
+def _leading(*is_recorded: np.ndarray) -> int:
+    """Length of the leading stretch that is recorded in all arrays."""
+    complete = np.logical_and.reduce(is_recorded)
+    return int(len(complete) if complete.all() else np.argmin(complete))

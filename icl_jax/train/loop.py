@@ -1,0 +1,177 @@
+"""The training loop: dispatch steps, hand what they record to the writer, stop and resume at any step."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from icl_jax.config import Config, NonFiniteLossError
+from icl_jax.data import Batches, Corpus
+from icl_jax.rundir import RunDir, probe_steps, snapshot_steps
+from icl_jax.rundir.record import ProbeResult
+from icl_jax.train.parallel import ParallelStep
+from icl_jax.train.probes import make_probe_fn
+from icl_jax.train.progress import Progress
+from icl_jax.train.recorder import Recorder
+from icl_jax.train.state_arrays import state_from_arrays, state_to_arrays
+from icl_jax.train.step import init_state
+from icl_jax.train.stop import StopSignal
+from icl_jax.train.tracker import Tracker
+from icl_jax.train.writer import Writer
+
+# Processes agree on stopping and on saving the state every so many steps; a single process looks at every step.
+_AGREE_EVERY = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How training ended: at which step, and by which signal if it was stopped."""
+
+    step: int
+    signum: int
+
+
+def train(
+    run: RunDir,
+    corpus: Corpus,
+    devices: list[jax.Device],
+    *,
+    stop: StopSignal,
+    progress: Progress,
+    tracker: Tracker,
+) -> Outcome:
+    """Train from the run directory's last state (or from step 0) to the end of its config.
+
+    The directory must already be cut back to that state. Raises NonFiniteLossError, and UserError if the directory
+    cannot be written. Equal inputs give equal bits, however often the run is stopped and resumed.
+    """
+    config = run.config
+    parallel = ParallelStep(config, devices)
+    start_step = run.last_state_step() or 0
+    state = init_state(config)
+    if start_step:
+        state = state_from_arrays(run.load_state(start_step), state)
+    state = parallel.put_state(state)
+    probe_fn = make_probe_fn(config, corpus)
+    with Writer() as writer, local_batches(config, corpus, start_step) as batches:
+        session = _Session(run, parallel, writer, progress, tracker)
+        try:
+            for step in range(start_step, config.train.n_steps + 1):
+                signum, save_now = session.agree(step, stop.signum)
+                if signum or save_now:
+                    session.save_state(step, state)
+                if signum:
+                    return Outcome(step, signum)
+                if step in session.snapshot_steps:
+                    session.save_snapshot(step, state.params)
+                if step in session.probe_steps:
+                    session.probe(step, state.params, probe_fn)
+                if step < config.train.n_steps:
+                    state, metrics = parallel.step(state, parallel.put_rows(next(batches)))
+                    session.recorder.add(step, metrics)
+            session.save_state(config.train.n_steps, state)
+        except NonFiniteLossError as error:
+            writer.wait()
+            raise NonFiniteLossError(f"{error}; {last_good_snapshot(run)}") from None
+    return Outcome(config.train.n_steps, 0)
+
+
+def last_good_snapshot(run: RunDir) -> str:
+    """In words, for the message of a run that went wrong."""
+    entries = run.manifest.read()
+    return f"the last good snapshot is step {entries[-1].step}" if entries else "no snapshot was saved before"
+
+
+def local_batches(config: Config, corpus: Corpus, start_step: int) -> Batches:
+    """This process's share of the rows of each step: a slice of a global batch that all processes know."""
+    n_local = config.train.batch_size // jax.process_count()
+    first = jax.process_index() * n_local
+    share = slice(first, first + n_local)
+    return Batches(corpus, seed=config.data.seed, batch_size=config.train.batch_size, start_step=start_step, local=share)
+
+
+class _Session:
+    """What the loop does besides stepping. Only process 0 writes; what is collective is done by all."""
+
+    def __init__(
+        self, run: RunDir, parallel: ParallelStep, writer: Writer, progress: Progress, tracker: Tracker
+    ) -> None:
+        config = run.config
+        self.run, self.parallel, self.writer, self.progress, self.tracker = run, parallel, writer, progress, tracker
+        self.snapshot_steps = frozenset(snapshot_steps(config))
+        self.probe_steps = frozenset(probe_steps(config))
+        self.is_writer = jax.process_index() == 0
+        self.record = run.open_record() if self.is_writer else None
+        self.recorder = Recorder(
+            self._write_block,
+            self._seen,
+            platform=parallel.platform,
+            flush_every_s=config.train.flush_every_s,
+        )
+        self._icl_score: float | None = None
+        self._last_state = time.monotonic()
+
+    def agree(self, step: int, signum: int) -> tuple[int, bool]:
+        """The signal to stop for (0: none) and whether the state is due, the same on every process."""
+        is_due = time.monotonic() - self._last_state >= self.run.config.snapshots.state_every_s
+        if jax.process_count() == 1:
+            return signum, is_due
+        if step % _AGREE_EVERY:
+            return 0, False
+        votes = multihost_utils.process_allgather(np.array([signum, is_due], np.int32))
+        return int(votes[:, 0].max()), bool(votes[0, 1])
+
+    def save_snapshot(self, step: int, params: Any) -> None:
+        arrays = self._to_host(step, params)
+        if self.is_writer:
+            self.writer.submit(self.run.save_snapshot, step, arrays)
+        self.recorder.pause()
+
+    def save_state(self, step: int, state: Any) -> None:
+        arrays = self._to_host(step, state)
+        if self.is_writer:
+            self.recorder.flush()
+            self.writer.submit(self.run.save_state, step, state_to_arrays(arrays))
+        self._last_state = time.monotonic()
+        self.recorder.pause()
+
+    def probe(self, step: int, params: Any, probe_fn: Callable[[int, Any], ProbeResult]) -> None:
+        self.recorder.settle()
+        result = probe_fn(step, self.parallel.replicate(params))
+        self._icl_score = result.icl_score
+        if self.record is not None:
+            self.writer.submit(self.record.write_probe, result)
+        self.tracker.log_probe(
+            step,
+            step * self.run.config.tokens_per_step,
+            icl_score=result.icl_score,
+            icl_windowed=result.icl_windowed,
+            held_out_loss_T=result.held_out_loss,
+            prefix_matching_NH=result.prefix_matching,
+            previous_token_NH=result.previous_token,
+        )
+        self.recorder.pause()
+
+    def _to_host(self, step: int, tree: Any) -> Any:
+        """Host copies, once every step before is known to be good and so are the parameters themselves."""
+        self.recorder.settle()
+        arrays = self.parallel.to_host(tree)
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays)):
+            raise NonFiniteLossError(f"step {step}: parameters are not finite")
+        return arrays
+
+    def _write_block(self, block: Any) -> None:
+        if self.record is not None:
+            self.writer.submit(self.record.write_steps, block)
+
+    def _seen(self, step: int, loss_T: np.ndarray, lr: float, grad_norm: float, step_s: float) -> None:
+        loss = float(loss_T.mean())
+        self.progress.update(step + 1, loss, self._icl_score)
+        if step % self.run.config.tracker.every_steps == 0:
+            tokens_per_step = self.run.config.tokens_per_step
+            scalars = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens_per_s": tokens_per_step / step_s}
+            self.tracker.log_step(step, step * tokens_per_step, scalars)

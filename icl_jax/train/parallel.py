@@ -1,0 +1,111 @@
+"""The step over many devices: `pmap` with replicated parameters, or `jit` over a mesh with data and fsdp axes.
+
+Both give the same numbers. State arrays are global arrays in either case, so that the loop, snapshots and probes need
+not know which is in use.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from icl_jax.config import Config
+from icl_jax.model.params import layer_names, param_shapes
+from icl_jax.train.step import Axes, StepMetrics, TrainState, init_state, train_step
+
+
+def sharded_axes(config: Config) -> dict[str, int]:
+    """Parameters cut over the fsdp axis, each along its longest axis that divides evenly; the rest are replicated.
+
+    Never along the layer axis: a layer must be gathered alone.
+    """
+    n_shards = config.train.fsdp
+    if n_shards == 1:
+        return {}
+    stacked = layer_names(config.model)
+    chosen = {}
+    for name, shape in param_shapes(config.model).items():
+        if name.startswith("ln") or name == "smear_alpha":
+            continue
+        candidates = [axis for axis in range(name in stacked, len(shape)) if shape[axis] % n_shards == 0]
+        if candidates:
+            chosen[name] = max(candidates, key=lambda axis: shape[axis])
+    return chosen
+
+
+class ParallelStep:
+    """The compiled step on a set of devices.
+
+    Raises UserError if the batch does not divide among them.
+    """
+
+    def __init__(self, config: Config, devices: list[jax.Device]) -> None:
+        self.n_devices = len(devices)
+        config.train.rows_per_device(self.n_devices)
+        self._devices = devices
+        self._n_local = sum(device.process_index == jax.process_index() for device in devices)
+        self._is_pmap = config.train.parallel == "pmap"
+        self.platform = devices[0].platform
+        if self._is_pmap:
+            self._mesh = Mesh(np.array(devices), ("devices",))
+            axes = Axes(("devices",), {})
+        else:
+            self._mesh = Mesh(np.array(devices).reshape(-1, config.train.fsdp), ("data", "fsdp"))
+            axes = Axes(("data", "fsdp"), sharded_axes(config))
+        self._rows_sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
+        step = partial(train_step, config=config, axes=axes, platform=self.platform)
+        abstract = jax.eval_shape(lambda: init_state(config))
+        specs = self._specs(abstract, axes)
+        self.state_sharding = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), specs)
+        if self._is_pmap:
+            self.step = jax.pmap(
+                step, "devices", in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=0
+            )
+        else:
+            metrics = StepMetrics(PartitionSpec(), PartitionSpec(), PartitionSpec())
+            rows = PartitionSpec(axes.names)
+            mapped = jax.shard_map(
+                step, mesh=self._mesh, in_specs=(specs, rows), out_specs=(specs, metrics), check_vma=False
+            )
+            self.step = jax.jit(mapped, donate_argnums=0)
+
+    @staticmethod
+    def _specs(abstract: TrainState, axes: Axes) -> Any:
+        def spec(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+            name = getattr(path[-1], "key", None)
+            if name not in axes.sharded:
+                return PartitionSpec()
+            return PartitionSpec(*(axes.names[-1] if i == axes.sharded[name] else None for i in range(leaf.ndim)))
+
+        return jax.tree_util.tree_map_with_path(spec, abstract)
+
+    def put_state(self, state: TrainState) -> TrainState:
+        """Lay a state, equal on every process, out over the devices."""
+
+        def put(value: Any, sharding: NamedSharding) -> jax.Array:
+            host = np.asarray(value)
+            return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+        return jax.tree.map(put, state, self.state_sharding)
+
+    def put_rows(self, rows: np.ndarray) -> jax.Array:
+        """Lay this process's rows (its equal share of the global batch) out over its devices."""
+        if self._is_pmap:
+            per_device = rows.reshape(self._n_local, -1, rows.shape[1])
+            sharding = NamedSharding(self._mesh, PartitionSpec("devices"))
+            return jax.make_array_from_process_local_data(sharding, per_device)
+        return jax.make_array_from_process_local_data(self._rows_sharding, rows)
+
+    def replicate(self, tree: Any) -> Any:
+        """The whole of every array on this process's first device."""
+        sharding = NamedSharding(self._mesh, PartitionSpec())
+        whole = jax.tree.map(
+            lambda x: x if x.sharding.is_fully_replicated else jax.jit(lambda y: y, out_shardings=sharding)(x), tree
+        )
+        return jax.tree.map(lambda x: x.addressable_data(0), whole)
+
+    def to_host(self, tree: Any) -> Any:
+        """Copies as NumPy arrays that outlive the donation of the originals."""
+        return jax.tree.map(lambda x: np.array(x, copy=True), self.replicate(tree))

@@ -1,0 +1,94 @@
+"""From metrics on the device to blocks in the record, without waiting for the newest step."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from icl_jax.config import NonFiniteLossError
+from icl_jax.rundir.record import StepBlock
+from icl_jax.train.step import StepMetrics
+
+# Steps dispatched before the oldest are fetched, and fetched at a time. Two steps in flight on several CPU devices can
+# deadlock XLA's in-process all-reduce, so there each step is waited for; fetching costs nothing there.
+_IN_FLIGHT = {"cpu": (1, 1)}
+_IN_FLIGHT_ACCELERATOR = (32, 16)
+
+
+class Recorder:
+    """Collects steps and hands them on as blocks.
+
+    `write_block` is called at least every `flush_every_s` seconds and at `flush`; `seen` is called for each fetched
+    step with (step, loss_T, lr, grad_norm, step_s).
+    """
+
+    def __init__(
+        self,
+        write_block: Callable[[StepBlock], None],
+        seen: Callable[[int, np.ndarray, float, float, float], None],
+        *,
+        platform: str,
+        flush_every_s: float,
+    ) -> None:
+        self._write_block = write_block
+        self._seen = seen
+        self._max_pending, self._fetch_at_a_time = _IN_FLIGHT.get(platform, _IN_FLIGHT_ACCELERATOR)
+        self._flush_every_s = flush_every_s
+        self._pending: deque[tuple[int, StepMetrics]] = deque()
+        self._fetched: list[tuple[int, StepMetrics, float]] = []
+        self._last_fetch = self._last_flush = time.monotonic()
+
+    def add(self, step: int, metrics: StepMetrics) -> None:
+        """Take a dispatched step. Raises NonFiniteLossError for an earlier one that went wrong."""
+        self._pending.append((step, metrics))
+        if len(self._pending) >= self._max_pending:
+            self._fetch(self._fetch_at_a_time)
+        if time.monotonic() - self._last_flush >= self._flush_every_s:
+            self.flush()
+
+    def pause(self) -> None:
+        """Leave what happens until the next step (probes, saves) out of its time."""
+        self.settle()
+        self._last_fetch = time.monotonic()
+
+    def settle(self) -> None:
+        """Wait for every dispatched step. Raises NonFiniteLossError if one went wrong."""
+        self._fetch(len(self._pending))
+
+    def flush(self) -> None:
+        """Hand on what has been fetched."""
+        self._last_flush = time.monotonic()
+        if not self._fetched:
+            return
+        block = StepBlock(
+            first_step=self._fetched[0][0],
+            loss=np.stack([metrics.loss_T for _, metrics, _ in self._fetched]),
+            lr=np.array([metrics.lr for _, metrics, _ in self._fetched], np.float32),
+            grad_norm=np.array([metrics.grad_norm for _, metrics, _ in self._fetched], np.float32),
+            step_s=np.array([step_s for _, _, step_s in self._fetched], np.float32),
+        )
+        self._fetched.clear()
+        self._write_block(block)
+
+    def _fetch(self, n: int) -> None:
+        if n == 0:
+            return
+        taken = [self._pending.popleft() for _ in range(n)]
+        on_host = jax.device_get([metrics for _, metrics in taken])
+        now = time.monotonic()
+        step_s, self._last_fetch = (now - self._last_fetch) / n, now
+        for (step, _), metrics in zip(taken, on_host, strict=True):
+            if not np.isfinite(metrics.loss_T).all() or not np.isfinite(metrics.grad_norm):
+                self.flush()
+                raise NonFiniteLossError(_describe(step, metrics))
+            self._fetched.append((step, metrics, step_s))
+            self._seen(step, metrics.loss_T, float(metrics.lr), float(metrics.grad_norm), step_s)
+
+
+def _describe(step: int, metrics: StepMetrics) -> str:
+    bad = np.flatnonzero(~np.isfinite(metrics.loss_T))
+    if len(bad) == 0:
+        return f"step {step}: the gradient's norm is {float(metrics.grad_norm)}"
+    return f"step {step}: the loss at position {bad[0]} is {float(metrics.loss_T[bad[0]])} ({len(bad)} positions are not finite)"

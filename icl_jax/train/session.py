@@ -1,0 +1,108 @@
+"""One training session from a config to a finished or stopped run: what `icl-jax train` does."""
+
+from collections.abc import Callable
+
+import jax
+from rich.console import Console
+
+from icl_jax.config import Config, UserError
+from icl_jax.data import open_corpus
+from icl_jax.model.params import n_params
+from icl_jax.rundir.checkpoints import quiet_orbax
+from icl_jax.train.environment import describe_start
+from icl_jax.train.loop import Outcome, train
+from icl_jax.train.progress import Progress
+from icl_jax.train.start import exclusive, open_or_create
+from icl_jax.train.stop import StopSignal
+from icl_jax.train.tracker import make_tracker
+
+
+def run(
+    config: Config,
+    path: str,
+    console: Console,
+    *,
+    argv: list[str],
+    n_devices: int = 0,
+    coordinator: str = "",
+    n_processes: int = 1,
+    process_id: int = 0,
+) -> Outcome:
+    """Make or resume the run directory `path` and train to the end of the config.
+
+    `coordinator` joins several processes first (`jax.distributed`). Raises UserError and NonFiniteLossError.
+    """
+    quiet_orbax()
+    if coordinator:
+        _join(coordinator, n_processes, process_id)
+    devices = jax.devices()
+    if n_devices > len(devices):
+        raise UserError(f"--devices = {n_devices}: there are {len(devices)}")
+    if n_devices and jax.process_count() == 1:
+        devices = devices[:n_devices]
+    config.train.rows_per_device(len(devices))
+    is_main = jax.process_index() == 0
+    console = console if is_main else Console(quiet=True)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    with StopSignal() as stop, exclusive(path):
+        corpus = open_corpus(config, progress=_prepare_progress(say))
+        _check_corpus(config, corpus.vocab_size)
+        run_dir = open_or_create(path, config, corpus)
+        start_step = run_dir.last_state_step() or 0
+        if start_step >= config.train.n_steps:
+            say(f"{run_dir.path}: already complete at step {start_step}")
+            return Outcome(start_step, 0)
+        if is_main:
+            run_dir.add_start(describe_start(start_step, devices, argv))
+        say(_headline(config, str(run_dir.path), devices, start_step))
+        tracker = make_tracker(config, str(run_dir.path), run_dir.run_id, say, is_writer=is_main)
+        exit_code = 1
+        try:
+            with Progress(console, config.train.n_steps, config.tokens_per_step, start_step) as progress:
+                outcome = train(run_dir, corpus, devices, stop=stop, progress=progress, tracker=tracker)
+            exit_code = 0
+        finally:
+            tracker.finish(exit_code)
+    if not outcome.signum:
+        say(f"{run_dir.path}: complete, {outcome.step} steps, {len(run_dir.manifest.read())} snapshots")
+    return outcome
+
+
+def _join(coordinator: str, n_processes: int, process_id: int) -> None:
+    try:
+        if coordinator == "auto":
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(coordinator, n_processes, process_id)
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(f"--coordinator = {coordinator!r}: {reason[0][:200] if reason else 'cannot join'}") from error
+
+
+def _check_corpus(config: Config, vocab_size: int) -> None:
+    if vocab_size > config.model.vocab_size:
+        allowed = f"must be at least the corpus's {vocab_size}"
+        raise UserError(f"model.vocab_size = {config.model.vocab_size}: {allowed}")
+
+
+def _headline(config: Config, path: str, devices: list[jax.Device], start_step: int) -> str:
+    model = config.model
+    kind = f"{model.n_layers} layers, d_model {model.d_model}, {model.n_heads} heads, {n_params(model):,} parameters"
+    where = f"{len(devices)} x {devices[0].device_kind}" + (f", {jax.process_count()} processes" if jax.process_count() > 1 else "")
+    verb = f"resumes at step {start_step}" if start_step else "starts"
+    return f"{path}: {verb}: {kind}; {config.data.source}; {config.train.n_steps * config.tokens_per_step:,} tokens; {where}"
+
+
+def _prepare_progress(say: Callable[[str], None]) -> Callable[[int, int, str], None]:
+    last = [-1]
+
+    def show(done: int, total: int, label: str) -> None:
+        tenth = 10 * done // max(total, 1)
+        if tenth != last[0]:
+            last[0] = tenth
+            say(f"{label}: {done / 1e6:.1f} of {total / 1e6:.1f} MB")
+
+    return show

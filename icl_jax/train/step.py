@@ -1,0 +1,113 @@
+"""One optimiser step as one device runs it; `icl_jax.train.parallel` maps it over devices."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from icl_jax.config import Config
+from icl_jax.model.forward import GatherFn, final_resid, unembedding_DV
+from icl_jax.model.loss import mean_loss
+from icl_jax.model.params import Params, init_params
+from icl_jax.train.optimizer import adam, init_opt_state, learning_rate_fn
+
+
+class TrainState(NamedTuple):
+    """Everything that the next step depends on, besides its rows."""
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+
+
+class StepMetrics(NamedTuple):
+    """What a step records; the loss is that of the parameters before the update."""
+
+    loss_T: jax.Array  # nats, mean over the global batch at each position
+    grad_norm: jax.Array  # before clipping
+    lr: jax.Array
+
+
+class Axes(NamedTuple):
+    """Mapped axes that the step reduces over, and the parameters that are sharded along the last of them."""
+
+    names: tuple[str, ...]
+    sharded: dict[str, int]  # parameter -> array axis that is cut over `names[-1]`
+
+
+def init_state(config: Config) -> TrainState:
+    params = init_params(config.model, config.train.seed)
+    return TrainState(jnp.int32(0), params, init_opt_state(config.optimizer, params))
+
+
+def _gather_fn(axes: Axes, stacked: frozenset[str]) -> GatherFn:
+    def gather(name: str, value: jax.Array) -> jax.Array:
+        if name not in axes.sharded:
+            return value
+        # A stacked parameter arrives as one layer's slice: its axes have moved down by one.
+        axis = axes.sharded[name] - (1 if name in stacked else 0)
+        return jax.lax.all_gather(value, axes.names[-1], axis=axis, tiled=True)
+
+    return gather
+
+
+def loss_and_grads(
+    params: Params, rows: Int[Array, "B T1"], config: Config, axes: Axes, platform: str
+) -> tuple[Float[Array, " T"], Params]:
+    """Loss at each position and the gradient of its mean, over this device's rows in `accum_steps` micro-batches."""
+    layered = frozenset(name for name in params if name not in ("W_E", "W_pos", "ln_final_w", "W_U"))
+    gather = _gather_fn(axes, layered)
+
+    def loss_fn(params: Params, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x_BTD = final_resid(params, rows[:, :-1], config.model, gather=gather, platform=platform)
+        name = "W_U" if "W_U" in params else "W_E"
+        whole = {name: gather(name, params[name])}
+        W_U = unembedding_DV(whole).astype(x_BTD.dtype)
+        return mean_loss(x_BTD, W_U, rows[:, 1:], config.model.loss_chunk)
+
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    n_micro = config.train.accum_steps
+    if n_micro == 1:
+        (_, loss_T), grads = grad_fn(params, rows)
+        return loss_T, grads
+
+    def micro_step(total: tuple[jax.Array, Params], rows: jax.Array) -> tuple[tuple[jax.Array, Params], None]:
+        (_, loss_T), grads = grad_fn(params, rows)
+        return jax.tree.map(jnp.add, total, (loss_T, grads)), None
+
+    zero = (jnp.zeros(rows.shape[1] - 1, jnp.float32), jax.tree.map(jnp.zeros_like, params))
+    total, _ = jax.lax.scan(micro_step, zero, rows.reshape(n_micro, -1, rows.shape[1]))
+    return jax.tree.map(lambda x: x / n_micro, total)
+
+
+def train_step(
+    state: TrainState, rows: Int[Array, "B T1"], *, config: Config, axes: Axes, platform: str
+) -> tuple[TrainState, StepMetrics]:
+    """One step on this device's share of the batch: every device returns the same metrics.
+
+    Row entries 0..T-1 are inputs, 1..T targets. Gradients and the per-position loss are means over all devices.
+    """
+    loss_T, grads = loss_and_grads(state.params, rows, config, axes, platform)
+    n_devices = jax.lax.psum(1, axes.names)
+    # all_gather's transpose has already summed the gradients of sharded parameters over their own axis.
+    whole = {name: grad for name, grad in grads.items() if name not in axes.sharded}
+    loss_T, whole = jax.lax.psum((loss_T, whole), axes.names)
+    shards = {name: grads[name] for name in axes.sharded}
+    if shards:
+        shards = jax.lax.psum(shards, axes.names[:-1])
+    loss_T, grads = jax.tree.map(lambda x: x / n_devices, (loss_T, {name: (whole | shards)[name] for name in grads}))
+
+    square = optax.tree.norm({name: grads[name] for name in whole}, squared=True)
+    if shards:
+        square = square + jax.lax.psum(optax.tree.norm({name: grads[name] for name in shards}, squared=True), axes.names[-1])
+    grad_norm = jnp.sqrt(square)
+    if config.optimizer.clip_norm > 0:
+        scale = jnp.minimum(1.0, config.optimizer.clip_norm / jnp.maximum(grad_norm, 1e-30))
+        grads = jax.tree.map(lambda grad: grad * scale, grads)
+
+    lr = jnp.asarray(learning_rate_fn(config)(state.step), jnp.float32)
+    direction, opt_state = adam(config.optimizer, state.step).update(grads, state.opt_state, state.params)
+    params = jax.tree.map(lambda param, d: param - lr * d, state.params, direction)
+    return TrainState(state.step + 1, params, opt_state), StepMetrics(loss_T, grad_norm, lr)

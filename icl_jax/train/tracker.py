@@ -1,0 +1,312 @@
+"""Weights & Biases behind one small interface. The record on disk is the truth; this is a view of it.
+
+W&B runs in a thread of its own: a point costs the training loop some microseconds however slow W&B is, and
+whatever W&B raises is raised there. A failure is one warning, after which training goes on without tracking.
+
+Points carry the axis ``tokens`` and no explicit W&B step: W&B drops points whose step goes backwards, as the steps
+do that a resumed run takes again after a crash. Such points are sent twice and are equal.
+"""
+
+import contextlib
+import os
+import queue
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any, Protocol, SupportsFloat
+
+import numpy as np
+from jaxtyping import Float
+
+from icl_jax.config import Config
+
+INIT_TIMEOUT_S = 20.0
+"""Longest that the start of training waits for W&B."""
+FINISH_TIMEOUT_S = 20.0
+"""Longest that the end of a run waits for uploads, both here and in W&B's own exit hook."""
+INTERRUPTED_FINISH_TIMEOUT_S = 5.0
+"""The same for a run that ends with an exit code other than 0: after SIGTERM the machine may be gone in seconds."""
+MAX_WAITING_POINTS = 4096
+"""Points that may wait for W&B before it counts as stuck."""
+
+
+class Tracker(Protocol):
+    """Where a run's numbers are shown while it trains."""
+
+    description: str
+    """One line that says where the run can be watched, or why it cannot."""
+
+    def log_step(self, step: int, tokens: int, scalars: Mapping[str, SupportsFloat]) -> None:
+        """Numbers of one training step: loss, lr, grad_norm, tokens_per_s."""
+
+    def log_probe(
+        self,
+        step: int,
+        tokens: int,
+        *,
+        icl_score: SupportsFloat,
+        icl_windowed: SupportsFloat,
+        held_out_loss_T: Float[np.ndarray, " T"],
+        prefix_matching_NH: Float[np.ndarray, "N H"],
+        previous_token_NH: Float[np.ndarray, "N H"],
+    ) -> None:
+        """Live measures. The arrays of a model without layers have size zero."""
+
+    def finish(self, exit_code: int) -> None:
+        """Send what is waiting and close the run. Later calls of any method do nothing."""
+
+
+class NullTracker:
+    """Tracks nothing."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+
+    def log_step(self, step: int, tokens: int, scalars: Mapping[str, SupportsFloat]) -> None:
+        pass
+
+    def log_probe(
+        self,
+        step: int,
+        tokens: int,
+        *,
+        icl_score: SupportsFloat,
+        icl_windowed: SupportsFloat,
+        held_out_loss_T: Float[np.ndarray, " T"],
+        prefix_matching_NH: Float[np.ndarray, "N H"],
+        previous_token_NH: Float[np.ndarray, "N H"],
+    ) -> None:
+        pass
+
+    def finish(self, exit_code: int) -> None:
+        pass
+
+
+class _Point:
+    """A row of W&B's history; the curve becomes a chart in W&B's thread."""
+
+    __slots__ = ("curve_T", "row")
+
+    def __init__(self, row: dict[str, SupportsFloat], curve_T: np.ndarray | None = None) -> None:
+        self.row = row
+        self.curve_T = curve_T
+
+
+class WandbTracker:
+    """Sends points to Weights & Biases. Use :func:`make_tracker`.
+
+    ``init`` holds the arguments of ``wandb.init``. ``temporary_dir`` is removed once everything in it is uploaded.
+    """
+
+    def __init__(self, init: dict[str, Any], warn: Callable[[str], None], temporary_dir: str | None = None) -> None:
+        self.description = "W&B: starting"
+        self._init = init
+        self._warn = warn
+        self._temporary_dir = temporary_dir
+        self._waiting: queue.Queue[_Point | int] = queue.Queue(MAX_WAITING_POINTS)  # an int is the exit code
+        self._is_started = threading.Event()
+        self._failure: str | None = None
+        self._is_off = False
+        self._sync_dir = ""
+        # A daemon: a W&B that hangs must not keep the program alive.
+        self._thread = threading.Thread(target=self._work, name="icl_jax-wandb", daemon=True)
+
+    def start(self) -> bool:
+        """Start the W&B run; False, after a warning, if it failed."""
+        self._thread.start()
+        if not self._is_started.wait(INIT_TIMEOUT_S + 5.0):
+            self._failure = f"no answer in {INIT_TIMEOUT_S:.0f} s"
+            self._waiting.put(1)  # should it start after all, it ends at once
+        if self._failure is not None:
+            self._turn_off()
+        return not self._is_off
+
+    def log_step(self, step: int, tokens: int, scalars: Mapping[str, SupportsFloat]) -> None:
+        self._send(_Point({"tokens": tokens, "step": step, **scalars}))
+
+    def log_probe(
+        self,
+        step: int,
+        tokens: int,
+        *,
+        icl_score: SupportsFloat,
+        icl_windowed: SupportsFloat,
+        held_out_loss_T: Float[np.ndarray, " T"],
+        prefix_matching_NH: Float[np.ndarray, "N H"],
+        previous_token_NH: Float[np.ndarray, "N H"],
+    ) -> None:
+        row: dict[str, SupportsFloat] = {
+            "tokens": tokens,
+            "step": step,
+            "icl_score": icl_score,
+            "icl_windowed": icl_windowed,
+        }
+        for name, score_NH in (("prefix_matching", prefix_matching_NH), ("previous_token", previous_token_NH)):
+            if score_NH.size:
+                row[f"{name}_max"] = score_NH.max()
+            for (layer, head), score in np.ndenumerate(score_NH):
+                row[f"{name}/L{layer}H{head}"] = score
+        self._send(_Point(row, np.array(held_out_loss_T)))
+
+    def finish(self, exit_code: int) -> None:
+        self._send(exit_code)
+        if self._is_off:
+            return
+        self._thread.join(FINISH_TIMEOUT_S if exit_code == 0 else INTERRUPTED_FINISH_TIMEOUT_S)
+        if self._thread.is_alive():
+            self._failure = f"uploads unfinished; send the rest with: wandb sync {self._sync_dir}"
+        if self._failure is not None:
+            self._turn_off()
+            return
+        self._is_off = True
+        if self._temporary_dir is not None and self._init["mode"] == "online":
+            shutil.rmtree(self._temporary_dir, ignore_errors=True)
+
+    def _send(self, item: _Point | int) -> None:
+        if self._is_off:
+            return
+        if self._failure is None:
+            try:
+                self._waiting.put_nowait(item)
+                return
+            except queue.Full:
+                self._failure = f"{MAX_WAITING_POINTS} points are waiting to be sent"
+        self._turn_off()
+
+    def _turn_off(self) -> None:
+        self._is_off = True
+        self.description = f"W&B: off ({self._failure})"
+        self._warn(f"W&B failed, training goes on without it: {self._failure}")
+
+    def _work(self) -> None:
+        try:
+            run = self._open()
+            self._is_started.set()
+            while isinstance(item := self._waiting.get(), _Point):
+                run.log(_history_row(item))
+            run.finish(exit_code=item)
+        except BaseException as error:  # in this thread, no KeyboardInterrupt nor anything of ours can be raised
+            lines = str(error).strip().splitlines() or [""]
+            self._failure = f"{type(error).__name__}: {lines[0]}".rstrip(": ")
+            self._is_started.set()
+            _tear_down()
+
+    def _open(self) -> Any:
+        # wandb replaces both to learn the exit code, which finish() is told, and then prints tracebacks twice.
+        excepthook, exit_fn = sys.excepthook, sys.exit
+        try:
+            import wandb
+
+            # W&B's notices would go to stderr, into the progress display; it writes them to its own log as well.
+            silent = wandb.Settings(silent=True)
+            wandb.termsetup(silent, None)
+            settings = wandb.Settings(
+                silent=True,
+                quiet=True,
+                console="off",
+                save_code=False,
+                disable_code=True,
+                disable_git=True,
+                label_disable=True,
+                allow_val_change=True,
+                init_timeout=INIT_TIMEOUT_S,
+                finish_timeout=FINISH_TIMEOUT_S,
+                reinit="create_new",  # leave alone a W&B run that the caller may have open
+            )
+            run = wandb.init(settings=settings, resume="allow", **self._init)
+        finally:
+            sys.excepthook, sys.exit = excepthook, exit_fn
+        self._sync_dir = os.path.dirname(run.dir)
+        self.description = f"W&B: offline, {self._sync_dir}" if run.offline else f"W&B: online, {run.url}"
+        run.define_metric("tokens")
+        run.define_metric("*", step_metric="tokens")
+        return run
+
+
+def _tear_down() -> None:
+    """End W&B's process and take back its exit hook, which prints a traceback if that process has died."""
+    with contextlib.suppress(BaseException):
+        import wandb
+
+        wandb.teardown(exit_code=1)
+
+
+def _history_row(point: _Point) -> dict[str, Any]:
+    row: dict[str, Any] = {name: value if isinstance(value, int) else float(value) for name, value in point.row.items()}
+    if point.curve_T is not None:
+        import wandb
+
+        data = [[position, loss] for position, loss in enumerate(point.curve_T.tolist())]
+        table = wandb.Table(columns=["position", "loss_nats"], data=data)
+        title = "Held-out loss at each token position (nats)"
+        row["loss_by_position"] = wandb.plot.line(table, "position", "loss_nats", title=title)
+    return row
+
+
+def _auto_mode() -> tuple[str, str]:
+    """What ``tracker.wandb = "auto"`` means here, and why: from the environment and files, never the network."""
+    try:
+        from wandb.sdk import wandb_setup
+    except ImportError:
+        return "disabled", "wandb is not installed"
+    settings = wandb_setup.singleton().settings  # unlike wandb.setup(), starts no process
+    if settings.mode == "disabled":
+        return "disabled", "WANDB_MODE"
+    if settings.mode in ("offline", "dryrun"):
+        return "offline", "WANDB_MODE"
+    return ("online", "logged in") if _is_logged_in() else ("disabled", "not logged in")
+
+
+def _is_logged_in() -> bool:
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import wbauth
+
+    settings = wandb_setup.singleton().settings
+    host = wbauth.HostUrl(settings.base_url, app_url=settings.app_url)
+    # Looks at WANDB_API_KEY, identity tokens, netrc and W&B's settings files, and asks neither user nor server.
+    auth = wbauth.authenticate_session(host=host, source="icl_jax", prompt=False, update_session=False)
+    return auth is not None
+
+
+def make_tracker(
+    config: Config, run_path: str, run_id: str, warn: Callable[[str], None], is_writer: bool = True
+) -> Tracker:
+    """Start tracking a run as ``config.tracker`` asks; never raises for a W&B that does not work.
+
+    ``run_id`` is kept by the run directory: with the same id, W&B continues the same run. Only the writer process
+    tracks. ``warn`` takes one line, at most once in the tracker's life, always in the thread that calls the tracker.
+    """
+    if not is_writer:
+        return NullTracker("W&B: tracked by process 0")
+    mode: str = config.tracker.wandb
+    try:
+        if mode == "auto":
+            mode, reason = _auto_mode()
+            if mode == "disabled":
+                return NullTracker(f"W&B: disabled ({reason})")
+        elif mode == "online" and not _is_logged_in():
+            # wandb.init would ask for a key on the terminal, unseen.
+            raise RuntimeError("not logged in: run `wandb login` or set WANDB_API_KEY")
+    except Exception as error:
+        warn(f"W&B failed, training goes on without it: {error}")
+        return NullTracker(f"W&B: off ({error})")
+    if mode == "disabled":
+        return NullTracker("W&B: disabled")
+
+    is_local = "://" not in run_path
+    temporary_dir = None if is_local else tempfile.mkdtemp(prefix="icl_jax-wandb-")
+    init = {
+        "mode": mode,
+        "id": run_id,
+        "dir": temporary_dir or run_path,
+        "name": os.path.basename(os.path.abspath(run_path) if is_local else run_path.rstrip("/")),
+        "project": config.tracker.project,
+        "entity": config.tracker.entity or None,
+        "group": config.tracker.group or None,
+        "config": asdict(config),
+    }
+    tracker = WandbTracker(init, warn, temporary_dir)
+    return tracker if tracker.start() else NullTracker(tracker.description)
