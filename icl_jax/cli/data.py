@@ -7,8 +7,9 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from icl_jax import data
 from icl_jax.config import Config, UserError
-from icl_jax.data import Corpus, open_corpus, row_ids
+from icl_jax.data import Corpus, row_ids
 from icl_jax.data.text_corpus import TextCorpus
 from icl_jax.data.tokenizing import decode_text, parse_tokenizer, printable
 
@@ -69,14 +70,15 @@ def _print(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
-def _open(config: Config, console: Console) -> Corpus:
+def open_corpus(config: Config, console: Console) -> Corpus:
+    """Open the corpus of a config, showing how far its preparation is. Raises UserError."""
     with PreparationProgress(console) as progress:
-        return open_corpus(config, progress=progress)
+        return data.open_corpus(config, progress=progress)
 
 
 def data_prepare(config: Config, console: Console) -> None:
     """Prepare the corpus of ``config`` where the cache does not hold it, and say what it is. Raises UserError."""
-    corpus = _open(config, console)
+    corpus = open_corpus(config, console)
     summary = {"source": config.data.source}
     if isinstance(corpus, TextCorpus):
         manifest = corpus.store.manifest
@@ -104,7 +106,7 @@ def data_show(config: Config, console: Console, n_rows: int = 3, held_out: bool 
     """Print the first rows that training sees, or the first held-out ones, as text. Raises UserError if n_rows < 1."""
     if n_rows < 1:
         raise UserError(f"n_rows = {n_rows}: must be 1 or more")
-    corpus = _open(config, console)
+    corpus = open_corpus(config, console)
     if held_out:
         rows = corpus.held_out(min(n_rows, corpus.n_held_out))
         titles = [f"held-out row {i}" for i in range(len(rows))]

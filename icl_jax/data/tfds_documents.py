@@ -68,30 +68,27 @@ def find_builder(name: str, data_dir: str) -> Any:
         # Without try_gcs=False TFDS may look the set up in its bucket, which waits for a network that is not there.
         return tfds.builder(name, try_gcs=False, **kwargs, **more)
 
-    with _quiet_absl():
+    try:
         try:
-            try:
-                builder = build()
-            except not_found:
-                # Older sets register only when their subpackage is imported.
-                importlib.import_module("tensorflow_datasets.text")
-                builder = build()
-            if builder.is_prepared():
-                return builder
-            # Without TensorFlow, sets can be written as ArrayRecord files, not in TFDS's own default format.
-            return build(file_format="array_record")
-        except UserError:
-            raise
-        except not_found as error:
-            known = re.findall(r"^\t- (\w+)$", str(error), re.MULTILINE)
-            close = difflib.get_close_matches(re.split("[/:]", name)[0], known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            where = f"prepared in data.data_dir = {data_dir!r}" if data_dir else "prepared in TFDS's own folder"
-            allowed = f"must be a set of TensorFlow Datasets or one {where}"
-            raise UserError(f"data.source = {'tfds:' + name!r}: {allowed}{hint}") from None
-        except Exception as error:  # bad names, configs and versions raise ValueError, AssertionError and others
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"data.source = {'tfds:' + name!r}: {reason}") from None
+            builder = build()
+        except not_found:
+            # Older sets register only when their subpackage is imported.
+            importlib.import_module("tensorflow_datasets.text")
+            builder = build()
+        # Without TensorFlow, sets can be written as ArrayRecord files, not in TFDS's own default format.
+        return builder if builder.is_prepared() else build(file_format="array_record")
+    except UserError:
+        raise
+    except not_found as error:
+        known = re.findall(r"^\t- (\w+)$", str(error), re.MULTILINE)
+        close = difflib.get_close_matches(re.split("[/:]", name)[0], known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        where = f"prepared in data.data_dir = {data_dir!r}" if data_dir else "prepared in TFDS's own folder"
+        allowed = f"must be a set of TensorFlow Datasets or one {where}"
+        raise UserError(f"data.source = {'tfds:' + name!r}: {allowed}{hint}") from None
+    except Exception as error:  # bad names, configs and versions raise ValueError, AssertionError and others
+        reason = re.sub(r"^Failed to construct dataset .*\}\": ", "", " ".join(str(error).split()))
+        raise UserError(f"data.source = {'tfds:' + name!r}: {reason[:200]}") from None
 
 
 def text_fields(features: Any) -> list[str]:
@@ -162,12 +159,13 @@ def tfds_documents(data: DataConfig) -> TfdsDocuments:
     Raises UserError for a set, split or field that does not exist or a set that cannot be prepared here.
     """
     name = data.source.partition(":")[2]
-    builder = find_builder(name, data.data_dir)
-    fields = text_fields(builder.info.features)
-    if data.field not in fields:
-        allowed = f"must be a text feature of {data.source!r}: {', '.join(map(repr, fields)) or 'it has none'}"
-        raise UserError(f"data.field = {data.field!r}: {allowed}")
-    if not builder.is_prepared():
-        prepare(builder, name, data.data_dir)
+    with _quiet_absl():
         builder = find_builder(name, data.data_dir)
-    return TfdsDocuments(builder, name, data.split, data.field)
+        fields = text_fields(builder.info.features)
+        if data.field not in fields:
+            allowed = f"must be a text feature of {data.source!r}: {', '.join(map(repr, fields)) or 'it has none'}"
+            raise UserError(f"data.field = {data.field!r}: {allowed}")
+        if not builder.is_prepared():
+            prepare(builder, name, data.data_dir)
+            builder = find_builder(name, data.data_dir)
+        return TfdsDocuments(builder, name, data.split, data.field)

@@ -34,10 +34,10 @@ def uses_tensorflow(builder: Any) -> bool:
     return "import tensorflow as tf" in source
 
 
-def check_network(builder: Any) -> None:
+def check_network(builder: Any, source: str) -> None:
     """Raise UserError if the host of the set's files does not answer. TFDS itself would try for minutes per file."""
     downloads = Path(builder._data_dir_root) / "downloads"
-    if not builder.url_infos or (downloads.is_dir() and any(downloads.iterdir())):
+    if not builder.url_infos or (downloads.is_dir() and any(path.is_file() for path in downloads.iterdir())):
         return
     url = next(iter(builder.url_infos))
     host = urllib.parse.urlsplit(url).netloc
@@ -48,7 +48,7 @@ def check_network(builder: Any) -> None:
         pass  # the host answered; that it dislikes HEAD is no matter
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise UserError(f"data.source = 'tfds:{builder.info.full_name}': no network: {host}: {reason}") from None
+        raise UserError(f"{source}: no network: {host}: {reason}") from None
 
 
 def _one_line(error: BaseException) -> str:
@@ -76,7 +76,7 @@ def prepare(builder: Any, name: str, data_dir: str) -> None:
     has_tensorflow = importlib.util.find_spec("tensorflow") is not None
     if needs_tensorflow and not has_tensorflow:
         raise UserError(f"{source}: {_NEEDS_TENSORFLOW}")
-    check_network(builder)
+    check_network(builder, source)
     if not needs_tensorflow:
         try:
             prepare_here(builder)

@@ -120,7 +120,7 @@ def _sha256(data: bytes | memoryview) -> str:
 
 
 def _tokenizer_setting(tokenizer: str, vocab_size: int) -> str:
-    """What a prepared corpus depends on besides its documents. Raises UserError for what can be seen to fail already."""
+    """What a prepared corpus depends on besides its documents. Raises UserError if it cannot be used."""
     if tokenizer == "bpe":
         check_bpe_size(vocab_size)
         return f"bpe {vocab_size}"

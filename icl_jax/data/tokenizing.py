@@ -87,7 +87,7 @@ def read_tokenizer_file(name: str) -> str:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """Load a tokenizer from ``PATH.json`` or, for any other name, from the hub. Raises UserError if it cannot be had."""
+    """Load a tokenizer from ``PATH.json`` or, for any other name, the hub. Raises UserError if it cannot be had."""
     if name.endswith(".json"):
         try:
             return parse_tokenizer(read_tokenizer_file(name))
