@@ -7,7 +7,6 @@ from types import TracebackType
 
 import rich.progress
 from rich.console import Console
-from rich.table import Column
 from rich.text import Text
 
 _REFRESH_S = 0.25
@@ -113,7 +112,7 @@ class Progress:
         self._bar = rich.progress.Progress(
             rich.progress.BarColumn(bar_width=max(4, min(40, self._console.width - 66))),
             rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("{task.fields[status]}", markup=False, table_column=Column(no_wrap=True)),
+            rich.progress.TextColumn("{task.fields[status]}", markup=False),
             console=self._console,
             auto_refresh=False,
         )

@@ -6,13 +6,15 @@ import jax
 from rich.console import Console
 
 from icl_jax.config import Config, UserError
-from icl_jax.data import open_corpus
+from icl_jax.data import Corpus
 from icl_jax.model.params import n_params
+from icl_jax.rundir import RunDir
 from icl_jax.rundir.checkpoints import quiet_orbax
+from icl_jax.rundir.files import reason
 from icl_jax.train.environment import describe_start
 from icl_jax.train.loop import Outcome, train
 from icl_jax.train.progress import Progress
-from icl_jax.train.start import exclusive, open_or_create
+from icl_jax.train.start import held_run
 from icl_jax.train.stop import StopSignal
 from icl_jax.train.tracker import make_tracker
 
@@ -22,6 +24,7 @@ def run(
     path: str,
     console: Console,
     *,
+    open_corpus: Callable[[Config, Console], Corpus],
     argv: list[str],
     n_devices: int = 0,
     coordinator: str = "",
@@ -30,14 +33,15 @@ def run(
 ) -> Outcome:
     """Make or resume the run directory `path` and train to the end of the config.
 
-    `coordinator` joins several processes first (`jax.distributed`). Raises UserError and NonFiniteLossError.
+    `open_corpus` may show its progress on the console. `coordinator` joins several processes first (`jax.distributed`).
+    Raises UserError and NonFiniteLossError.
     """
     quiet_orbax()
     if coordinator:
         _join(coordinator, n_processes, process_id)
     devices = jax.devices()
     if n_devices > len(devices):
-        raise UserError(f"--devices = {n_devices}: there are {len(devices)}")
+        raise UserError(f"--devices = {n_devices}: must be at most {len(devices)}, the devices that there are")
     if n_devices and jax.process_count() == 1:
         devices = devices[:n_devices]
     config.train.rows_per_device(len(devices))
@@ -47,10 +51,11 @@ def run(
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    with StopSignal() as stop, exclusive(path):
-        corpus = open_corpus(config, progress=_prepare_progress(say))
-        _check_corpus(config, corpus.vocab_size)
-        run_dir = open_or_create(path, config, corpus)
+    if is_main and not RunDir.is_run(path):
+        RunDir.check_free(path)
+    corpus = open_corpus(config, console)
+    _check_corpus(config, corpus.vocab_size)
+    with StopSignal() as stop, held_run(path, config, corpus) as run_dir:
         start_step = run_dir.last_state_step() or 0
         if start_step >= config.train.n_steps:
             say(f"{run_dir.path}: already complete at step {start_step}")
@@ -59,11 +64,18 @@ def run(
             run_dir.add_start(describe_start(start_step, devices, argv))
         say(_headline(config, str(run_dir.path), devices, start_step))
         tracker = make_tracker(config, str(run_dir.path), run_dir.run_id, say, is_writer=is_main)
+        say(tracker.description)
         exit_code = 1
         try:
             with Progress(console, config.train.n_steps, config.tokens_per_step, start_step) as progress:
                 outcome = train(run_dir, corpus, devices, stop=stop, progress=progress, tracker=tracker)
-            exit_code = 0
+            # W&B waits less for a run that was stopped: a preempted machine is gone in seconds.
+            exit_code = 128 + outcome.signum if outcome.signum else 0
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1:
+                raise
+            where = f"process {jax.process_index()} of {jax.process_count()}"
+            raise UserError(f"{where}: {reason(error)}; where another process failed, its message tells why") from error
         finally:
             tracker.finish(exit_code)
     if not outcome.signum:
@@ -91,18 +103,8 @@ def _check_corpus(config: Config, vocab_size: int) -> None:
 def _headline(config: Config, path: str, devices: list[jax.Device], start_step: int) -> str:
     model = config.model
     kind = f"{model.n_layers} layers, d_model {model.d_model}, {model.n_heads} heads, {n_params(model):,} parameters"
-    where = f"{len(devices)} x {devices[0].device_kind}" + (f", {jax.process_count()} processes" if jax.process_count() > 1 else "")
+    where = f"{len(devices)} x {devices[0].device_kind}" + (
+        f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    )
     verb = f"resumes at step {start_step}" if start_step else "starts"
     return f"{path}: {verb}: {kind}; {config.data.source}; {config.train.n_steps * config.tokens_per_step:,} tokens; {where}"
-
-
-def _prepare_progress(say: Callable[[str], None]) -> Callable[[int, int, str], None]:
-    last = [-1]
-
-    def show(done: int, total: int, label: str) -> None:
-        tenth = 10 * done // max(total, 1)
-        if tenth != last[0]:
-            last[0] = tenth
-            say(f"{label}: {done / 1e6:.1f} of {total / 1e6:.1f} MB")
-
-    return show

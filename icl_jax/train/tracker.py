@@ -16,7 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, Protocol, SupportsFloat
+from typing import Any, Protocol, SupportsFloat, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -24,15 +24,18 @@ from jaxtyping import Float
 from icl_jax.config import Config
 
 INIT_TIMEOUT_S = 20.0
-"""Longest that the start of training waits for W&B."""
+"""Longest that W&B may take to start a run."""
+START_GRACE_S = 5.0
+"""Time beyond that in which W&B can say itself that it gave up."""
 FINISH_TIMEOUT_S = 20.0
-"""Longest that the end of a run waits for uploads, both here and in W&B's own exit hook."""
-INTERRUPTED_FINISH_TIMEOUT_S = 5.0
+"""Longest that the end of a run waits for uploads."""
+INTERRUPTED_FINISH_TIMEOUT_S = 8.0
 """The same for a run that ends with an exit code other than 0: after SIGTERM the machine may be gone in seconds."""
 MAX_WAITING_POINTS = 4096
 """Points that may wait for W&B before it counts as stuck."""
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Where a run's numbers are shown while it trains."""
 
@@ -117,7 +120,7 @@ class WandbTracker:
     def start(self) -> bool:
         """Start the W&B run; False, after a warning, if it failed."""
         self._thread.start()
-        if not self._is_started.wait(INIT_TIMEOUT_S + 5.0):
+        if not self._is_started.wait(INIT_TIMEOUT_S + START_GRACE_S):
             self._failure = f"no answer in {INIT_TIMEOUT_S:.0f} s"
             self._waiting.put(1)  # should it start after all, it ends at once
         if self._failure is not None:
@@ -156,13 +159,13 @@ class WandbTracker:
         if self._is_off:
             return
         self._thread.join(FINISH_TIMEOUT_S if exit_code == 0 else INTERRUPTED_FINISH_TIMEOUT_S)
-        if self._thread.is_alive():
-            self._failure = f"uploads unfinished; send the rest with: wandb sync {self._sync_dir}"
         if self._failure is not None:
             self._turn_off()
             return
         self._is_off = True
-        if self._temporary_dir is not None and self._init["mode"] == "online":
+        if self._thread.is_alive():
+            self._warn(f"W&B has not taken everything; send the rest with: wandb sync {self._sync_dir}")
+        elif self._temporary_dir is not None and self._init["mode"] == "online":
             shutil.rmtree(self._temporary_dir, ignore_errors=True)
 
     def _send(self, item: _Point | int) -> None:
@@ -213,7 +216,7 @@ class WandbTracker:
                 label_disable=True,
                 allow_val_change=True,
                 init_timeout=INIT_TIMEOUT_S,
-                finish_timeout=FINISH_TIMEOUT_S,
+                finish_timeout=FINISH_TIMEOUT_S + 1,  # we give up first; then W&B's exit hook soon does too
                 reinit="create_new",  # leave alone a W&B run that the caller may have open
             )
             run = wandb.init(settings=settings, resume="allow", **self._init)
@@ -309,4 +312,8 @@ def make_tracker(
         "config": asdict(config),
     }
     tracker = WandbTracker(init, warn, temporary_dir)
-    return tracker if tracker.start() else NullTracker(tracker.description)
+    if tracker.start():
+        return tracker
+    if temporary_dir is not None:
+        shutil.rmtree(temporary_dir, ignore_errors=True)
+    return NullTracker(tracker.description)
