@@ -10,4 +10,9 @@ class UserError(Exception):
 
 
 class NonFiniteLossError(Exception):
-    """The loss of a step is NaN or infinite. The command line exits with status 3."""
+    """The loss of a step, or what the step made of the parameters, is NaN or infinite. Exit status 3."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"step {step}: {what}")
+        self.step = step
+        self.what = what

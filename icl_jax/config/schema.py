@@ -26,13 +26,24 @@ def _check_types(section: str, config: Any) -> None:
             allowed = "must be one of " + ", ".join(repr(choice) for choice in choices)
             _require(isinstance(value, str) and value in choices, f"{section}.{name}", value, allowed)
         elif annotation is float:
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            is_number = isinstance(value, float) or _is_whole(value)
             _require(is_number and math.isfinite(value), f"{section}.{name}", value, "must be a finite number")
             object.__setattr__(config, name, float(value))
+        elif annotation is int:
+            _require(_is_whole(value), f"{section}.{name}", value, "must be a whole number of at most 64 bits")
+        elif annotation is bool:
+            _require(isinstance(value, bool), f"{section}.{name}", value, "must be true or false")
         else:
-            kind = {bool: "true or false", int: "a whole number", str: "a string"}[annotation]
-            is_right = isinstance(value, annotation) and (annotation is bool or not isinstance(value, bool))
-            _require(is_right, f"{section}.{name}", value, f"must be {kind}")
+            _require(_is_text(value), f"{section}.{name}", value, "must be a string of valid Unicode")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def _is_text(value: object) -> bool:
+    # Bytes of a command line that are not UTF-8 arrive as lone surrogates, which no file can hold.
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +171,7 @@ class TrainConfig:
         _check_types("train", self)
         for name in ("n_steps", "batch_size", "accum_steps", "fsdp"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be 1 or more")
+        _require(self.n_steps < 2**31, "train.n_steps", self.n_steps, "must be less than 2**31")
         _require(self.flush_every_s >= 0, "train.flush_every_s", self.flush_every_s, "must be 0 or more")
         _require(0 <= self.seed < 2**32, "train.seed", self.seed, "must be from 0 to 2**32 - 1")
         allowed = f"must be divisible by train.accum_steps = {self.accum_steps}"

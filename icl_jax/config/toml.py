@@ -33,7 +33,7 @@ def parse_config(text: str, where: str = "config") -> Config:
     """Read a config from TOML text. Raises UserError for bad TOML, unknown keys and values that cannot work."""
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of very many digits, very deep nesting
         raise UserError(f"{where}: not valid TOML: {error}") from None
     sections = get_type_hints(Config)
     built: dict[str, Any] = {}
@@ -67,13 +67,17 @@ def load_config(path: str | Path) -> Config:
     return parse_config(text, str(path))
 
 
+def _scalar(value: bool | int | float | str) -> str:
+    """A TOML scalar: JSON's, but for characters beyond 16 bits, left as they are, and DEL, escaped."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def dump_config(config: Config) -> str:
     """Write a config as TOML with every field; ``parse_config(dump_config(c)) == c``."""
     lines = []
     for section, values in asdict(config).items():
         lines.append(f"[{section}]")
-        # JSON scalars are TOML scalars, except that TOML needs \\u007f escaped, which json leaves as it is.
-        lines += [f"{name} = {json.dumps(value)}".replace("\x7f", "\\u007f") for name, value in values.items()]
+        lines += [f"{name} = {_scalar(value)}" for name, value in values.items()]
         lines.append("")
     return "\n".join(lines)
 

@@ -1,0 +1,168 @@
+"""Mistakes in a config: one line that names the file, the field, the value and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+
+from icl_jax.config import DataConfig, UserError, load_config, parse_config
+
+# TOML text; then what the message must hold.
+BAD = {
+    "unknown section": ("[modle]\nn_layers = 2", ["'modle'", "did you mean 'model'?", "optimizer"]),
+    "unknown key": ("[model]\nn_layer = 2", ["'model.n_layer'", "did you mean 'n_layers'?", "d_model"]),
+    "unknown key, nothing like it": ("[train]\nzzz = 2", ["'train.zzz'", "known are n_steps, batch_size"]),
+    "key outside a section": ("n_layers = 2", ["'n_layers'", "known are model, data"]),
+    "value for a section": ("model = 2", ["model = 2", "must be a table, [model]"]),
+    "list of sections": ("[[model]]\nn_layers = 2", ["model = [{'n_layers': 2}]", "must be a table, [model]"]),
+    "text for a number": ('[model]\nn_layers = "2"', ["model.n_layers = '2'", "must be a whole number"]),
+    "fraction for a whole number": ("[train]\nn_steps = 1e3", ["train.n_steps = 1000.0", "must be a whole number"]),
+    "bool for a number": ("[model]\nn_heads = true", ["model.n_heads = True", "must be a whole number"]),
+    "bool for a rate": ("[optimizer]\nlr = true", ["optimizer.lr = True", "must be a finite number"]),
+    "number for a bool": ("[model]\nsmeared_keys = 1", ["model.smeared_keys = 1", "must be true or false"]),
+    "text for a bool": ('[model]\nsmeared_keys = "yes"', ["model.smeared_keys = 'yes'", "must be true or false"]),
+    "number for text": ("[data]\nsplit = 3", ["data.split = 3", "must be a string"]),
+    "list for a number": ("[model]\nn_layers = [1, 2]", ["model.n_layers = [1, 2]", "must be a whole number"]),
+    "table for a number": ("[model.n_layers]\na = 1", ["model.n_layers = {'a': 1}", "must be a whole number"]),
+    "date for a number": (
+        "[model]\nn_layers = 2024-01-02",
+        ["n_layers = datetime.date", "must be a whole number"],
+    ),
+    "more than 64 bits": (
+        f"[data]\nseed = {2**64}",
+        [f"data.seed = {2**64}", "whole number of at most 64 bits"],
+    ),
+    "whole number beyond floats": (f"[optimizer]\nlr = {10**400}", ["optimizer.lr = 1000", "must be a finite number"]),
+    "nan": ("[optimizer]\nlr = nan", ["optimizer.lr = nan", "must be a finite number"]),
+    "infinity": ("[optimizer]\nclip_norm = inf", ["optimizer.clip_norm = inf", "must be a finite number"]),
+    "lr 0": ("[optimizer]\nlr = 0", ["optimizer.lr = 0.0", "must be greater than 0"]),
+    "lr negative": ("[optimizer]\nlr = -1e-3", ["optimizer.lr = -0.001", "must be greater than 0"]),
+    "weight decay negative": (
+        "[optimizer]\nweight_decay = -0.1",
+        ["weight_decay = -0.1", "must be 0 or more"],
+    ),
+    "b2 of 1": ("[optimizer]\nb2 = 1.0", ["optimizer.b2 = 1.0", "must be in [0, 1)"]),
+    "eps 0": ("[optimizer]\neps = 0.0", ["optimizer.eps = 0.0", "must be greater than 0"]),
+    "final lr above peak": ("[optimizer]\nfinal_lr_fraction = 2", ["final_lr_fraction = 2.0", "must be in [0, 1]"]),
+    "decay change below -1": ("[optimizer]\ndecay_change_step = -2", ["decay_change_step = -2", "must be -1 or more"]),
+    "warm-up longer than the run": (
+        "[train]\nn_steps = 50\n[optimizer]\nwarmup_steps = 51",
+        ["optimizer.warmup_steps = 51", "must be at most train.n_steps = 50"],
+    ),
+    "layers negative": ("[model]\nn_layers = -1", ["model.n_layers = -1", "must be 0 or more"]),
+    "no heads": ("[model]\nn_heads = 0", ["model.n_heads = 0", "must be 1 or more"]),
+    "no width": ("[model]\nd_model = 0", ["model.d_model = 0", "must be 1 or more"]),
+    "width not divisible": ("[model]\nd_model = 65", ["model.d_model = 65", "must be divisible by model.n_heads = 4"]),
+    "width odd": (
+        "[model]\nd_model = 63\nn_heads = 3",
+        ["model.d_model = 63", "must be even with sinusoidal"],
+    ),
+    "head odd with rotary": (
+        '[model]\nd_model = 60\nn_heads = 4\npositions = "rotary"',
+        ["model.d_model // model.n_heads = 15", "must be even with model.positions = 'rotary'"],
+    ),
+    "no context": ("[model]\nn_ctx = 0", ["model.n_ctx = 0", "must be 1 or more"]),
+    "context of one": ("[model]\nn_ctx = 1", ["model.n_ctx = 1", "must be 2 or more"]),
+    "no vocabulary": ("[model]\nvocab_size = 0", ["model.vocab_size = 0", "must be 1 or more"]),
+    "MLP negative": ("[model]\nd_mlp = -1", ["model.d_mlp = -1", "must be 0 (attention-only) or more"]),
+    "init 0": ("[model]\ninit_std = 0.0", ["model.init_std = 0.0", "must be greater than 0"]),
+    "unknown positions": (
+        '[model]\npositions = "alibi"',
+        ["model.positions = 'alibi'", "'shortformer', 'rotary', 'standard'"],
+    ),
+    "positions not text": ("[model]\npositions = 1", ["model.positions = 1", "'shortformer', 'rotary', 'standard'"]),
+    "unknown dtype": ('[model]\ncompute_dtype = "fp8"', ["compute_dtype = 'fp8'", "'float32', 'bfloat16'"]),
+    "unknown schedule": ('[optimizer]\nschedule = "linear"', ["schedule = 'linear'", "'cosine', 'constant'"]),
+    "unknown source": ('[data]\nsource = "wikipedia"', ["data.source = 'wikipedia'", "'tfds:NAME[/CONFIG][:VERSION]'"]),
+    "source without its path": ('[data]\nsource = "text:"', ["data.source = 'text:'", "'text:PATH-OR-GLOB'"]),
+    "no tokenizer": ('[data]\ntokenizer = ""', ["data.tokenizer = ''", "must not be empty"]),
+    "nothing held out": ("[data]\nheld_out_rows = 0", ["data.held_out_rows = 0", "must be 1 or more"]),
+    "seed negative": ("[data]\nseed = -1", ["data.seed = -1", "must be from 0 to 2**63 - 1"]),
+    "phrase of one": ("[data]\nphrase_len = 1", ["data.phrase_len = 1", "must be 2 or more"]),
+    "phrase longer than a row": (
+        "[model]\nn_ctx = 8\n[data]\nphrase_len = 8",
+        ["data.phrase_len = 8", "must be less than model.n_ctx = 8"],
+    ),
+    "vocabulary small for repeats": (
+        "[model]\nvocab_size = 3",
+        ["vocab_size = 3", "must be 4 or more for repeats"],
+    ),
+    "phrases never": ("[data]\nphrase_prob = 0", ["data.phrase_prob = 0.0", "must be in (0, 1]"]),
+    "no steps": ("[train]\nn_steps = 0", ["train.n_steps = 0", "must be 1 or more"]),
+    "too many steps": (f"[train]\nn_steps = {2**31}", [f"train.n_steps = {2**31}", "must be less than 2**31"]),
+    "empty batch": ("[train]\nbatch_size = 0", ["train.batch_size = 0", "must be 1 or more"]),
+    "batch not divisible": (
+        "[train]\nbatch_size = 32\naccum_steps = 3",
+        ["train.batch_size = 32", "must be divisible by train.accum_steps = 3"],
+    ),
+    "seed of 33 bits": (
+        f"[train]\nseed = {2**32}",
+        [f"train.seed = {2**32}", "must be from 0 to 2**32 - 1"],
+    ),
+    "fsdp without a mesh": ("[train]\nfsdp = 2", ["train.fsdp = 2", "must be 1 unless train.parallel = 'mesh'"]),
+    "flush negative": ("[train]\nflush_every_s = -1", ["train.flush_every_s = -1.0", "must be 0 or more"]),
+    "snapshots negative": ("[snapshots]\nn_log = -1", ["snapshots.n_log = -1", "must be 0 or more"]),
+    "no state kept": ("[snapshots]\nkeep_states = 0", ["snapshots.keep_states = 0", "must be 1 or more"]),
+    "state every 0 s": ("[snapshots]\nstate_every_s = 0", ["state_every_s = 0.0", "must be greater than 0"]),
+    "probes negative": ("[probes]\nn_probes = -1", ["probes.n_probes = -1", "must be 0 or more"]),
+    "no repeat": ("[probes]\nn_repeats = 1", ["probes.n_repeats = 1", "must be 2 or more"]),
+    "more probed than held out": (
+        "[data]\nheld_out_rows = 8\n[probes]\nheld_out_rows = 9",
+        ["probes.held_out_rows = 9", "must be at most data.held_out_rows = 8"],
+    ),
+    "unknown W&B mode": (
+        '[tracker]\nwandb = "on"',
+        ["wandb = 'on'", "'auto', 'online', 'offline', 'disabled'"],
+    ),
+    "no project": ('[tracker]\nproject = ""', ["tracker.project = ''", "must not be empty"]),
+    "never tracked": ("[tracker]\nevery_steps = 0", ["tracker.every_steps = 0", "must be 1 or more"]),
+    "line end in a value": ('[data]\nsource = "a\\nb"', ["data.source = 'a\\nb'", "must be 'repeats'"]),
+    "line end in a key": ('[data]\n"a\\nb" = 1', ["'data.a\\nb'", "known are source"]),
+    "not TOML": ("[model\nn_layers = 2", ["not valid TOML", "line 1"]),
+    "Python, not TOML": ("[model]\nsmeared_keys = True", ["not valid TOML", "line 2"]),
+    "key twice": ("[model]\nn_layers = 2\nn_layers = 3", ["not valid TOML", "overwrite"]),
+    "number of 5,000 digits": ("[data]\nseed = " + "9" * 5000, ["not valid TOML", "digits"]),
+    "nested without end": ("a = " + "[" * 100_000, ["not valid TOML"]),
+}
+
+
+def message_of(error: UserError) -> str:
+    message = str(error)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_message_names_file_field_value_and_what_is_allowed(case: str) -> None:
+    text, expected = BAD[case]
+    with pytest.raises(UserError) as caught:
+        parse_config(text, "here.toml")
+    message = message_of(caught.value)
+    assert message.startswith("here.toml: ")
+    for part in expected:
+        assert part in message
+
+
+def test_text_that_no_file_can_hold() -> None:
+    with pytest.raises(UserError) as caught:
+        DataConfig(source="text:caf\udce9")
+    assert "must be a string of valid Unicode" in message_of(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(tmp_path / "none.toml")
+    assert message_of(caught.value) == f"{tmp_path}/none.toml: cannot read the config: No such file or directory"
+
+
+def test_folder_for_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(tmp_path)
+    assert message_of(caught.value) == f"{tmp_path}: cannot read the config: Is a directory"
+
+
+def test_binary_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"\x80\x00\xff")
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert message_of(caught.value) == f"{path}: not a UTF-8 text file; a config is a TOML file"

@@ -1,0 +1,200 @@
+"""TOML in and out: what is written is read back, and what differs is named."""
+
+from dataclasses import asdict, fields, replace
+from typing import Any, get_args, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from icl_jax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProbeConfig,
+    SnapshotConfig,
+    TrackerConfig,
+    TrainConfig,
+    UserError,
+    dump_config,
+    load_config,
+    numeric_differences,
+    parse_config,
+)
+
+# Every character that a file can hold, line ends and control characters among them.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+NON_EMPTY = TEXT.filter(bool)
+POSITIVE = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+NON_NEGATIVE = st.floats(min_value=0, allow_infinity=False)
+COUNT = st.integers(1, 2**40)
+COUNT_OR_0 = st.integers(0, 2**40)
+
+
+def one_of(section: type, name: str) -> st.SearchStrategy[str]:
+    return st.sampled_from(get_args(get_type_hints(section)[name]))
+
+
+@st.composite
+def models(draw: st.DrawFn) -> ModelConfig:
+    n_heads, d_head = draw(st.integers(1, 64)), 2 * draw(st.integers(1, 128))
+    return ModelConfig(
+        n_layers=draw(st.integers(0, 100)),
+        d_model=n_heads * d_head,
+        n_heads=n_heads,
+        d_mlp=draw(COUNT_OR_0),
+        n_ctx=draw(st.integers(9, 2**20)),
+        vocab_size=draw(st.integers(4, 2**20)),
+        positions=draw(one_of(ModelConfig, "positions")),
+        position_embedding=draw(one_of(ModelConfig, "position_embedding")),
+        smeared_keys=draw(st.booleans()),
+        norm=draw(one_of(ModelConfig, "norm")),
+        tied_unembedding=draw(st.booleans()),
+        init_std=draw(POSITIVE),
+        compute_dtype=draw(one_of(ModelConfig, "compute_dtype")),
+        attention=draw(one_of(ModelConfig, "attention")),
+        loss_chunk=draw(COUNT),
+    )
+
+
+@st.composite
+def trains(draw: st.DrawFn) -> TrainConfig:
+    accum_steps, parallel = draw(st.integers(1, 64)), draw(one_of(TrainConfig, "parallel"))
+    return TrainConfig(
+        n_steps=draw(st.integers(1, 2**31 - 1)),
+        batch_size=accum_steps * draw(st.integers(1, 2**20)),
+        accum_steps=accum_steps,
+        seed=draw(st.integers(0, 2**32 - 1)),
+        parallel=parallel,
+        fsdp=draw(COUNT) if parallel == "mesh" else 1,
+        flush_every_s=draw(NON_NEGATIVE),
+    )
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    model, train = draw(models()), draw(trains())
+    named = st.sampled_from(["text:", "tfds:"]).flatmap(lambda kind: NON_EMPTY.map(kind.__add__))
+    data = DataConfig(
+        source=draw(st.sampled_from(["repeats", "python"]) | named),
+        field=draw(NON_EMPTY),
+        split=draw(NON_EMPTY),
+        data_dir=draw(TEXT),
+        tokenizer=draw(NON_EMPTY),
+        held_out_rows=draw(COUNT),
+        seed=draw(st.integers(0, 2**63 - 1)),
+        phrase_len=draw(st.integers(2, model.n_ctx - 1)),
+        n_phrases=draw(COUNT),
+        phrase_prob=draw(st.floats(min_value=0, max_value=1, exclude_min=True)),
+    )
+    optimizer = OptimizerConfig(
+        lr=draw(POSITIVE),
+        warmup_steps=draw(st.integers(0, train.n_steps)),
+        schedule=draw(one_of(OptimizerConfig, "schedule")),
+        final_lr_fraction=draw(st.floats(0, 1)),
+        b1=draw(st.floats(0, 1, exclude_max=True)),
+        b2=draw(st.floats(0, 1, exclude_max=True)),
+        eps=draw(POSITIVE),
+        weight_decay=draw(NON_NEGATIVE),
+        decay_change_step=draw(st.integers(-1, 2**40)),
+        decay_change_factor=draw(NON_NEGATIVE),
+        clip_norm=draw(NON_NEGATIVE),
+    )
+    snapshots = SnapshotConfig(
+        n_linear=draw(COUNT_OR_0), n_log=draw(COUNT_OR_0), state_every_s=draw(POSITIVE), keep_states=draw(COUNT)
+    )
+    probes = ProbeConfig(
+        n_probes=draw(COUNT_OR_0),
+        held_out_rows=draw(st.integers(1, data.held_out_rows)),
+        n_sequences=draw(COUNT),
+        repeat_len=draw(st.integers(2, 2**40)),
+        n_repeats=draw(st.integers(2, 2**40)),
+    )
+    tracker = TrackerConfig(
+        wandb=draw(one_of(TrackerConfig, "wandb")),
+        project=draw(NON_EMPTY),
+        entity=draw(TEXT),
+        group=draw(TEXT),
+        every_steps=draw(COUNT),
+    )
+    return Config(
+        model=model, data=data, train=train, optimizer=optimizer, snapshots=snapshots, probes=probes, tracker=tracker
+    )
+
+
+@given(configs())
+def test_what_is_dumped_is_parsed_back(config: Config) -> None:
+    assert parse_config(dump_config(config)) == config
+
+
+@given(config=configs())
+def test_what_is_saved_is_loaded_back(config: Config, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("config") / "config.toml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path) == config
+
+
+def test_dump_names_every_field() -> None:
+    text = dump_config(Config())
+    for section, values in asdict(Config()).items():
+        assert f"[{section}]\n" in text
+        assert all(f"\n{name} = " in text for name in values)
+
+
+def test_empty_file_is_the_default_config() -> None:
+    assert parse_config("") == Config()
+
+
+def test_whole_numbers_are_read_as_floats_where_floats_are_meant() -> None:
+    lr = parse_config("[optimizer]\nlr = 1\n").optimizer.lr
+    assert isinstance(lr, float)
+    assert lr == 1.0
+
+
+def changed(value: Any, annotation: Any) -> Any:
+    """Another valid value of a field."""
+    if choices := get_args(annotation):
+        return next(choice for choice in choices if choice != value)
+    if annotation is bool:
+        return not value
+    return value / 2 if annotation is float else value * 2 if annotation is int else value + "x"
+
+
+FIELDS = [(section.name, name) for section in fields(Config) for name in get_type_hints(section.type)]
+# Fields that a resumed run may change, beside all of [tracker]: they change no recorded number.
+FREE = {
+    "train.parallel",
+    "train.fsdp",
+    "train.flush_every_s",
+    "snapshots.state_every_s",
+    "snapshots.keep_states",
+    "data.data_dir",
+}
+
+
+@pytest.mark.parametrize(("section", "name"), FIELDS)
+def test_numeric_differences_names_each_changed_field(section: str, name: str) -> None:
+    base = Config(
+        model=ModelConfig(d_mlp=16),
+        train=TrainConfig(parallel="mesh", fsdp=1, seed=3),
+        data=DataConfig(source="text:a", seed=3),
+        optimizer=OptimizerConfig(decay_change_step=5),
+        probes=ProbeConfig(held_out_rows=64),
+    )
+    part = getattr(base, section)
+    old = getattr(part, name)
+    new = changed(old, get_type_hints(type(part))[name])
+    other = replace(base, **{section: replace(part, **{name: new})})
+    is_free = section == "tracker" or f"{section}.{name}" in FREE
+    assert numeric_differences(base, other) == ([] if is_free else [f"{section}.{name}: {old!r} != {new!r}"])
+    assert numeric_differences(base, base) == []
+
+
+def test_rows_per_device() -> None:
+    train = TrainConfig(batch_size=24, accum_steps=3)
+    assert [train.rows_per_device(n) for n in (1, 2, 4, 8)] == [8, 4, 2, 1]
+    with pytest.raises(UserError, match=r"^train\.batch_size = 24: must be divisible by 5 devices"):
+        train.rows_per_device(5)
+    with pytest.raises(UserError, match=r"^train\.fsdp = 3: must divide the number of devices, 8$"):
+        replace(train, parallel="mesh", fsdp=3).rows_per_device(8)
