@@ -5,10 +5,10 @@ All forms take ``q, k, v`` of shape B H T E and return ``z`` of the same shape; 
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from icl_jax.model.blocked_attention import blocked_attention
@@ -19,8 +19,8 @@ AttentionFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 def attn_scores(q: Float[Array, "B H T E"], k: Float[Array, "B H T E"]) -> Float[Array, "B H T T"]:
     """Scores before the softmax, float32; minus infinity where the key stands after the query."""
     scores_BHQK = jnp.einsum("BHQE,BHKE->BHQK", q, k, preferred_element_type=jnp.float32)
-    n_ctx = q.shape[-2]
-    is_visible_QK = np.tril(np.ones((n_ctx, n_ctx), bool))
+    position_T = jnp.arange(q.shape[-2])
+    is_visible_QK = position_T[:, None] >= position_T[None, :]
     return jnp.where(is_visible_QK[None, None], scores_BHQK / math.sqrt(q.shape[-1]), -jnp.inf)
 
 
@@ -38,9 +38,10 @@ def reference_attention(
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """cuDNN's flash attention; half precision only, so float32 goes through XLA's own form."""
-    bthe = [jnp.swapaxes(x, 1, 2) for x in (q, k, v)]
-    implementation = "cudnn" if q.dtype == jnp.bfloat16 else "xla"
-    return jnp.swapaxes(jax.nn.dot_product_attention(*bthe, is_causal=True, implementation=implementation), 1, 2)
+    q_BTHE, k_BTHE, v_BTHE = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    implementation: Literal["cudnn", "xla"] = "cudnn" if q.dtype == jnp.bfloat16 else "xla"
+    z_BTHE = jax.nn.dot_product_attention(q_BTHE, k_BTHE, v_BTHE, is_causal=True, implementation=implementation)
+    return jnp.swapaxes(z_BTHE, 1, 2)
 
 
 def _splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -33,17 +33,19 @@ GatherFn = Callable[[str, jax.Array], jax.Array]
 
 # Above this, layers run under one scan; below, unrolled layers compile in seconds and run without copies.
 _MAX_UNROLLED_LAYERS = 8
-_NORM_EPS = 1e-5
+NORM_EPS = 1e-5
 
 
-def normalise(x: Float[Array, "B T D"], weight: Float[Array, " D"] | None, config: ModelConfig) -> Float[Array, "B T D"]:
+def normalise(
+    x: Float[Array, "B T D"], weight: Float[Array, " D"] | None, config: ModelConfig
+) -> Float[Array, "B T D"]:
     """LayerNorm or RMSNorm over D with a trained scale and no bias, in float32; identity for "none"."""
     if weight is None:
         return x
     wide = x.astype(jnp.float32)
     if config.norm == "layernorm":
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + _NORM_EPS)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + NORM_EPS)
     return (wide * scale * weight[None, None].astype(jnp.float32)).astype(x.dtype)
 
 
@@ -57,11 +59,11 @@ def smear(k: Float[Array, "B H T E"], alpha: Float[Array, " H"]) -> Float[Array,
     return own * k + (1 - own) * previous
 
 
-def positions_TD(params: Params, n_ctx: int, config: ModelConfig) -> jax.Array | None:
-    """The position embeddings of the first n_ctx positions, or None for rotary."""
+def positions_TD(W_pos: jax.Array | None, n_ctx: int, config: ModelConfig) -> jax.Array | None:
+    """The position embeddings of the first n_ctx positions, or None for rotary; `W_pos` if they are learned."""
     if config.positions == "rotary":
         return None
-    table = params["W_pos"] if "W_pos" in params else sinusoidal(config.n_ctx, config.d_model)
+    table = sinusoidal(config.n_ctx, config.d_model) if W_pos is None else W_pos
     return jnp.asarray(table[:n_ctx], config.compute_dtype)
 
 
@@ -70,8 +72,13 @@ def _untapped(_name: str, _layer: int, value: jax.Array) -> jax.Array:
 
 
 def _block(
-    resid: jax.Array, layer: Params, pos_TD: jax.Array | None, config: ModelConfig, attend_fn: AttentionFn,
-    tap: TapFn | None, index: int,
+    resid: jax.Array,
+    layer: Params,
+    pos_TD: jax.Array | None,
+    config: ModelConfig,
+    attend_fn: AttentionFn,
+    tap: TapFn | None,
+    index: int,
 ) -> jax.Array:
     see = tap or _untapped
     resid = see("resid_pre", index, resid)
@@ -121,7 +128,8 @@ def final_resid(
         return gather(name, value).astype(dtype)
 
     resid = jnp.take(load("W_E", params["W_E"]), tokens, axis=0)
-    pos_TD = positions_TD(params, tokens.shape[1], config)
+    W_pos = load("W_pos", params["W_pos"]) if "W_pos" in params else None
+    pos_TD = positions_TD(W_pos, tokens.shape[1], config)
     if config.positions == "standard" and pos_TD is not None:
         resid = resid + pos_TD[None]
     stacked = {name: params[name] for name in layer_names(config)}

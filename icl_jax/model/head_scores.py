@@ -21,7 +21,8 @@ def prefix_matching(pattern: Float[Array, "B H T T"], tokens: Int[Array, "B T"])
     target_BQK = jnp.pad(earlier_BQK[:, :, :-1], ((0, 0), (0, 0), (1, 0)))
     weight_BHQ = jnp.sum(jnp.where(target_BQK[:, None], pattern, 0.0), axis=-1)
     has_target_BQ = jnp.any(target_BQK, axis=-1)
-    return jnp.sum(jnp.where(has_target_BQ[:, None], weight_BHQ, 0.0), axis=(0, 2)) / jnp.sum(has_target_BQ)
+    n_queries = jnp.sum(has_target_BQ, dtype=weight_BHQ.dtype)
+    return jnp.sum(jnp.where(has_target_BQ[:, None], weight_BHQ, 0.0), axis=(0, 2)) / n_queries
 
 
 def previous_token(pattern: Float[Array, "B H T T"]) -> Float[Array, " H"]:

@@ -25,7 +25,7 @@ Params = dict[str, jax.Array]
 
 
 def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter, in the fixed order used for hashing and display."""
+    """Name and shape of every parameter."""
     n, d, h, e = config.n_layers, config.d_model, config.n_heads, config.d_head
     shapes: dict[str, tuple[int, ...]] = {"W_E": (config.vocab_size, d)}
     if config.positions != "rotary" and config.position_embedding == "learned":
@@ -75,8 +75,8 @@ def init_params(config: ModelConfig, seed: int) -> Params:
     """Initial parameters, float32, a pure function of the config and the seed."""
 
     def init() -> Params:
-        state = nnx.state(Transformer(config, nnx.Rngs(params=seed)), nnx.Param)
-        return {name: state[name].get_value() for name in param_shapes(config)}
+        params: Params = nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(params=seed)), nnx.Param))
+        return params
 
     return jax.jit(init)()
 
