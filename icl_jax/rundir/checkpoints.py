@@ -3,18 +3,23 @@
 import logging
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
 from icl_jax.config import UserError
+from icl_jax.rundir.files import reason
 
 Arrays = dict[str, np.ndarray]
 
 
 def _checkpointer() -> ocp.Checkpointer:
     # Only one process writes and what it writes is on the host already: Orbax must not wait for the others.
-    alone = ocp.options.MultiprocessingOptions(primary_host=None)
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
+    )
     return ocp.Checkpointer(
         ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, multiprocessing_options=alone),
         multiprocessing_options=alone,
@@ -22,14 +27,14 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def quiet_orbax() -> None:
-    """Orbax logs every save through absl at WARNING and INFO; runs have their own progress."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    """Orbax logs every save through absl, and failures with tracebacks before it raises them; callers tell the user."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def save_arrays(path: epath.Path, arrays: Arrays) -> None:
     """Save under `path`, which appears only when it is complete. An existing folder is replaced."""
     with _checkpointer() as checkpointer:
-        checkpointer.save(path, args=ocp.args.PyTreeSave(arrays), force=True)
+        checkpointer.save(path.resolve(), args=ocp.args.PyTreeSave(arrays), force=True)
 
 
 def load_arrays(path: epath.Path) -> Arrays:
@@ -38,15 +43,15 @@ def load_arrays(path: epath.Path) -> Arrays:
         raise UserError(f"{path}: missing; the manifest or schedule says that it should be there")
     try:
         with _checkpointer() as checkpointer:
-            metadata: Any = checkpointer.metadata(path)
+            metadata: Any = checkpointer.metadata(path.resolve())
             names = list(metadata.item_metadata.tree)
             restore = ocp.args.PyTreeRestore(
-                item=dict.fromkeys(names, 0), restore_args=dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray))
+                item=dict.fromkeys(names, 0),
+                restore_args=dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray)),
             )
-            restored = checkpointer.restore(path, args=restore)
+            restored = checkpointer.restore(path.resolve(), args=restore)
     except Exception as error:  # Orbax and TensorStore raise many types for a damaged folder
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: damaged, cannot be loaded: {reason}") from error
+        raise UserError(f"{path}: damaged, cannot be loaded: {reason(error)}") from error
     return {name: np.asarray(value) for name, value in restored.items()}
 
 
@@ -58,8 +63,8 @@ def saved_steps(folder: epath.Path) -> list[int]:
 
 
 def remove_partial(folder: epath.Path) -> None:
-    """Remove what a killed save left behind."""
+    """Remove what a killed save left behind; files of others (.DS_Store) stay."""
     if folder.exists():
         for path in folder.iterdir():
-            if not path.name.isdigit():
+            if ocp.utils.TMP_DIR_SUFFIX in path.name:
                 path.rmtree()

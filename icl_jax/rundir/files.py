@@ -1,10 +1,27 @@
-"""Small files that are replaced whole, so that a reader or a kill never meets half of one."""
+"""Small files that are replaced whole, and what a failure of storage says."""
+
+import errno
+import os
 
 from etils import epath
 
 
 def replace_text(path: epath.Path, text: str) -> None:
-    """Write a file beside `path` and move it over `path`."""
+    """Write a file beside `path` and move it over `path`, so that a reader or a kill never meets half of one."""
     partial = path.parent / f".{path.name}.partial"
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+# Said by the operating system, and buried by TensorStore deep in its own words.
+_STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, short enough for a message: what the operating system said, or the first line of its text."""
+    text = str(error).strip()
+    for code in _STORAGE_ERRORS:
+        if os.strerror(code) in text:
+            return os.strerror(code)
+    lines = text.splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from icl_jax.config import UserError
-from icl_jax.rundir.files import replace_text
+from icl_jax.rundir.files import reason, replace_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ def params_sha256(params: dict[str, np.ndarray]) -> str:
     """SHA-256 over name, type, shape and little-endian bytes of every parameter, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(params):
-        array = np.ascontiguousarray(params[name])
+        array = np.asarray(params[name])
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
         digest.update(array.tobytes())
@@ -46,8 +46,12 @@ class Manifest:
         """All entries. Raises UserError naming the line that is not one."""
         if not self.path.exists():
             return []
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.path}: cannot be read: {reason(error)}") from None
         entries: list[SnapshotEntry] = []
-        for number, line in enumerate(self.path.read_text().splitlines(), start=1):
+        for number, line in enumerate(lines, start=1):
             try:
                 raw = json.loads(line)
                 entry = SnapshotEntry(**raw)

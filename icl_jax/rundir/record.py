@@ -8,8 +8,12 @@ Units: loss in nats, `tokens` predicted before the step, `step_s` in seconds. St
 after s updates.
 """
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -17,12 +21,21 @@ import zarr
 from etils import epath
 
 from icl_jax.config import Config, UserError
+from icl_jax.rundir.files import reason
 from icl_jax.rundir.schedule import probe_steps
 
 # Chunks of about 1 MiB: replacing the one being filled stays cheap, and a run has tens of files, not thousands.
 _CHUNK_FLOATS = 2**18
-_STEP_SCALARS = {"lr": "learning rate", "grad_norm": "global norm before clipping", "step_s": "seconds"}
-_PROBE_SCALARS = {"icl_score": "nats", "icl_windowed": "nats"}
+_STEP_SCALARS = {
+    "lr": ("1", "learning rate"),
+    "grad_norm": ("1", "global norm of the gradient before clipping"),
+    # Not "seconds": readers of CF conventions would make a time interval of it.
+    "step_s": ("s", "wall-clock time of the step"),
+}
+_PROBE_SCALARS = {
+    "icl_score": ("nats", "late minus early loss on held-out rows, single positions"),
+    "icl_windowed": ("nats", "late minus early loss on held-out rows, windows"),
+}
 _HEAD_SCORES = ("prefix_matching", "previous_token")
 
 
@@ -55,44 +68,50 @@ class Record:
     def __init__(self, path: epath.Path, config: Config) -> None:
         self._config = config
         self._probe_index = {step: i for i, step in enumerate(probe_steps(config))}
-        self._group = zarr.open_group(str(path), mode="r+")
+        self._path = path
+        with _unusable(path, "cannot open the record"):
+            self._group = zarr.open_group(str(path), mode="r+")
 
     @classmethod
-    def create(cls, path: epath.Path, config: Config, attributes: dict[str, object]) -> "Record":
+    def create(cls, path: epath.Path, config: Config, attributes: dict[str, Any]) -> "Record":
         """Lay out an empty record. `attributes` are stored on the group."""
-        group = zarr.open_group(str(path), mode="w", zarr_format=3, attributes=dict(attributes))
+        group = zarr.open_group(str(path), mode="w", zarr_format=3, attributes=attributes)
         n_steps, n_ctx = config.train.n_steps, config.model.n_ctx
         steps = np.arange(n_steps, dtype=np.int64)
 
-        def coordinate(name: str, dim: str, values: np.ndarray) -> None:
-            array = group.create_array(name, shape=values.shape, dtype=values.dtype, dimension_names=(dim,))
+        def coordinate(name: str, dim: str, values: np.ndarray, meaning: str) -> None:
+            array = group.create_array(
+                name, shape=values.shape, dtype=values.dtype, dimension_names=(dim,),
+                attributes={"units": "1", "long_name": meaning},
+            )  # fmt: skip
             array[:] = values
 
-        def empty(name: str, dims: tuple[str, ...], shape: tuple[int, ...], units: str) -> None:
+        def empty(name: str, dims: tuple[str, ...], shape: tuple[int, ...], units: str, meaning: str) -> None:
             inner = int(np.prod(shape[1:], dtype=np.int64))
             chunk = (max(1, min(shape[0], _CHUNK_FLOATS // max(inner, 1))), *shape[1:])
             group.create_array(
                 name, shape=shape, chunks=chunk, dtype="float32", fill_value=float("nan"), dimension_names=dims,
-                attributes={"units": units},
+                attributes={"units": units, "long_name": meaning},
             )  # fmt: skip
 
-        coordinate("step", "step", steps)
-        coordinate("position", "position", np.arange(n_ctx, dtype=np.int32))
-        coordinate("tokens", "step", steps * config.tokens_per_step)
-        empty("loss", ("step", "position"), (n_steps, n_ctx), "nats")
-        for name, units in _STEP_SCALARS.items():
-            empty(name, ("step",), (n_steps,), units)
+        coordinate("step", "step", steps, "updates before")
+        coordinate("position", "position", np.arange(n_ctx, dtype=np.int32), "index t of the last token seen, BOS is 0")
+        coordinate("tokens", "step", steps * config.tokens_per_step, "tokens predicted in training before")
+        empty("loss", ("step", "position"), (n_steps, n_ctx), "nats", "loss of predicting token t + 1, batch mean")
+        for name, (units, meaning) in _STEP_SCALARS.items():
+            empty(name, ("step",), (n_steps,), units, meaning)
         probes = np.array(probe_steps(config), dtype=np.int64)
         if len(probes):
-            coordinate("probe_step", "probe", probes)
-            coordinate("probe_tokens", "probe", probes * config.tokens_per_step)
-            for name, units in _PROBE_SCALARS.items():
-                empty(name, ("probe",), (len(probes),), units)
-            empty("held_out_loss", ("probe", "position"), (len(probes), n_ctx), "nats")
+            coordinate("probe_step", "probe", probes, "updates before")
+            coordinate("probe_tokens", "probe", probes * config.tokens_per_step, "tokens predicted in training before")
+            for name, (units, meaning) in _PROBE_SCALARS.items():
+                empty(name, ("probe",), (len(probes),), units, meaning)
+            meaning = "loss of predicting token t + 1, mean over held-out rows"
+            empty("held_out_loss", ("probe", "position"), (len(probes), n_ctx), "nats", meaning)
             if config.model.n_layers:
                 heads = (len(probes), config.model.n_layers, config.model.n_heads)
                 for name in _HEAD_SCORES:
-                    empty(name, ("probe", "layer", "head"), heads, "1")
+                    empty(name, ("probe", "layer", "head"), heads, "1", f"{name.replace('_', '-')} score")
         with warnings.catch_warnings():
             # Consolidated metadata is xarray's fast way in; the Zarr v3 specification has yet to adopt it.
             warnings.simplefilter("ignore")
@@ -116,13 +135,20 @@ class Record:
                 self._array(name)[index] = getattr(result, name)
 
     def cut(self, step: int) -> None:
-        """Forget everything from `step` on, so that a resumed run records no step twice."""
-        for name in ("loss", *_STEP_SCALARS):
-            self._array(name)[step:] = np.float32("nan")
-        first_probe = sum(s < step for s in self._probe_index)
-        heads = _HEAD_SCORES if self._config.model.n_layers else ()
-        for name in (*_PROBE_SCALARS, "held_out_loss", *heads) if self._probe_index else ():
-            self._array(name)[first_probe:] = np.float32("nan")
+        """Forget everything from `step` on, so that a resumed run records no step twice.
+
+        Raises UserError if the record is damaged or cannot be written.
+        """
+        with _unusable(self._path, "cannot cut the record back"):
+            if "://" not in str(self._path):  # a bucket shows no half-written objects
+                for partial in Path(self._path).rglob("*.partial"):
+                    partial.unlink()
+            for name in ("loss", *_STEP_SCALARS):
+                self._array(name)[step:] = np.float32("nan")
+            first_probe = sum(s < step for s in self._probe_index)
+            heads = _HEAD_SCORES if self._config.model.n_layers else ()
+            for name in (*_PROBE_SCALARS, "held_out_loss", *heads) if self._probe_index else ():
+                self._array(name)[first_probe:] = np.float32("nan")
 
     def _array(self, name: str) -> zarr.Array:
         array = self._group[name]
@@ -130,20 +156,26 @@ class Record:
         return array
 
 
+@contextlib.contextmanager
+def _unusable(path: epath.Path, what: str) -> Iterator[None]:
+    """Raise UserError for whatever zarr, numcodecs and xarray raise: they have many types for a damaged store."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{path}: {what}: {reason(error)}") from error
+
+
 def load_record(path: epath.Path) -> xr.Dataset:
     """What has been recorded so far, cut to the steps and probes that are complete.
 
     Dims step, position, probe, layer, head. Raises UserError if the record is missing or unreadable.
     """
-    try:
+    with _unusable(path, "cannot read the record"):
         record = xr.open_zarr(str(path), consolidated=False)
         n_steps = _leading(*(np.isfinite(record[name].values) for name in _STEP_SCALARS))
         record = record.isel(step=slice(0, n_steps))
         if "probe" in record.sizes:
             record = record.isel(probe=slice(0, _leading(np.isfinite(record["icl_score"].values))))
-    except Exception as error:  # zarr, numcodecs and xarray raise many types for a damaged store
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: cannot read the record: {reason}") from error
     return record.set_coords([n for n in ("tokens", "probe_step", "probe_tokens") if n in record])
 
 

@@ -1,20 +1,24 @@
 """One run directory: creation, opening, snapshots and states."""
 
+import contextlib
 import json
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import xarray as xr
 from etils import epath
 
-from icl_jax.config import Config, UserError, dump_config, load_config
+from icl_jax.config import Config, UserError, dump_config, parse_config
 from icl_jax.rundir.checkpoints import Arrays, load_arrays, remove_partial, save_arrays, saved_steps
-from icl_jax.rundir.files import replace_text
+from icl_jax.rundir.files import reason, replace_text
+from icl_jax.rundir.held_out import HeldOut, load_held_out
 from icl_jax.rundir.manifest import Manifest, SnapshotEntry, params_sha256
 from icl_jax.rundir.record import Record, load_record
 
 SCHEMA_VERSION = 1
+_MADE_BEFORE_CONFIG = {"environment.json", "tokenizer.json", "record.zarr", "held_out.zarr"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,28 +38,49 @@ class RunDir:
         corpus_sha256: str,
         tokenizer_json: str | None = None,
         record_attributes: dict[str, object] | None = None,
+        held_out: HeldOut | None = None,
     ) -> "RunDir":
-        """Make a new run directory. Raises UserError if the folder holds something else or cannot be written."""
+        """Make a new run directory. Raises UserError if the folder holds something else or cannot be written.
+
+        Without `held_out` it can be trained in, but not analyzed.
+        """
         root = epath.Path(path)
-        try:
-            if root.exists() and (not root.is_dir() or any(p.name != ".lock" for p in root.iterdir())):
-                raise UserError(f"{root}: exists and is not a run directory; give --run another path")
+        environment = {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": secrets.token_hex(4),
+            "corpus_sha256": corpus_sha256,
+            "starts": [],
+        }
+        with _writing(root):
+            cls.check_free(path)
             root.mkdir(parents=True, exist_ok=True)
-            environment = {
-                "schema_version": SCHEMA_VERSION,
-                "run_id": secrets.token_hex(4),
-                "corpus_sha256": corpus_sha256,
-                "starts": [],
-            }
-            if tokenizer_json is not None:
-                (root / "tokenizer.json").write_text(tokenizer_json)
-            Record.create(root / "record.zarr", config, {"schema_version": SCHEMA_VERSION, **(record_attributes or {})})
+            # First: what a kill leaves is then known as ours.
             replace_text(root / "environment.json", json.dumps(environment, indent=1))
+            if tokenizer_json is not None:
+                (root / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+            Record.create(root / "record.zarr", config, {"schema_version": SCHEMA_VERSION, **(record_attributes or {})})
+            if held_out is not None:
+                held_out.save(root / "held_out.zarr")
             # Last: a folder is a run directory once it has a config.
             replace_text(root / "config.toml", dump_config(config))
-        except OSError as error:
-            raise UserError(f"{root}: cannot write the run directory: {error.strerror or error}") from error
         return cls(root, config, environment)
+
+    @staticmethod
+    def check_free(path: str) -> None:
+        """Raise UserError unless a run can be made here: in no folder, an empty one, or what a killed start left."""
+        root = epath.Path(path)
+        if not root.exists():
+            return
+        if not root.is_dir():
+            raise UserError(f"{root}: is a file; --run must be a folder")
+        found = {entry.name for entry in root.iterdir()} - {
+            ".lock",
+            ".environment.json.partial",
+            ".config.toml.partial",
+        }
+        if found and not ("environment.json" in found and found <= _MADE_BEFORE_CONFIG):
+            allowed = "must be a run directory, an empty folder or a new path"
+            raise UserError(f"{root}: holds {min(found)!r} and is not a run directory; --run {allowed}")
 
     @classmethod
     def open(cls, path: str) -> "RunDir":
@@ -67,17 +92,24 @@ class RunDir:
             raise UserError(f"{root}: not a run directory: it has no config.toml")
         environment_path = root / "environment.json"
         try:
-            environment = json.loads(environment_path.read_text())
+            environment = json.loads(environment_path.read_text(encoding="utf-8"))
             version = environment["schema_version"]
-            is_valid = isinstance(version, int) and isinstance(environment["run_id"], str)
+            types = (type(version), type(environment["run_id"]), type(environment["starts"]))
+            is_valid = types == (int, str, list)
         except (OSError, ValueError, KeyError, TypeError):
             is_valid = False
         if not is_valid:
-            raise UserError(f"{environment_path}: missing or damaged; it must be a JSON object with schema_version and run_id")
+            allowed = "it must be a JSON object with schema_version, run_id and starts"
+            raise UserError(f"{environment_path}: missing or damaged; {allowed}")
         if version > SCHEMA_VERSION:
             allowed = f"this icl-jax reads up to {SCHEMA_VERSION}; install a newer one"
             raise UserError(f"{environment_path}: schema_version = {version}: {allowed}")
-        return cls(root, load_config(root / "config.toml"), environment)
+        config_path = root / "config.toml"
+        try:
+            text = config_path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{config_path}: cannot read the config: {reason(error)}") from None
+        return cls(root, parse_config(text, str(config_path)), environment)
 
     @staticmethod
     def is_run(path: str) -> bool:
@@ -95,7 +127,8 @@ class RunDir:
     def add_start(self, start: dict[str, Any]) -> None:
         """Note a start or resume: time, step, versions, devices, processes, commit, command line."""
         self.environment["starts"].append(start)
-        replace_text(self.path / "environment.json", json.dumps(self.environment, indent=1))
+        with _writing(self.path):
+            replace_text(self.path / "environment.json", json.dumps(self.environment, indent=1))
 
     def open_record(self) -> Record:
         """The record, for writing."""
@@ -104,6 +137,10 @@ class RunDir:
     def load_record(self) -> xr.Dataset:
         """The record so far, see `icl_jax.rundir.record.load_record`."""
         return load_record(self.path / "record.zarr")
+
+    def load_held_out(self) -> HeldOut:
+        """The rows and tokens that analysis measures on. Raises UserError if the run has none."""
+        return load_held_out(self.path / "held_out.zarr")
 
     def save_snapshot(self, step: int, params: Arrays) -> None:
         """Save parameters and then add them to the manifest. The manifest never names half a snapshot."""
@@ -130,8 +167,13 @@ class RunDir:
         return params
 
     def save_state(self, step: int, state: Arrays) -> None:
-        """Save the full state and drop all but the last `snapshots.keep_states`."""
+        """Save the full state and drop all but the last `snapshots.keep_states`.
+
+        A state that is there already is left: it is the one that the run was resumed from.
+        """
         folder = self.path / "state"
+        if step in saved_steps(folder):
+            return
         save_arrays(folder / str(step), state)
         for old in saved_steps(folder)[: -self.config.snapshots.keep_states]:
             (folder / str(old)).rmtree()
@@ -145,12 +187,29 @@ class RunDir:
         return load_arrays(self.path / "state" / str(step))
 
     def cut(self, step: int) -> None:
-        """Take the directory back to the state before step `step`: record, snapshots, manifest and states."""
-        self.open_record().cut(step)
-        self.manifest.write([entry for entry in self.manifest.read() if entry.step < step])
-        for folder, first_gone in ((self.path / "snapshots", step), (self.path / "state", step + 1)):
-            remove_partial(folder)
-            for later in saved_steps(folder):
-                if later >= first_gone:
-                    (folder / str(later)).rmtree()
+        """Take the directory back to the state before step `step`: record, snapshots, manifest and states.
 
+        Raises UserError if the record or the manifest is damaged, or if the directory cannot be written.
+        """
+        kept = [entry for entry in self.manifest.read() if entry.step < step]
+        n_recorded = self.load_record().sizes["step"]
+        if n_recorded < step:
+            what = f"holds {n_recorded} steps, but the state of step {step} was saved"
+            raise UserError(f"{self.path / 'record.zarr'}: {what}; icl-jax verify tells more")
+        self.open_record().cut(step)
+        with _writing(self.path):
+            self.manifest.write(kept)
+            for folder, first_gone in ((self.path / "snapshots", step), (self.path / "state", step + 1)):
+                remove_partial(folder)
+                for later in saved_steps(folder):
+                    if later >= first_gone:
+                        (folder / str(later)).rmtree()
+
+
+@contextlib.contextmanager
+def _writing(root: epath.Path) -> Iterator[None]:
+    """Raise UserError where the operating system refuses to write."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{root}: cannot write the run directory: {error.strerror or error}") from error

@@ -3,9 +3,11 @@
 import contextlib
 import fcntl
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jax
+import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -13,15 +15,46 @@ from icl_jax.config import Config, UserError, numeric_differences
 from icl_jax.data import Corpus
 from icl_jax.model.icl_score import icl_positions
 from icl_jax.rundir import RunDir
+from icl_jax.train.held_out import take_held_out
+
+
+def open_or_create(path: str, config: Config, corpus: Corpus) -> RunDir:
+    """A run directory cut back to its last full state, ready for `train`.
+
+    Raises UserError if the folder is not a run, is one whose config or corpus would give other numbers, or cannot be
+    written.
+    """
+    return _resume(path, config, corpus) if RunDir.is_run(path) else _create(path, config, corpus)
 
 
 @contextlib.contextmanager
-def exclusive(path: str) -> Iterator[None]:
-    """Hold the run directory against a second trainer on this machine. Raises UserError if one holds it already.
+def held_run(path: str, config: Config, corpus: Corpus) -> Iterator[RunDir]:
+    """What `open_or_create` gives, held against a second trainer. Process 0 opens it for all: it fails for all."""
+    with contextlib.ExitStack() as held:
+        failure: UserError | None = None
+        if jax.process_index() == 0:
+            try:
+                held.enter_context(_exclusive(path))
+                run = open_or_create(path, config, corpus)
+            except UserError as error:
+                failure = error
+        any_failed = failure is not None
+        if jax.process_count() > 1:
+            any_failed = bool(multihost_utils.broadcast_one_to_all(np.bool_(any_failed)))
+        if failure is not None:
+            raise failure
+        if any_failed:
+            raise UserError(f"{path}: process 0 cannot use this run directory; its message tells why")
+        yield run if jax.process_index() == 0 else replace(RunDir.open(path), config=config)
+
+
+@contextlib.contextmanager
+def _exclusive(path: str) -> Iterator[None]:
+    """Hold the run directory against a second trainer on this machine.
 
     The kernel drops the lock with the process, so a killed run leaves nothing to clean up. Bucket paths are not locked.
     """
-    if "://" in path or jax.process_index() != 0:
+    if "://" in path:
         yield
         return
     try:
@@ -37,17 +70,6 @@ def exclusive(path: str) -> Iterator[None]:
         yield
 
 
-def open_or_create(path: str, config: Config, corpus: Corpus) -> RunDir:
-    """A run directory cut back to its last full state, ready for `train`.
-
-    Raises UserError if the folder is not a run, or is one whose config or corpus would give other numbers.
-    """
-    if jax.process_index() == 0:
-        run = _resume(path, config, corpus) if RunDir.is_run(path) else _create(path, config, corpus)
-    _all_wait("run directory ready")
-    return run if jax.process_index() == 0 else RunDir.open(path)
-
-
 def _create(path: str, config: Config, corpus: Corpus) -> RunDir:
     positions = icl_positions(config.model.n_ctx)
     attributes: dict[str, object] = {
@@ -59,7 +81,7 @@ def _create(path: str, config: Config, corpus: Corpus) -> RunDir:
     }
     return RunDir.create(
         path, config, corpus_sha256=corpus.fingerprint, tokenizer_json=corpus.tokenizer_json,
-        record_attributes=attributes,
+        record_attributes=attributes, held_out=take_held_out(config, corpus),
     )  # fmt: skip
 
 
@@ -75,13 +97,8 @@ def _resume(path: str, config: Config, corpus: Corpus) -> RunDir:
             f"{epath.Path(path)}: the corpus has changed since the run began (SHA-256 {corpus.fingerprint[:12]}, was"
             f" {str(run.environment.get('corpus_sha256'))[:12]}): give --run another path"
         )
-    run = RunDir(run.path, config, run.environment)
+    run = replace(run, config=config)
     step = run.last_state_step() or 0
     if step < config.train.n_steps:
         run.cut(step)
     return run
-
-
-def _all_wait(what: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)

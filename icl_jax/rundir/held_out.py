@@ -1,0 +1,67 @@
+"""held_out.zarr: what analysis needs of the corpus, so that a copied run directory is enough.
+
+A Zarr v3 group that opens with ``xarray.open_zarr``, written once when the run is made.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from etils import epath
+
+from icl_jax.config import UserError
+from icl_jax.rundir.files import reason
+
+MAX_ROWS = 1024
+MAX_BYTES = 2**24
+MAX_COUNTED_VOCAB = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Rows that were never trained on, and what is needed to make random sequences."""
+
+    rows: np.ndarray
+    """int32 [row, position + 1], BOS first."""
+    candidates: np.ndarray
+    """int32: token ids for random sequences, neither the most nor the least common ones."""
+    bos_id: int
+    bigram_counts: np.ndarray | None = None
+    """uint32 [token, next token] over the first training tokens; None for a large vocabulary."""
+
+    def save(self, path: epath.Path) -> None:
+        """Write the group; an existing one is replaced."""
+        arrays = {
+            "rows": (("row", "token"), self.rows.astype(np.int32), "token ids of rows never trained on, BOS first"),
+            "candidates": (("candidate",), self.candidates.astype(np.int32), "token ids for random sequences"),
+        }
+        if self.bigram_counts is not None:
+            meaning = "how often the second token follows the first in the first training rows"
+            arrays["bigram_counts"] = (("first", "second"), self.bigram_counts.astype(np.uint32), meaning)
+        dataset = xr.Dataset(
+            {name: (dims, values, {"units": "1", "long_name": text}) for name, (dims, values, text) in arrays.items()},
+            attrs={"bos_id": int(self.bos_id)},
+        )
+        with warnings.catch_warnings():
+            # Consolidated metadata is xarray's fast way in; the Zarr v3 specification has yet to adopt it.
+            warnings.simplefilter("ignore")
+            dataset.to_zarr(str(path), mode="w", zarr_format=3, consolidated=True)
+
+
+def n_rows_kept(n_held_out: int, n_ctx: int) -> int:
+    """Rows that go into the run directory: at most 1,024, and at most 16 MiB of ids."""
+    return max(1, min(n_held_out, MAX_ROWS, MAX_BYTES // (4 * (n_ctx + 1))))
+
+
+def load_held_out(path: epath.Path) -> HeldOut:
+    """Read what `HeldOut.save` wrote. Raises UserError if it is missing or damaged."""
+    if not path.exists():
+        raise UserError(f"{path}: missing: analysis needs the held-out rows that icl-jax train puts there")
+    try:
+        dataset = xr.open_zarr(str(path), consolidated=False).load()
+        counts = dataset["bigram_counts"].values if "bigram_counts" in dataset else None
+        rows, candidates = dataset["rows"].values, dataset["candidates"].values
+        return HeldOut(rows, candidates, int(dataset.attrs["bos_id"]), counts)
+    except Exception as error:  # zarr, numcodecs and xarray raise many types for a damaged store
+        raise UserError(f"{path}: cannot read the held-out rows: {reason(error)}") from error
