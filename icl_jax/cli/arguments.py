@@ -30,17 +30,38 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, description: str, def
         raise UserError(_one_line(stderr.getvalue(), prog)) from None
 
 
+# What tyro says, and how it reads as NAME = VALUE: WHAT IS ALLOWED.
+_REWORDED = (
+    (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 = \2: must be a whole number"),
+    (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 = \2: must be a number"),
+    (r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*?),?\)\.", r"\2 = \1: must be one of \3"),
+    (r"Missing value for argument '(\S+)'\..*", r"\1: needs a value"),
+    (r"Missing from .*?: (\S+) .*", r"\1 is missing"),
+    (r"Unrecognized options: (-[^\s,]+).*", r"\1: no such option"),
+    (r"Unrecognized options: ([^\s,]+).*", r"\1: unexpected argument"),
+)
+
+
+# The box's upper and lower edge, and the rules between its parts; drawn in ASCII where the output is not UTF-8.
+_RULE = re.compile(r"[╭╰].*|[ │]*[-─]{8,}[ │]*")
+
+
 def _one_line(box: str, prog: str) -> str:
-    """The words of tyro's error box, without its frame and its pointers to --help."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [re.sub(r"[│╭╮╰╯─┃┏┓┗┛━|]+", " ", line).strip() for line in text.splitlines()]
-    words: list[str] = []
-    for line in lines:
-        if line.startswith(("For full helptext", "Arguments similar to", "Perhaps you meant")):
-            break
-        if line and line not in ("Parsing error", "Unrecognized options", "Invalid value"):
-            words.append(line)
-    message = " ".join(" ".join(words).split()) or "cannot read the arguments"
+    """What tyro's error box says, on one line: its first part, and the options that it suggests."""
+    parts: list[list[str]] = [[]]
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
+        if _RULE.fullmatch(line.rstrip()):
+            parts.append([])
+        else:
+            parts[-1].append(line.strip("│"))
+    first, *others = parts[1:] or parts
+    message = " ".join(" ".join(first).split()) or "cannot read the arguments"
+    for pattern, words in _REWORDED:
+        message = re.sub(f"^{pattern}$", words, message)
+    found = [re.match(r" {4,6}(--\S+)", line) for part in others for line in part]
+    suggested = [match.group(1) for match in found if match]
+    if suggested and message.endswith("no such option"):
+        message += f"; did you mean {' or '.join(suggested[:3])}?"
     return f"{message}; see {prog} --help"
 
 
@@ -48,7 +69,7 @@ def _one_line(box: str, prog: str) -> str:
 class ConfigArgs:
     """A config file and overrides of its fields."""
 
-    config: Positional[str]
+    config: Annotated[Positional[str], tyro.conf.arg(metavar="CONFIG")]
     """A TOML file, or the name of one that comes with icl-jax, such as repeats-2l."""
     overrides: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     """Fields of the config."""

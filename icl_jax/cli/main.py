@@ -5,13 +5,15 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
+import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
 from icl_jax import __version__
 from icl_jax.cli import process
-from icl_jax.cli.arguments import ConfigArgs, find_config, parse, parse_with_config
+from icl_jax.cli.arguments import ConfigArgs, parse, parse_with_config
 from icl_jax.config import NonFiniteLossError, UserError
 
 
@@ -24,7 +26,7 @@ def _train(args: Sequence[str], console: Console) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _VerifyArgs:
-    run: Positional[str]
+    run: Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run directory."""
 
 
@@ -34,6 +36,20 @@ def _verify(args: Sequence[str], console: Console) -> int:
     from icl_jax.cli.verify import verify
 
     return verify(parsed.run, console)
+
+
+def _analyze(args: Sequence[str], console: Console) -> int:
+    """Take the papers' measurements over a run's snapshots. Example: icl-jax analyze runs/repeats-2l --show"""
+    from icl_jax.cli.analyze import AnalyzeArgs, analyze
+
+    return analyze(parse(AnalyzeArgs, args, prog="icl-jax analyze", description=_analyze.__doc__ or ""), console)
+
+
+def _report(args: Sequence[str], console: Console) -> int:
+    """Draw a run's curves, or compare several. Example: icl-jax report runs/repeats-2l"""
+    from icl_jax.cli.report import ReportArgs, report
+
+    return report(parse(ReportArgs, args, prog="icl-jax report", description=_report.__doc__ or ""), console)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +104,8 @@ def _reproduce(args: Sequence[str], console: Console) -> int:
 
 _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
     "train": _train,
+    "analyze": _analyze,
+    "report": _report,
     "verify": _verify,
     "data": _data,
     "reproduce": _reproduce,
@@ -101,11 +119,19 @@ def _help(console: Console) -> None:
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
+class _Console(Console):
+    """Throws away what nobody reads any more: a closed pipe must not end a training run."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(argv: Sequence[str]) -> int:
     """Run one command and return its exit status: 0; 2 for a user's mistake; 3 for a loss that is not finite."""
     args = [arg for arg in argv if arg != "--debug"]
     is_debug = len(args) < len(argv)
-    console = Console()
+    console = _Console()
     try:
         if not args or args[0] in ("-h", "--help", "help"):
             _help(console)
@@ -124,13 +150,14 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("icl-jax: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of our output has gone; keep Python from complaining about it once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def main() -> None:
     process.keep_freed_memory()
     process.quiet_libraries()
-    sys.exit(run(sys.argv[1:]))
+    try:
+        status = run(sys.argv[1:])
+    except Exception:  # a bug
+        traceback.print_exc()
+        status = 1
+    process.end(status)

@@ -3,7 +3,9 @@
 import ctypes
 import logging
 import os
+import sys
 import warnings
+from typing import NoReturn
 
 import platformdirs
 
@@ -28,9 +30,28 @@ def keep_freed_memory() -> None:
 def quiet_libraries() -> None:
     """Keep libraries' chatter out of the program's own output."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.unraisablehook = _quiet_unraisable
     for name in ("absl", "jax._src.compilation_cache", "jax._src.compiler"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(orbax|flax|zarr|wandb)(\..*)?")
+    # Another process may be writing the entry; the program is compiled again then.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
+
+
+def _quiet_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    # Futures of a failed save call back into Orbax's event loop after it has gone; the save has raised already.
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
+
+
+def end(status: int) -> NoReturn:
+    """End the program. One of several processes that failed alone must not wait for the others: they wait for it."""
+    jax = sys.modules.get("jax")
+    if status in (1, 2) and jax is not None and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def cpu_count() -> int:

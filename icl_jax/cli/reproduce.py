@@ -23,11 +23,12 @@ def reproduce(out: str, console: Console) -> int:
     """Train the runs that are not complete under `out`, draw `out`/phase_change.png and print what it shows."""
     configs = {name: find_config(name)[1] for name in _RUNS}
     process.configure_jax(min(default_cpu_devices(config, process.cpu_count()) for config in configs.values()))
+    from icl_jax.cli.data import open_corpus
     from icl_jax.report.phase_change import load_curve, plot_phase_change
     from icl_jax.train import session  # after JAX is configured
 
     for name, config in configs.items():
-        outcome = session.run(config, str(Path(out) / name), console, argv=sys.argv)
+        outcome = session.run(config, str(Path(out) / name), console, open_corpus=open_corpus, argv=sys.argv)
         if outcome.signum:
             console.print(f"stopped at step {outcome.step} of {name}; the same command goes on from there")
             return 130 if outcome.signum == signal.SIGINT else 0

@@ -14,10 +14,12 @@ from icl_jax.config import Config, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainArgs(ConfigArgs):
+    """Arguments of `icl-jax train`."""
+
     run: str = ""
     """Run directory, a path or gs://BUCKET/...; an existing one is resumed. Default: runs/NAME-OF-CONFIG."""
     devices: int = 0
-    """Devices to use; 0: all, and on CPU as many as cores and the batch allow."""
+    """Devices of each process; 0: all, and on CPU as many as cores and the batch allow, or one with --coordinator."""
     coordinator: str = ""
     """HOST:PORT of process 0, for several processes where the cluster does not tell JAX by itself; "auto": it does."""
     processes: int = 1
@@ -37,19 +39,34 @@ def default_cpu_devices(config: Config, n_cores: int) -> int:
     return max(fitting, default=config.train.fsdp)
 
 
+def _check(args: TrainArgs) -> None:
+    if args.devices < 0:
+        raise UserError(f"--devices = {args.devices}: must be 0 or more")
+    if args.processes < 1:
+        raise UserError(f"--processes = {args.processes}: must be 1 or more")
+    if not 0 <= args.process_id < args.processes:
+        raise UserError(f"--process-id = {args.process_id}: must be from 0 to --processes less 1, {args.processes - 1}")
+    if args.processes > 1 and not args.coordinator:
+        raise UserError(f"--processes = {args.processes}: needs --coordinator HOST:PORT of process 0")
+    if args.devices:
+        # Before JAX makes as many on CPU.
+        args.overrides.train.rows_per_device(args.devices * args.processes)
+
+
 def train(args: TrainArgs, console: Console) -> int:
     """Train, and return the exit status: 0 at the end or preempted by SIGTERM, 130 on SIGINT."""
     config = args.overrides
-    if args.devices < 0:
-        raise UserError(f"--devices = {args.devices}: must be 0 or more")
-    n_cpu = args.devices or default_cpu_devices(config, process.cpu_count() if args.processes == 1 else 1)
-    process.configure_jax(n_cpu)
+    _check(args)
+    n_cores = 1 if args.coordinator else process.cpu_count()
+    process.configure_jax(args.devices or default_cpu_devices(config, n_cores))
+    from icl_jax.cli.data import open_corpus
     from icl_jax.train import session  # after JAX is configured
 
     outcome = session.run(
         config,
         run_path(args),
         console,
+        open_corpus=open_corpus,
         argv=sys.argv,
         n_devices=args.devices,
         coordinator=args.coordinator,

@@ -37,11 +37,13 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit that the package's own source stands at, "+changes" where it was edited; None for an installed wheel."""
+    """The commit of the package's own source, "+changes" where it was edited; None for an installed wheel."""
     here = Path(sys.modules["icl_jax"].__path__[0])
 
     def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
 
     try:
         if git("ls-files", "__init__.py") != "__init__.py":

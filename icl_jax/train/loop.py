@@ -50,8 +50,10 @@ def train(
     cannot be written. Equal inputs give equal bits, however often the run is stopped and resumed.
     """
     config = run.config
-    parallel = ParallelStep(config, devices)
     start_step = run.last_state_step() or 0
+    if start_step == config.train.n_steps:
+        return Outcome(start_step, 0)
+    parallel = ParallelStep(config, devices)
     state = init_state(config)
     if start_step:
         state = state_from_arrays(run.load_state(start_step), state)
@@ -61,7 +63,9 @@ def train(
         session = _Session(run, parallel, writer, progress, tracker)
         try:
             for step in range(start_step, config.train.n_steps + 1):
-                signum, save_now = session.agree(step, stop.signum)
+                # The last step ends the run by itself; its state is saved after its snapshot and probe, not before.
+                is_last = step == config.train.n_steps
+                signum, save_now = (0, False) if is_last else session.agree(step, stop.signum)
                 if signum or save_now:
                     session.save_state(step, state)
                 if signum:
@@ -70,20 +74,21 @@ def train(
                     session.save_snapshot(step, state.params)
                 if step in session.probe_steps:
                     session.probe(step, state.params, probe_fn)
-                if step < config.train.n_steps:
+                if not is_last:
                     state, metrics = parallel.step(state, parallel.put_rows(next(batches)))
                     session.recorder.add(step, metrics)
             session.save_state(config.train.n_steps, state)
         except NonFiniteLossError as error:
+            session.recorder.flush()
             writer.wait()
-            raise NonFiniteLossError(f"{error}; {last_good_snapshot(run)}") from None
+            raise NonFiniteLossError(error.step, f"{error.what}; {last_good_snapshot(run, error.step)}") from None
     return Outcome(config.train.n_steps, 0)
 
 
-def last_good_snapshot(run: RunDir) -> str:
-    """In words, for the message of a run that went wrong."""
-    entries = run.manifest.read()
-    return f"the last good snapshot is step {entries[-1].step}" if entries else "no snapshot was saved before"
+def last_good_snapshot(run: RunDir, bad_step: int) -> str:
+    """In words, for the message of a run that went wrong: parameters that gave a finite loss."""
+    steps = [entry.step for entry in run.manifest.read() if entry.step < bad_step]
+    return f"the last good snapshot is step {steps[-1]}" if steps else "no snapshot was saved before"
 
 
 def local_batches(config: Config, corpus: Corpus, start_step: int) -> Batches:
@@ -91,7 +96,9 @@ def local_batches(config: Config, corpus: Corpus, start_step: int) -> Batches:
     n_local = config.train.batch_size // jax.process_count()
     first = jax.process_index() * n_local
     share = slice(first, first + n_local)
-    return Batches(corpus, seed=config.data.seed, batch_size=config.train.batch_size, start_step=start_step, local=share)
+    return Batches(
+        corpus, seed=config.data.seed, batch_size=config.train.batch_size, start_step=start_step, local=share
+    )
 
 
 class _Session:
@@ -161,7 +168,7 @@ class _Session:
         self.recorder.settle()
         arrays = self.parallel.to_host(tree)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays)):
-            raise NonFiniteLossError(f"step {step}: parameters are not finite")
+            raise NonFiniteLossError(step, "the parameters are not finite")
         return arrays
 
     def _write_block(self, block: Any) -> None:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from icl_jax.config import Config
 from icl_jax.model.params import layer_names, param_shapes
-from icl_jax.train.step import Axes, StepMetrics, TrainState, init_state, train_step
+from icl_jax.train.step import Axes, TrainState, init_state, train_step
 
 
 def sharded_axes(config: Config) -> dict[str, int]:
@@ -60,14 +60,11 @@ class ParallelStep:
         specs = self._specs(abstract, axes)
         self.state_sharding = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), specs)
         if self._is_pmap:
-            self.step = jax.pmap(
-                step, "devices", in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=0
-            )
+            self.step = jax.pmap(step, "devices", in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=0)
         else:
-            metrics = StepMetrics(PartitionSpec(), PartitionSpec(), PartitionSpec())
             rows = PartitionSpec(axes.names)
             mapped = jax.shard_map(
-                step, mesh=self._mesh, in_specs=(specs, rows), out_specs=(specs, metrics), check_vma=False
+                step, mesh=self._mesh, in_specs=(specs, rows), out_specs=(specs, PartitionSpec()), check_vma=False
             )
             self.step = jax.jit(mapped, donate_argnums=0)
 

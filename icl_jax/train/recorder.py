@@ -81,14 +81,13 @@ class Recorder:
         step_s, self._last_fetch = (now - self._last_fetch) / n, now
         for (step, _), metrics in zip(taken, on_host, strict=True):
             if not np.isfinite(metrics.loss_T).all() or not np.isfinite(metrics.grad_norm):
-                self.flush()
-                raise NonFiniteLossError(_describe(step, metrics))
+                raise NonFiniteLossError(step, _describe(metrics))
             self._fetched.append((step, metrics, step_s))
             self._seen(step, metrics.loss_T, float(metrics.lr), float(metrics.grad_norm), step_s)
 
 
-def _describe(step: int, metrics: StepMetrics) -> str:
+def _describe(metrics: StepMetrics) -> str:
     bad = np.flatnonzero(~np.isfinite(metrics.loss_T))
     if len(bad) == 0:
-        return f"step {step}: the gradient's norm is {float(metrics.grad_norm)}"
-    return f"step {step}: the loss at position {bad[0]} is {float(metrics.loss_T[bad[0]])} ({len(bad)} positions are not finite)"
+        return f"the loss is finite, but the gradient's norm is {float(metrics.grad_norm)}"
+    return f"the loss at position {bad[0]} is {float(metrics.loss_T[bad[0]])} ({len(bad)} positions are not finite)"

@@ -102,9 +102,13 @@ def _check_corpus(config: Config, vocab_size: int) -> None:
 
 def _headline(config: Config, path: str, devices: list[jax.Device], start_step: int) -> str:
     model = config.model
-    kind = f"{model.n_layers} layers, d_model {model.d_model}, {model.n_heads} heads, {n_params(model):,} parameters"
-    where = f"{len(devices)} x {devices[0].device_kind}" + (
-        f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    )
-    verb = f"resumes at step {start_step}" if start_step else "starts"
-    return f"{path}: {verb}: {kind}; {config.data.source}; {config.train.n_steps * config.tokens_per_step:,} tokens; {where}"
+    parts = [
+        f"resumes at step {start_step}" if start_step else "starts",
+        f"{model.n_layers} layers, d_model {model.d_model}, {model.n_heads} heads, {n_params(model):,} parameters",
+        config.data.source,
+        f"{config.train.n_steps * config.tokens_per_step:,} tokens",
+        f"{len(devices)} x {devices[0].device_kind}",
+    ]
+    if jax.process_count() > 1:
+        parts.append(f"{jax.process_count()} processes")
+    return f"{path}: {'; '.join(parts)}"

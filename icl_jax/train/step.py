@@ -101,7 +101,9 @@ def train_step(
 
     square = optax.tree.norm({name: grads[name] for name in whole}, squared=True)
     if shards:
-        square = square + jax.lax.psum(optax.tree.norm({name: grads[name] for name in shards}, squared=True), axes.names[-1])
+        square = square + jax.lax.psum(
+            optax.tree.norm({name: grads[name] for name in shards}, squared=True), axes.names[-1]
+        )
     grad_norm = jnp.sqrt(square)
     if config.optimizer.clip_norm > 0:
         scale = jnp.minimum(1.0, config.optimizer.clip_norm / jnp.maximum(grad_norm, 1e-30))

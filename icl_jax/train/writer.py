@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from icl_jax.config import UserError
+from icl_jax.rundir.files import reason
 
 
 class Writer:
@@ -49,16 +50,17 @@ class Writer:
         if isinstance(error, UserError):
             raise error
         if error is not None:
-            reason = str(error).strip().splitlines()
             raise UserError(
-                f"cannot write the run directory: {reason[0][:300] if reason else type(error).__name__}: what was"
-                " recorded before stays readable; make room and run the same command again to resume"
+                f"cannot write the run directory: {reason(error)}: what was recorded before stays readable;"
+                " the same command resumes"
             ) from error
 
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None
+    ) -> None:
         self._jobs.put(None)
         self._thread.join()
         if kind is None:

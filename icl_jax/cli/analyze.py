@@ -1,0 +1,131 @@
+"""`icl-jax analyze`: measurements of a run's snapshots, and what they say about the phase change."""
+
+import time
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tyro.conf import Positional
+
+from icl_jax.cli import process
+from icl_jax.config import UserError
+from icl_jax.rundir import RunDir
+from icl_jax.rundir.checkpoints import quiet_orbax
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeArgs:
+    """Arguments of `icl-jax analyze`."""
+
+    runs: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN")] = ()
+    """Run directories."""
+    only: str = ""
+    """Measurements to take, such as head_scores,icl; what they need is taken too. Default: all that apply."""
+    snapshots: str = ""
+    """How many, spread over the run (20), or at which steps (0,100,200). Default: all."""
+    rows: int = 0
+    """Held-out rows to measure on; 0: 65,536 tokens' worth. The run directory holds up to 1,024."""
+    show: bool = False
+    """Print the phase change: window, ICL score before and after, heads. Analyzes first a run that never was."""
+    list: bool = False
+    """Print the table of measurements and stop."""
+
+
+def analyze(args: AnalyzeArgs, console: Console) -> int:
+    """Take what is missing, for each run in turn. Returns the exit status 0. Raises UserError."""
+    if args.list:
+        _print_list(console)
+        return 0
+    if not args.runs:
+        raise UserError("RUN is missing; see icl-jax analyze --help")
+    if args.rows < 0:
+        raise UserError(f"--rows = {args.rows}: must be 0 or more")
+    snapshots = _parse_snapshots(args.snapshots)
+    only = [name.strip() for name in args.only.split(",") if name.strip()] or None
+    quiet_orbax()
+    runs = [RunDir.open(path) for path in args.runs]
+    # A snapshot on each device, side by side: faster than one device with as many threads.
+    process.configure_jax(process.cpu_count())
+    from icl_jax.analysis import run_measurements
+    from icl_jax.analysis.dataset import load_dataset
+
+    for run in runs:
+        path = run.path / "analysis.zarr"
+        is_chosen = only is not None or snapshots is not None or args.rows
+        if not (args.show and path.exists() and not is_chosen):
+            started = time.monotonic()
+            with _Progress(console, str(run.path)) as progress:
+                dataset = run_measurements.analyze(
+                    run, only=only, snapshots=snapshots, n_rows=args.rows or None, progress=progress.update
+                )
+            n_variables, n_snapshots = len(dataset.data_vars), dataset.sizes["snapshot"]
+            took = f"{progress.n_taken} measurements taken in {time.monotonic() - started:.0f} s"
+            _say(console, f"{path}: {n_variables} variables of {n_snapshots} snapshots; {took}")
+        if args.show:
+            from icl_jax.report.phase_table import phase_table
+
+            _say(console, "\n".join(phase_table(load_dataset(path).load())))
+    return 0
+
+
+def _parse_snapshots(text: str) -> int | list[int] | None:
+    if not text:
+        return None
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        allowed = "must be a number such as 20, or steps such as 0,100,200"
+        raise UserError(f"--snapshots = {text!r}: {allowed}") from None
+    return numbers if "," in text else numbers[0]
+
+
+def _print_list(console: Console) -> None:
+    from icl_jax.analysis.measurement import Measurement
+    from icl_jax.analysis.table import TABLE
+
+    for entry in TABLE:
+        _say(console, f"{entry.name}  ({entry.source})")
+        for name, variable in entry.variables.items():
+            dims = (entry.snapshot_dim, *variable.dims) if isinstance(entry, Measurement) else variable.dims
+            label = f"{name} ({', '.join(dims)})"
+            _say(console, f"  {label:<62} {variable.units:<10} {variable.text}")
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere a line at each tenth."""
+
+    def __init__(self, console: Console, path: str) -> None:
+        self._console, self._path = console, path
+        self._bar: Progress | None = None
+        self._tenth = 0
+        self.n_taken = 0
+
+    def __enter__(self) -> "_Progress":
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+            )
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
+            self._task = self._bar.add_task(self._path, total=None)
+            self._bar.start()
+        return self
+
+    def update(self, done: int, total: int, name: str) -> None:
+        self.n_taken = done
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, description=f"{self._path}  {name}")
+        elif 10 * done // total > self._tenth:
+            self._tenth = 10 * done // total
+            _say(self._console, f"{self._path}: {done} of {total} measurements taken, the latest {name}")
+
+    def __exit__(self, *_error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,111 @@
+"""The command line as a user meets it."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from icl_jax import __version__
+from icl_jax.rundir import RunDir
+from tests.train.runs import CLI, TINY, command, finish, start_cli, tiny_config, train_here
+
+_VERBS = [("train",), ("verify",), ("data",), ("data", "prepare"), ("data", "show"), ("reproduce",)]
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.mark.parametrize("verb", _VERBS, ids=" ".join)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_shows_an_example(verb: tuple[str, ...], flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    status, out, err = command(*verb, flag)
+    assert (status, err) == (0, "")
+    assert f"icl-jax {' '.join(verb)}" in out
+    assert "Example: icl-jax " in out
+
+
+@pytest.mark.parametrize("args", [(), ("--help",), ("-h",), ("help",)], ids=str)
+def test_help_names_the_verbs(args: tuple[str, ...]) -> None:
+    status, out, err = command(*args)
+    assert (status, err) == (0, "")
+    for verb in ("train", "verify", "data", "reproduce"):
+        assert f"\n  {verb} " in out
+    assert "--debug" in out
+
+
+def test_help_with_a_config_shows_its_values(config_file: Path) -> None:
+    status, out, _ = command("train", config_file, "--help")
+    assert status == 0
+    assert "--model.n-heads" in out
+    assert "(default: 3)" in out
+
+
+def test_version() -> None:
+    assert command("--version") == (0, f"icl-jax {__version__}\n", "")
+
+
+def test_debug_shows_where_an_error_came_from() -> None:
+    status, _, err = command("--debug", "verify", "nope")
+    assert status == 2
+    assert err.startswith("Traceback (most recent call last)")
+    assert "RunDir.open" in err
+    assert err.splitlines()[-1] == "icl-jax: nope: no such run directory"
+    assert command("verify", "nope", "--debug")[2].startswith("Traceback")
+
+
+def test_built_in_config_with_overrides_and_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the default run directory is runs/NAME, a relative path
+    overrides = (
+        "--train.n-steps",
+        "4",
+        "--optimizer.warmup-steps",
+        "2",
+        "--model.n-layers",
+        "1",
+        "--model.d-model",
+        "8",
+    )
+    status, out, err = command("train", "smoke", "--devices", "1", *overrides)
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1].startswith("runs/smoke: complete, 4 steps, ")
+    run = RunDir.open("runs/smoke")
+    assert (run.config.train.n_steps, run.config.model.n_layers, run.config.model.d_model) == (4, 1, 8)
+    assert run.config.model.n_ctx == 64  # the file's
+    status, out, err = command("verify", "runs/smoke")
+    assert (status, err) == (0, "")
+    assert out.startswith("runs/smoke: good: 4 of 4 steps x 64 positions recorded")
+    assert len(out.splitlines()) == 1
+
+
+def test_verify_ends_quietly_when_nobody_reads(config_file: Path, tmp_path: Path) -> None:
+    train_here(tiny_config(), tmp_path / "run")
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    child = start_cli("verify", tmp_path / "run", stdout=write_end)
+    os.close(write_end)
+    assert finish(child)[::2] == (0, "")
+
+
+def test_an_error_in_the_program_itself_shows_its_traceback() -> None:
+    code = f"import icl_jax.cli.main as m; m._VERBS['verify'] = lambda args, console: 1 / 0; {CLI[2]}"
+    done = subprocess.run([CLI[0], "-c", code, "verify"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("columns", ["40", "200"])
+def test_argument_errors_read_the_same_in_any_terminal(
+    encoding: str, columns: str, config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    monkeypatch.setenv("COLUMNS", columns)
+    _, _, err = finish(start_cli("train", config_file, "--seed", "1"))
+    expected = "--seed: no such option; did you mean --data.seed or --train.seed?; see icl-jax train --help"
+    assert err == f"icl-jax: {expected}\n"

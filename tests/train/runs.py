@@ -1,0 +1,180 @@
+"""Small runs, in this process and through the command line, and what two equal runs have in common."""
+
+import contextlib
+import functools
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from rich.console import Console
+
+from icl_jax.cli import main, process
+from icl_jax.config import Config, parse_config
+from icl_jax.data import open_corpus
+from icl_jax.rundir import RunDir
+from icl_jax.rundir.checkpoints import load_arrays
+from icl_jax.rundir.verify import problems
+from icl_jax.train import loop
+from icl_jax.train.loop import Outcome, train
+from icl_jax.train.probes import make_probe_fn
+from icl_jax.train.progress import Progress
+from icl_jax.train.start import open_or_create
+from icl_jax.train.stop import StopSignal
+from icl_jax.train.tracker import NullTracker
+
+TINY = """
+[model]
+n_layers = 2
+d_model = 12
+n_heads = 3
+n_ctx = 17
+vocab_size = 29
+smeared_keys = true
+[data]
+held_out_rows = 10
+phrase_len = 5
+[train]
+n_steps = 8
+batch_size = 8
+flush_every_s = 0.0
+[optimizer]
+warmup_steps = 3
+[snapshots]
+n_linear = 8
+n_log = 0
+[probes]
+n_probes = 4
+held_out_rows = 10
+n_sequences = 2
+repeat_len = 7
+n_repeats = 2
+[tracker]
+wandb = "disabled"
+every_steps = 1
+"""
+
+CLI = (sys.executable, "-c", "from icl_jax.cli.main import main; main()")
+
+
+def tiny_config(**sections: Mapping[str, Any]) -> Config:
+    """TINY with some fields changed: ``tiny_config(train={"n_steps": 3})``."""
+    config = parse_config(TINY)
+    changed = {name: replace(getattr(config, name), **values) for name, values in sections.items()}
+    return replace(config, **changed)
+
+
+class TellingTracker(NullTracker):
+    """Calls `seen(step)` when the loss of each step has arrived."""
+
+    def __init__(self, seen: Callable[[int], None]) -> None:
+        super().__init__("tests")
+        self.seen = seen
+
+    def log_step(self, step: int, tokens: int, scalars: Mapping[str, Any]) -> None:
+        self.seen(step)
+
+
+def train_here(
+    config: Config, path: Path, *, n_devices: int = 1, stop_at: int | None = None, signum: int = 15
+) -> Outcome:
+    """Make or resume a run in this process; a signal comes before step `stop_at`."""
+    corpus = open_corpus(config)
+    run = open_or_create(str(path), config, corpus)
+    stop = StopSignal()  # not entered: pytest keeps its own handlers
+    if stop_at is not None and stop_at <= (run.last_state_step() or 0):
+        stop.signum = signum
+
+    def seen(step: int) -> None:
+        if stop_at is not None and step + 1 >= stop_at:
+            stop.signum = signum
+
+    progress = Progress(Console(quiet=True), config.train.n_steps, config.tokens_per_step, 0)
+    devices = jax.devices()[:n_devices]
+    return train(run, corpus, devices, stop=stop, progress=progress, tracker=TellingTracker(seen))
+
+
+def compile_once(patch: pytest.MonkeyPatch) -> None:
+    """Let the runs of `train_here` that have equal configs share their compiled functions: most of their time."""
+    step, probe = (
+        functools.cache(loop.ParallelStep),
+        functools.cache(lambda config: make_probe_fn(config, open_corpus(config))),
+    )
+    patch.setattr(loop, "ParallelStep", lambda config, devices: step(config, tuple(devices)))
+    patch.setattr(loop, "make_probe_fn", lambda config, _corpus: probe(config))
+
+
+def start_cli(*args: str | Path, **options: Any) -> subprocess.Popen[str]:
+    """`icl-jax ARGS` in a process of its own."""
+    checkout = str(Path(__file__).parents[2])
+    paths = [checkout, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen([*CLI, *map(str, args)], text=True, env=env, **pipes)
+
+
+def finish(child: subprocess.Popen[str], timeout_s: float = 120.0) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr; what runs longer is killed and fails the test."""
+    try:
+        out, err = child.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        out, err = child.communicate()
+        raise AssertionError(f"still running after {timeout_s} s:\n{out}\n{err}") from None
+    return child.returncode, out, err
+
+
+def recorded(path: Path) -> dict[str, np.ndarray]:
+    """Everything in the record but the times that steps took."""
+    record = RunDir.open(str(path)).load_record()
+    return {str(name): array.values for name, array in record.variables.items() if name != "step_s"}
+
+
+def final_state(path: Path) -> dict[str, np.ndarray]:
+    run = RunDir.open(str(path))
+    step = run.last_state_step()
+    assert step is not None
+    return run.load_state(step)
+
+
+def folder_bytes(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def assert_same_run(path: Path, unbroken: Path) -> None:
+    """Equal bits: record (but for step_s), manifest, every snapshot, last state; both as good as they promise."""
+    run = RunDir.open(str(path))
+    assert list(problems(run)) == []  # the hashes of the snapshots are those of the manifest
+    assert run.manifest.path.read_bytes() == (unbroken / "manifest.jsonl").read_bytes()
+    assert {p.name for p in (path / "snapshots").iterdir()} == {p.name for p in (unbroken / "snapshots").iterdir()}
+    for arrays, expected in ((recorded(path), recorded(unbroken)), (final_state(path), final_state(unbroken))):
+        assert arrays.keys() == expected.keys()
+        for name, values in expected.items():
+            assert arrays[name].dtype == values.dtype, name
+            np.testing.assert_array_equal(arrays[name], values, err_msg=name)
+    leftovers = [p for p in path.rglob("*") if p.name.endswith(".partial") or "-tmp" in p.name]
+    assert leftovers == []
+
+
+def snapshot(path: Path, step: int) -> dict[str, np.ndarray]:
+    return load_arrays(epath.Path(path) / "snapshots" / str(step))
+
+
+def command(*args: str | Path) -> tuple[int, str, str]:
+    """`icl-jax ARGS` in this process, which has its devices already: exit status, stdout and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(process, "configure_jax", lambda _n_cpu_devices: None)
+        try:
+            status = main.run([str(arg) for arg in args])
+        except SystemExit as error:  # --help
+            status = int(error.code or 0)
+    return status, out.getvalue(), err.getvalue()

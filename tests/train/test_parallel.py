@@ -1,0 +1,196 @@
+"""The same numbers from 1, 2 and 8 devices, pmap and mesh, one and two processes."""
+
+import functools
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from icl_jax.config import Config, UserError
+from icl_jax.data import Batches, open_corpus
+from icl_jax.rundir import RunDir
+from icl_jax.rundir.verify import problems
+from icl_jax.train.parallel import ParallelStep, sharded_axes
+from icl_jax.train.step import init_state, train_step
+from tests.train.runs import TINY, final_state, finish, recorded, snapshot, start_cli, tiny_config, train_here
+
+N_STEPS = 50
+
+
+@functools.cache
+def _config(**train: Any) -> Config:
+    return tiny_config(train={"n_steps": N_STEPS, "batch_size": 16, **train})
+
+
+@functools.cache
+def _curve(config: Config, n_devices: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Loss [step, position], gradient norm [step] and the last parameters."""
+    traced: list[Any] = []
+
+    def tracing(*args: Any, **kwargs: Any) -> Any:
+        traced.append(args)
+        return train_step(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("icl_jax.train.parallel.train_step", tracing)
+        parallel = ParallelStep(config, jax.devices()[:n_devices])
+    state = parallel.put_state(init_state(config))
+    losses, norms = [], []
+    with Batches(open_corpus(config), seed=config.data.seed, batch_size=config.train.batch_size) as batches:
+        for _ in range(N_STEPS):
+            state, metrics = parallel.step(state, parallel.put_rows(next(batches)))
+            losses.append(np.asarray(metrics.loss_T))
+            norms.append(np.asarray(metrics.grad_norm))
+    assert len(traced) == 1
+    return np.stack(losses), np.stack(norms), parallel.to_host(state.params)
+
+
+@pytest.mark.parametrize(
+    ("n_devices", "fields"),
+    [
+        (2, {}),
+        (8, {}),
+        (1, {"accum_steps": 4}),
+        (2, {"accum_steps": 2}),
+        (1, {"parallel": "mesh"}),
+        (2, {"parallel": "mesh"}),
+        (8, {"parallel": "mesh"}),
+        (2, {"parallel": "mesh", "fsdp": 2}),
+        (8, {"parallel": "mesh", "fsdp": 2}),
+        (4, {"parallel": "mesh", "fsdp": 4, "accum_steps": 2}),
+    ],
+    ids=lambda value: (
+        "-".join(f"{k}={v}" for k, v in value.items()) or "pmap" if isinstance(value, dict) else str(value)
+    ),
+)
+def test_same_curve_as_one_device(n_devices: int, fields: dict[str, Any]) -> None:
+    loss, norm, params = _curve(_config(), 1)
+    assert loss[-1].mean() < loss[0].mean() - 0.05  # it learns, so that 50 steps could drift apart
+    found_loss, found_norm, found_params = _curve(_config(**fields), n_devices)
+    np.testing.assert_allclose(found_loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(found_norm, norm, rtol=1e-4)
+    for name, values in params.items():
+        np.testing.assert_allclose(found_params[name], values, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_fsdp_cuts_the_parameters_and_pmap_does_not() -> None:
+    config = _config(parallel="mesh", fsdp=2)
+    axes = sharded_axes(config)
+    assert {"W_E", "W_U", "W_Q", "W_K", "W_V", "W_O"} <= axes.keys()
+    state = ParallelStep(config, jax.devices()[:8]).put_state(init_state(config))
+    for name, value in state.params.items():
+        shard = value.addressable_data(0).shape
+        expected = tuple(n // 2 if i == axes.get(name) else n for i, n in enumerate(value.shape))
+        assert shard == expected, name
+    whole = ParallelStep(_config(), jax.devices()[:8]).put_state(init_state(config))
+    assert all(value.sharding.is_fully_replicated for value in whole.params.values())
+
+
+def test_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(UserError, match=r"train\.batch_size = 16: must be divisible by 3 devices"):
+        ParallelStep(_config(), jax.devices()[:3])
+
+
+def test_resume_on_other_devices_goes_on_with_the_same_curve(tmp_path: Path) -> None:
+    """State saved by two devices under pmap goes on under a mesh of four with sharded parameters."""
+    train_here(tiny_config(), tmp_path / "one")
+    train_here(tiny_config(), tmp_path / "moved", n_devices=2, stop_at=4)
+    train_here(tiny_config(train={"parallel": "mesh", "fsdp": 2}), tmp_path / "moved", n_devices=4)
+    np.testing.assert_allclose(recorded(tmp_path / "moved")["loss"], recorded(tmp_path / "one")["loss"], rtol=1e-5)
+
+
+# --- several processes, each with one CPU device, on the loopback interface ---
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _start_two(*args: str | Path) -> list[subprocess.Popen[str]]:
+    shared = ("--coordinator", f"127.0.0.1:{_free_port()}", "--processes", "2")
+    return [start_cli("train", *args, *shared, "--process-id", str(i)) for i in range(2)]
+
+
+def _own_lines(text: str) -> list[str]:
+    """Without what Gloo, the collectives' library, prints from C++."""
+    return [line for line in text.splitlines() if not line.startswith("[Gloo]")]
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.toml"
+    path.write_text(TINY.replace("n_steps = 8", f"n_steps = {N_STEPS}").replace("batch_size = 8", "batch_size = 16"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("one") / "run"
+    train_here(_config(), path)
+    return path
+
+
+def _assert_close(run: Path, expected: Path) -> None:
+    assert list(problems(RunDir.open(str(run)))) == []
+    for name, values in recorded(expected).items():
+        np.testing.assert_allclose(recorded(run)[name], values, rtol=1e-4 if name != "loss" else 1e-5, atol=1e-5)
+    steps = [entry.step for entry in RunDir.open(str(expected)).manifest.read()]
+    assert [entry.step for entry in RunDir.open(str(run)).manifest.read()] == steps
+    for step in steps:
+        for name, values in snapshot(expected, step).items():
+            np.testing.assert_allclose(
+                snapshot(run, step)[name], values, rtol=1e-3, atol=1e-5, err_msg=f"{step} {name}"
+            )
+
+
+@pytest.mark.parametrize("options", [(), ("--train.parallel", "mesh", "--train.fsdp", "2")], ids=["pmap", "fsdp"])
+def test_two_processes(config_file: Path, one_process: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    run = tmp_path / "run"
+    results = [finish(process) for process in _start_two(config_file, "--run", run, *options)]
+    assert [status for status, _, _ in results] == [0, 0], results
+    (_, out, _), (_, other_out, _) = results
+    assert "2 processes" in out
+    assert _own_lines(other_out) == []  # one of them talks
+    _assert_close(run, one_process)
+    starts = RunDir.open(str(run)).environment["starts"]
+    assert [start["processes"] for start in starts] == [2]
+
+
+def test_signal_to_one_of_two_processes_stops_both(config_file: Path, tmp_path: Path) -> None:
+    n_steps = 2000  # never reached
+    run = tmp_path / "run"
+    options = ("--train.n-steps", str(n_steps), "--train.flush-every-s", "1")
+    processes = _start_two(config_file, "--run", run, *options)
+    deadline_s = time.monotonic() + 60
+    while not any((run / "snapshots").glob("2*")) and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    processes[1].send_signal(signal.SIGTERM)
+    results = [finish(process) for process in processes]
+    assert [status for status, _, _ in results] == [0, 0], results
+    stopped_at = int(final_state(run)["step"])
+    assert f"SIGTERM: state saved at step {stopped_at}" in results[0][1]
+    assert 0 < stopped_at < n_steps
+    # One process goes on with it, and a second signal stops that one.
+    config = tiny_config(train={"n_steps": n_steps, "batch_size": 16, "flush_every_s": 1.0})
+    stop_at = stopped_at + 5
+    assert train_here(config, run, stop_at=stop_at).step == stop_at
+    train_here(config, tmp_path / "one", stop_at=stop_at)
+    np.testing.assert_allclose(recorded(run)["loss"], recorded(tmp_path / "one")["loss"], rtol=1e-5)
+    assert len(recorded(run)["loss"]) == stop_at
+
+
+def test_what_process_0_refuses_ends_both(config_file: Path, one_process: Path) -> None:
+    results = [finish(process) for process in _start_two(config_file, "--run", one_process, "--optimizer.lr", "0.1")]
+    assert [status for status, _, _ in results] == [2, 2], results
+    errors = [_own_lines(err) for _, _, err in results]
+    assert len(errors[0]) == len(errors[1]) == 1
+    assert "optimizer.lr: 0.003 != 0.1" in errors[0][0]
+    assert "process 0 cannot use this run directory" in errors[1][0]

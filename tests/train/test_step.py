@@ -1,0 +1,223 @@
+"""One step against AdamW written out in NumPy, and what accumulation, precision and jit must not change."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from icl_jax.config import Config, ModelConfig, OptimizerConfig, TrainConfig
+from icl_jax.model.forward import forward
+from icl_jax.model.loss import reference_token_loss
+from icl_jax.model.params import Params
+from icl_jax.train import step as step_module
+from icl_jax.train.optimizer import init_opt_state, is_decayed, learning_rate_fn
+from icl_jax.train.parallel import ParallelStep
+from icl_jax.train.step import Axes, StepMetrics, TrainState, train_step
+from tests.model.random_params import random_params
+
+B, T, V = 6, 7, 29
+MODEL = ModelConfig(
+    n_layers=1, d_model=15, n_heads=3, d_mlp=17, n_ctx=T, vocab_size=V, position_embedding="learned",
+    smeared_keys=True, attention="reference", loss_chunk=10,
+)  # fmt: skip
+OPTIMIZER = OptimizerConfig(
+    lr=0.02, warmup_steps=2, schedule="constant", b1=0.8, b2=0.95, eps=1e-6, weight_decay=0.3, clip_norm=0.5
+)
+
+
+def _config(*, accum_steps: int = 1, model: ModelConfig = MODEL, n_steps: int = 11, **optimizer: Any) -> Config:
+    return Config(
+        model=model,
+        train=TrainConfig(n_steps=n_steps, batch_size=B, accum_steps=accum_steps),
+        optimizer=dataclasses.replace(OPTIMIZER, **optimizer),
+        data=dataclasses.replace(Config().data, phrase_len=3),
+    )
+
+
+def _rows(step: int) -> np.ndarray:
+    return np.random.default_rng(100 + step).integers(0, V, (B, T + 1), dtype=np.int32)
+
+
+def _step_fn(config: Config) -> Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]:
+    """The step of one device; a mapped axis of size 1 stands for all devices."""
+    step = partial(train_step, config=config, axes=Axes(("devices",), {}), platform="cpu")
+    mapped = jax.vmap(step, in_axes=(None, 0), out_axes=None, axis_name="devices", axis_size=1)
+    return jax.jit(lambda state, rows: mapped(state, rows[None]))
+
+
+def _start(config: Config) -> TrainState:
+    params = random_params(config.model)
+    return TrainState(jnp.int32(0), params, init_opt_state(config.optimizer, params))
+
+
+@jax.jit
+def _reference_grads(params: Params, rows: jax.Array) -> tuple[jax.Array, Params]:
+    def loss_fn(params: Params) -> tuple[jax.Array, jax.Array]:
+        eye = jnp.eye(V)
+        loss_BT = reference_token_loss(forward(params, rows[:, :-1], MODEL), eye, rows[:, 1:])
+        return jnp.mean(loss_BT), jnp.mean(loss_BT, axis=0)
+
+    return jax.grad(loss_fn, has_aux=True)(params)[::-1]
+
+
+class NumpyAdamW:
+    """AdamW as in Loshchilov and Hutter 2019, float64."""
+
+    def __init__(self, params: Params, config: OptimizerConfig) -> None:
+        self.params = {name: np.asarray(value, np.float64) for name, value in params.items()}
+        self.mu = {name: np.zeros(value.shape) for name, value in params.items()}
+        self.nu = {name: np.zeros(value.shape) for name, value in params.items()}
+        self.config = config
+
+    def update(self, grads: Params, step: int, lr: float) -> float:
+        c = self.config
+        g = {name: np.asarray(value, np.float64) for name, value in grads.items()}
+        norm = math.sqrt(sum((value**2).sum() for value in g.values()))
+        clip = c.clip_norm / norm if c.clip_norm and norm > c.clip_norm else 1.0
+        decay = c.weight_decay
+        if 0 <= c.decay_change_step <= step:
+            decay *= c.decay_change_factor
+        for name in g:
+            self.mu[name] = c.b1 * self.mu[name] + (1 - c.b1) * clip * g[name]
+            self.nu[name] = c.b2 * self.nu[name] + (1 - c.b2) * (clip * g[name]) ** 2
+            mu = self.mu[name] / (1 - c.b1 ** (step + 1))
+            nu = self.nu[name] / (1 - c.b2 ** (step + 1))
+            is_vector = name in ("ln1_w", "ln2_w", "ln_final_w", "smear_alpha")
+            direction = mu / (np.sqrt(nu) + c.eps) + (0 if is_vector else decay) * self.params[name]
+            self.params[name] = self.params[name] - lr * direction
+        return norm
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {},
+        {"clip_norm": 0.0, "decay_change_step": 2, "decay_change_factor": 0.1},
+        {"clip_norm": 1e6, "decay_change_step": 0, "decay_change_factor": 5.0},
+    ],
+    ids=["clipped", "not clipped, decay falls at step 2", "clipped too high to matter, decay changed from the start"],
+)
+def test_steps_equal_numpy_adamw(optimizer: dict[str, Any]) -> None:
+    """Four steps, so that moments, their bias, the end of warm-up and a change of decay all count."""
+    config = _config(**optimizer)
+    step_fn, state = _step_fn(config), _start(config)
+    expected = NumpyAdamW(state.params, config.optimizer)
+    for step in range(4):
+        rows = _rows(step)
+        loss_T, grads = _reference_grads(state.params, rows)
+        lr = 0.01 if step == 0 else 0.02
+        norm = expected.update(grads, step, lr)
+        assert norm > config.optimizer.clip_norm or config.optimizer.clip_norm == 1e6
+        state, metrics = step_fn(state, rows)
+        assert int(state.step) == step + 1
+        np.testing.assert_allclose(metrics.loss_T, loss_T, atol=1e-5)
+        assert float(metrics.grad_norm) == pytest.approx(norm, rel=1e-5)
+        assert float(metrics.lr) == pytest.approx(lr, rel=1e-6)
+        for name, value in state.params.items():
+            np.testing.assert_allclose(value, expected.params[name], atol=2e-5, err_msg=f"{name} after step {step}")
+
+
+def test_decay_leaves_out_norm_weights_and_alphas() -> None:
+    decayed = {name for name in random_params(MODEL) if is_decayed(name)}
+    assert decayed == {"W_E", "W_pos", "W_Q", "W_K", "W_V", "W_O", "W_in", "W_out", "W_U"}
+
+
+def _assert_same(a: tuple[TrainState, StepMetrics], b: tuple[TrainState, StepMetrics], atol: float) -> None:
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=atol, err_msg=jax.tree_util.keystr(path))
+
+
+def test_accumulated_step_equals_the_whole() -> None:
+    # Adam divides by the root of the second moment: where that is near 0 rounding would be all there is.
+    config = _config(eps=1e-2)
+    whole, parts = _step_fn(config), _step_fn(_config(accum_steps=3, eps=1e-2))
+    a = b = _start(config)
+    for step in range(2):
+        after, metrics = whole(a, _rows(step))
+        after_parts, metrics_parts = parts(b, _rows(step))
+        _assert_same((after, metrics), (after_parts, metrics_parts), atol=1e-6)
+        a, b = after, after_parts
+
+
+def test_bfloat16_activations_keep_float32_parameters_moments_and_loss() -> None:
+    half = _config(model=dataclasses.replace(MODEL, compute_dtype="bfloat16"))
+    state = _start(half)
+    after, metrics = _step_fn(half)(state, _rows(0))
+    for leaf in jax.tree.leaves((after.params, after.opt_state, metrics)):
+        assert leaf.dtype in (jnp.float32, jnp.int32)
+    assert metrics.loss_T.dtype == jnp.float32
+    exact = _reference_grads(state.params, _rows(0))[0]
+    assert 1e-5 < float(jnp.abs(metrics.loss_T - exact).max()) < 0.05
+
+
+def test_one_trace_serves_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    n_traces = 0
+    mean_loss = step_module.mean_loss
+
+    def counting(*args: Any) -> Any:
+        nonlocal n_traces
+        n_traces += 1
+        return mean_loss(*args)
+
+    monkeypatch.setattr(step_module, "mean_loss", counting)
+    config = _config()
+    step_fn, state = _step_fn(config), _start(config)
+    for step in range(3):
+        state, _ = step_fn(state, _rows(step))
+    assert n_traces == 1
+
+
+def test_learned_positions_are_gathered_where_they_are_cut_over_devices() -> None:
+    model = ModelConfig(
+        n_layers=0, d_model=14, n_heads=7, n_ctx=T, vocab_size=V, positions="standard", position_embedding="learned"
+    )
+    after = []
+    for n_devices, train in ((1, {}), (2, {"parallel": "mesh", "fsdp": 2})):
+        config = _config(model=model)
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, **train))
+        parallel = ParallelStep(config, jax.devices()[:n_devices])
+        state = parallel.put_state(_start(config))
+        assert state.params["W_pos"].is_fully_replicated == (n_devices == 1)
+        after.append(parallel.to_host(parallel.step(state, parallel.put_rows(_rows(0)))))
+    _assert_same(*after, atol=1e-6)
+
+
+def _lr(config: Config) -> list[float]:
+    schedule = learning_rate_fn(config)
+    return [float(schedule(jnp.int32(step))) for step in range(config.train.n_steps)]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_warm_up_is_linear_and_reaches_the_peak_at_its_last_step(schedule: Any) -> None:
+    lr = _lr(_config(n_steps=20, lr=0.5, warmup_steps=5, schedule=schedule))
+    np.testing.assert_allclose(lr[:5], [0.1, 0.2, 0.3, 0.4, 0.5], rtol=1e-6)
+    assert max(lr) == pytest.approx(0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 1, 5])
+def test_cosine_goes_from_the_peak_to_its_final_fraction_at_the_last_step(warmup_steps: int) -> None:
+    n_steps = 21
+    lr = _lr(_config(n_steps=n_steps, lr=0.5, warmup_steps=warmup_steps, schedule="cosine", final_lr_fraction=0.2))
+    phase = np.arange(n_steps - warmup_steps) / (n_steps - warmup_steps - 1)
+    np.testing.assert_allclose(lr[warmup_steps:], 0.1 + 0.4 * (1 + np.cos(np.pi * phase)) / 2, rtol=1e-5)
+    assert lr[warmup_steps] == pytest.approx(0.5)
+    assert lr[-1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 1, 5])
+def test_constant_stays_at_the_peak(warmup_steps: int) -> None:
+    lr = _lr(_config(n_steps=21, lr=0.5, warmup_steps=warmup_steps, schedule="constant"))
+    np.testing.assert_allclose(lr[max(warmup_steps - 1, 0) :], 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("n_steps", "warmup_steps"), [(1, 0), (1, 1), (2, 1), (5, 5)])
+def test_the_shortest_runs_have_a_learning_rate(n_steps: int, warmup_steps: int) -> None:
+    lr = _lr(_config(n_steps=n_steps, lr=0.5, warmup_steps=warmup_steps, schedule="cosine", final_lr_fraction=0.1))
+    assert all(0 < value <= 0.5 for value in lr)
+    assert max(lr) == pytest.approx(0.5)
