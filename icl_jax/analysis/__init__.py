@@ -1,1 +1,44 @@
-"""The papers' measurements, one file each: pure functions of arrays."""
+"""The papers' measurements, one file each: pure functions of arrays.
+
+The functions below work on their own, in a notebook, on parameters from `icl_jax.open_run(path).params(step)`; each
+file holds more. `icl_jax.analysis.table` lists what `icl-jax analyze` takes over a whole run.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from icl_jax.analysis.ablation import ablate as ablate
+    from icl_jax.analysis.head_scores import duplicate_token as duplicate_token
+    from icl_jax.analysis.head_scores import induction_stripe as induction_stripe
+    from icl_jax.analysis.head_scores import patterns as patterns
+    from icl_jax.analysis.head_scores import prefix_matching as prefix_matching
+    from icl_jax.analysis.head_scores import previous_token as previous_token
+    from icl_jax.analysis.loss_derivative import derivative_by_log_index as derivative_by_log_index
+    from icl_jax.analysis.loss_inversion import loss_derivatives as loss_derivatives
+    from icl_jax.analysis.run_measurements import analyze as analyze
+    from icl_jax.analysis.run_measurements import make_context as make_context
+    from icl_jax.analysis.token_classes import classify_tokens as classify_tokens
+    from icl_jax.model.head_scores import repeated_tokens as repeated_tokens
+
+# Imported when first used, so that naming one measurement does not load them all.
+_HOMES = {
+    "ablate": "icl_jax.analysis.ablation",
+    "analyze": "icl_jax.analysis.run_measurements",
+    "classify_tokens": "icl_jax.analysis.token_classes",
+    "derivative_by_log_index": "icl_jax.analysis.loss_derivative",
+    "duplicate_token": "icl_jax.analysis.head_scores",
+    "induction_stripe": "icl_jax.analysis.head_scores",
+    "loss_derivatives": "icl_jax.analysis.loss_inversion",
+    "make_context": "icl_jax.analysis.run_measurements",
+    "patterns": "icl_jax.analysis.head_scores",
+    "prefix_matching": "icl_jax.analysis.head_scores",
+    "previous_token": "icl_jax.analysis.head_scores",
+    "repeated_tokens": "icl_jax.model.head_scores",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'icl_jax.analysis' has no attribute {name!r}")

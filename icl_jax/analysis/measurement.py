@@ -1,5 +1,6 @@
 """What a measurement is: a pure function, the variables that it fills and when it applies."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,14 @@ from icl_jax.config import Config
 StackedParams = dict[str, np.ndarray]
 """Parameters of several snapshots, the snapshot axis in front of every array."""
 
+_N_SEQUENCES = 10
+_REPEAT_LEN, _N_REPEATS = 25, 4
+_STRIPE_LEN = 50
+_MAX_PATTERN_CTX = 512
+_N_SAMPLED_TOKENS = 2048
+_ABLATION_TOKENS = 2**14
+_N_EXAMPLES = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Variable:
@@ -22,6 +31,8 @@ class Variable:
     """nats, attention (a share of attention, [0, 1]) or 1 (a plain number)."""
     text: str
     """One line: what it is, and its range."""
+    missing: str = ""
+    """Why entries may be NaN; empty: none may."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +46,70 @@ class Context:
     """Token ids for random sequences: neither the most nor the least common."""
     bos_id: int
     seed: int
+    bigram_counts: np.ndarray | None = None
+    """[token, next token] counts of the first training rows; None for a large vocabulary."""
 
     @cached_property
     def repeated(self) -> np.ndarray:
         """int32 [sequence, position]: BOS and a block of distinct random tokens four times (10 sequences of 101)."""
+        return self._random_sequences(_REPEAT_LEN, _N_REPEATS)
+
+    @cached_property
+    def repeated_once(self) -> np.ndarray:
+        """int32 [sequence, position]: BOS and a block of distinct random tokens twice (10 sequences of 101)."""
+        return self._random_sequences(_STRIPE_LEN, 2)
+
+    def _random_sequences(self, repeat_len: int, n_repeats: int) -> np.ndarray:
         from icl_jax.model.head_scores import repeated_tokens
 
         return repeated_tokens(
-            self.candidates, self.bos_id, self.config.model.n_ctx, n_sequences=10, repeat_len=25, n_repeats=4,
-            seed=self.seed,
+            self.candidates, self.bos_id, self.config.model.n_ctx, n_sequences=_N_SEQUENCES, repeat_len=repeat_len,
+            n_repeats=n_repeats, seed=self.seed,
         )  # fmt: skip
+
+    @cached_property
+    def natural(self) -> np.ndarray:
+        """int32 [sequence, position]: up to 10 held-out rows, cut at 512 tokens."""
+        return self.held_out[:_N_SEQUENCES, : min(self.config.model.n_ctx, _MAX_PATTERN_CTX)]
+
+    @cached_property
+    def sampled(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row and position of the tokens whose losses are kept one by one, [token] each.
+
+        At fixed random positions, equally many in each row: the paper takes one in each of its 10,000 examples; a run
+        directory holds fewer rows, so there are several, until there are about 2,000.
+        """
+        n_rows, n_ctx = len(self.held_out), self.config.model.n_ctx
+        n_each = max(1, min(n_ctx, _N_SAMPLED_TOKENS // n_rows))
+        rng = np.random.default_rng([self.seed, 1])
+        positions = [np.sort(rng.choice(n_ctx, n_each, replace=False)) for _ in range(n_rows)]
+        return np.repeat(np.arange(n_rows), n_each), np.concatenate(positions)
+
+    @property
+    def n_examples(self) -> int:
+        """The losses of the first so many held-out rows are kept whole, to look at."""
+        return min(_N_EXAMPLES, len(self.held_out))
+
+    @cached_property
+    def n_ablation_rows(self) -> int:
+        """The first so many held-out rows are those of the ablations: about 16,000 tokens, a pass for every head."""
+        n_rows = len(self.held_out)
+        return max(1, min(n_rows, max(8, _ABLATION_TOKENS // self.config.model.n_ctx)))
+
+    @cached_property
+    def n_ablation_tokens(self) -> int:
+        """The first so many of the sampled tokens lie in the rows of the ablations."""
+        return int(np.sum(self.sampled[0] < self.n_ablation_rows))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that a measurement may read besides the parameters."""
+        digest = hashlib.sha256(repr((self.config.model, self.bos_id, self.seed)).encode())
+        for array in (self.held_out, self.candidates, self.bigram_counts):
+            digest.update(
+                b"none" if array is None else f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes()
+            )
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -59,6 +124,15 @@ class Measurement:
     """Every array of the answer has the snapshot axis in front. Must not depend on which snapshots share a call."""
     why_not: Callable[[Config], str | None] = lambda _config: None
     """The reason why the measurement is undefined for a model, or None where it applies."""
+    on_few: bool = False
+    """Costly: taken at about 20 snapshots, the ends of the phase change among them; their axis is `selected`."""
+    version: int = 1
+    """Goes up when the numbers change, so that what an older program measured is measured again."""
+
+    @property
+    def snapshot_dim(self) -> str:
+        """The axis in front of its variables."""
+        return "selected" if self.on_few else "snapshot"
 
 
 @dataclass(frozen=True)
@@ -73,3 +147,9 @@ class Derived:
     """Here dims are complete: the snapshot axis is named where there is one."""
     derive: Callable[[Context, xr.Dataset], dict[str, np.ndarray]]
     why_not: Callable[[Config], str | None] = lambda _config: None
+    version: int = 1
+
+
+def needs_layers(config: Config) -> str | None:
+    """A `why_not` for measurements of heads."""
+    return None if config.model.n_layers else "the model has no layers, so it has no heads"

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 
 # Both ours: the paper chooses its band "based on the derivative of the in-context score" and gives no rule.
 _SMOOTHING = 5
@@ -19,16 +19,23 @@ class PhaseChange(NamedTuple):
     """Score at the end minus score at the start, nats; negative when in-context learning forms."""
 
 
-def smooth(values: Float[np.ndarray, " S"], width: int) -> Float[np.ndarray, " S"]:
-    """Centred mean over up to `width` values, fewer at the ends."""
-    half = width // 2
+def smooth(values: Float[np.ndarray, " S"], width: int, *, is_symmetric: bool = False) -> Float[np.ndarray, " S"]:
+    """Centred mean over up to `width` values, fewer at the ends.
+
+    There, as many as there are on the shorter side if `is_symmetric`: a straight line then stays one and a convex curve
+    convex, but the ends are hardly smoothed.
+    """
+    index = np.arange(len(values))
+    before = np.minimum(width // 2, index)
+    after = np.minimum(width // 2, index[::-1])
+    if is_symmetric:
+        before = after = np.minimum(before, after)
     total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
-    first = np.maximum(np.arange(len(values)) - half, 0)
-    last = np.minimum(np.arange(len(values)) + half + 1, len(values))
+    first, last = index - before, index + after + 1
     return (total[last] - total[first]) / (last - first)
 
 
-def phase_change(tokens: Int[np.ndarray, " S"], icl: Float[np.ndarray, " S"]) -> PhaseChange:
+def phase_change(tokens: Real[np.ndarray, " S"], icl: Float[np.ndarray, " S"]) -> PhaseChange:
     """The contiguous stretch around the steepest fall of the smoothed score, down to a quarter of that steepness.
 
     `tokens` must increase. A stretch is found in any curve that falls somewhere: `drop` says by how much, and a model
@@ -37,7 +44,7 @@ def phase_change(tokens: Int[np.ndarray, " S"], icl: Float[np.ndarray, " S"]) ->
     """
     if len(tokens) < 3:
         raise ValueError(f"{len(tokens)} points: a derivative needs at least 3")
-    smoothed = smooth(np.asarray(icl, np.float64), _SMOOTHING)
+    smoothed = smooth(np.asarray(icl, np.float64), _SMOOTHING, is_symmetric=True)
     slope = np.gradient(smoothed, np.asarray(tokens, np.float64))
     steepest = int(np.argmin(slope))
     is_falling = slope <= _BAND * slope[steepest] if slope[steepest] < 0 else np.arange(len(slope)) == steepest

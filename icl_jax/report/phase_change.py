@@ -9,10 +9,11 @@ import numpy as np
 import xarray as xr
 
 from icl_jax.analysis.phase_change import PhaseChange, phase_change, smooth
+from icl_jax.config import UserError
 from icl_jax.rundir import RunDir
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _BEFORE, _AFTER = "#999999", "#D55E00"
 # The per-step score is that of one batch; the line is its mean over this share of the run.
 _LINE_SHARE = 0.015
@@ -47,7 +48,7 @@ class Curve:
         return bool(self.prefix_matching[-1] > _INDUCTION)
 
     def before_after(self) -> tuple[int, int]:
-        """Probes on either side of the change; without induction heads, the first after a tenth of the run and the last."""
+        """Probes on either side of the change; without induction heads, that after a tenth of the run and the last."""
         last = self.record.sizes["probe"] - 1
         if self.has_induction:
             return self.change.start, self.change.end
@@ -55,8 +56,11 @@ class Curve:
 
 
 def load_curve(path: str, name: str) -> Curve:
-    """Read one run. Raises UserError if it cannot be read, ValueError with fewer than three probes."""
+    """Read one run. Raises UserError if it cannot be read or holds fewer than three probes."""
     record = RunDir.open(path).load_record().load()
+    n_probes = record.sizes.get("probe", 0)
+    if n_probes < 3:
+        raise UserError(f"{path}: holds {n_probes} probes; a curve needs at least 3 (probes.n_probes)")
     change = phase_change(record["probe_tokens"].values, record["icl_windowed"].values)
     best = None
     if "prefix_matching" in record:
@@ -69,12 +73,13 @@ def load_curve(path: str, name: str) -> Curve:
 def icl_per_step(record: xr.Dataset) -> np.ndarray:
     """The windowed ICL score of every training batch, smoothed; nats."""
     loss = record["loss"].values
-    early, late = (loss[:, a - 1 : b].mean(axis=1) for a, b in _windows(record))
+    early, late = (loss[:, a - 1 : b].mean(axis=1) for a, b in icl_windows(record))
     score = late - early
     return smooth(score, 2 * max(1, round(_LINE_SHARE * len(score) / 2)) + 1)
 
 
-def _windows(record: xr.Dataset) -> tuple[tuple[int, int], tuple[int, int]]:
+def icl_windows(record: xr.Dataset) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Token indexes, first and last, of the early and the late window of the ICL score."""
     early, late = record.attrs["icl_early_window"], record.attrs["icl_late_window"]
     return (early[0], early[1]), (late[0], late[1])
 
@@ -84,10 +89,10 @@ def plot_phase_change(curves: list[Curve], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    style: dict[str, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-    with plt.rc_context(style):
+    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
         figure = plt.figure(figsize=(10, 7.2), layout="constrained")
-        above, below = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+        halves: Any = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+        above, below = halves
         _plot_icl(above.subplots(), curves)
         panels = below.subplots(1, len(curves), sharey=True, squeeze=False)[0]
         for axes, curve in zip(panels, curves, strict=True):
@@ -98,14 +103,14 @@ def plot_phase_change(curves: list[Curve], path: Path) -> None:
 
 
 def _plot_icl(axes: Any, curves: list[Curve]) -> None:
-    for curve, colour in zip(curves, _COLOURS * len(curves), strict=False):
+    for curve, colour in zip(curves, COLOURS * len(curves), strict=False):
         record = curve.record
         axes.plot(record["tokens"].values / 1e6, icl_per_step(record), color=colour, lw=1.6, label=curve.name)
         axes.plot(curve.tokens / 1e6, record["icl_windowed"].values, "o", color=colour, ms=2.5, alpha=0.5)
         if curve.has_induction:
             start, end = curve.tokens[curve.change.start] / 1e6, curve.tokens[curve.change.end] / 1e6
             axes.axvspan(start, end, color=colour, alpha=0.12, lw=0)
-    (early_a, early_b), (late_a, late_b) = _windows(curves[0].record)
+    (early_a, early_b), (late_a, late_b) = icl_windows(curves[0].record)
     axes.set_xlabel("training tokens (millions)")
     axes.set_ylabel(f"ICL score, windowed (nats)\ntokens {late_a}-{late_b} minus tokens {early_a}-{early_b}")
     axes.set_title("In-context learning forms in one abrupt change, where induction heads can", loc="left", fontsize=11)

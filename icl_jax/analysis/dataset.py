@@ -1,0 +1,158 @@
+"""analysis.zarr: finished work and what is derived from it, as one labelled Dataset."""
+
+import json
+import warnings
+
+import numpy as np
+import xarray as xr
+from etils import epath
+
+from icl_jax.analysis.finished_work import FinishedWork, work_key
+from icl_jax.analysis.measurement import Context, Derived, Measurement, Variable
+from icl_jax.config import UserError
+from icl_jax.model.icl_score import icl_positions
+from icl_jax.rundir import SCHEMA_VERSION, RunDir, SnapshotEntry
+from icl_jax.rundir.files import reason
+
+_NOT_ASKED = "not taken: not asked for (icl-jax analyze RUN --only {name} takes it)"
+
+
+def build_dataset(
+    run: RunDir,
+    context: Context,
+    table: tuple[Measurement | Derived, ...],
+    works: dict[str, FinishedWork],
+    chosen: list[SnapshotEntry],
+    few: list[SnapshotEntry],
+    wanted: set[str],
+) -> xr.Dataset:
+    """Everything that is finished on all chosen snapshots, and what can be derived from it."""
+    dataset = xr.Dataset(coords=_coordinates(context, chosen, few))
+    absent: dict[str, str] = {}
+    for entry in table:
+        why = entry.why_not(run.config)
+        if why is not None:
+            absent[entry.name] = why
+        elif isinstance(entry, Measurement):
+            entries = few if entry.on_few else chosen
+            keys = [work_key(entry, context, snapshot.sha256) for snapshot in entries]
+            work = works[entry.name]
+            if not keys or not all(key in work for key in keys):
+                absent[entry.name] = _NOT_ASKED.format(name=entry.name)
+                continue
+            answers = [work.get(key) for key in keys]
+            arrays = {name: np.stack([answer[name] for answer in answers]) for name in entry.variables}
+            dims = {name: (entry.snapshot_dim, *variable.dims) for name, variable in entry.variables.items()}
+            dataset = _add(dataset, entry, arrays, dims)
+    waiting = [entry for entry in table if isinstance(entry, Derived) and entry.name not in absent]
+    # One may need what another gives: go round until nothing new can be derived.
+    while ready := [entry for entry in waiting if all(name in dataset for name in entry.needs)]:
+        for entry in ready:
+            waiting.remove(entry)
+            arrays = entry.derive(context, dataset)
+            dataset = _add(dataset, entry, arrays, {name: variable.dims for name, variable in entry.variables.items()})
+    for entry in waiting:
+        lacking = [name for name in entry.needs if name not in dataset]
+        absent[entry.name] = (
+            f"needs {', '.join(lacking)}" if entry.name in wanted else _NOT_ASKED.format(name=entry.name)
+        )
+    dataset.attrs = _attributes(run, context, absent)
+    return dataset
+
+
+def _add(
+    dataset: xr.Dataset, entry: Measurement | Derived, arrays: dict[str, np.ndarray], dims: dict[str, tuple[str, ...]]
+) -> xr.Dataset:
+    if set(arrays) != set(entry.variables):
+        raise ValueError(f"{entry.name} filled {sorted(arrays)}, not {sorted(entry.variables)}")
+    new = {}
+    for name, variable in entry.variables.items():
+        values = np.asarray(arrays[name])
+        new[name] = (dims[name], values, _variable_attributes(entry, variable, values))
+    return dataset.assign(new)
+
+
+def _variable_attributes(entry: Measurement | Derived, variable: Variable, values: np.ndarray) -> dict[str, str]:
+    attributes = {
+        "units": variable.units,
+        "long_name": variable.text,
+        "text": variable.text,
+        "source": entry.source,
+        "measurement": entry.name,
+    }
+    n_missing = int(np.sum(~np.isfinite(values))) if values.dtype.kind == "f" else 0
+    if n_missing:
+        why = variable.missing or "UNEXPECTED: the measurement gave values that are not finite"
+        attributes["missing"] = f"{n_missing} of {values.size} values: {why}"
+    return attributes
+
+
+def _coordinates(context: Context, chosen: list[SnapshotEntry], few: list[SnapshotEntry]) -> dict[str, xr.Variable]:
+    model = context.config.model
+    rows, positions = context.sampled
+    n = context.n_ablation_tokens
+
+    def coordinate(dim: str, values: object, text: str) -> xr.Variable:
+        return xr.Variable((dim,), np.asarray(values), {"units": "1", "long_name": text})
+
+    coordinates = {
+        "snapshot": coordinate("snapshot", [e.step for e in chosen], "updates before the snapshot"),
+        "tokens": coordinate("snapshot", [e.tokens for e in chosen], "tokens predicted in training before"),
+        "position": coordinate("position", np.arange(model.n_ctx), "index t of the last token seen, BOS is 0"),
+        "token_row": coordinate("token", rows, "held-out row of the token"),
+        "token_position": coordinate("token", positions, "index of the last token seen"),
+        "token_id": coordinate("token", context.held_out[rows, positions + 1], "id of the token that is predicted"),
+    }
+    examples = context.held_out[: context.n_examples, 1:].astype(np.int32)
+    text = "id of the token that is predicted"
+    coordinates["example_id"] = xr.Variable(("example", "position"), examples, {"units": "1", "long_name": text})
+    if model.n_layers:
+        coordinates["layer"] = coordinate("layer", np.arange(model.n_layers), "layer")
+        coordinates["head"] = coordinate("head", np.arange(model.n_heads), "head within its layer")
+    if few:
+        coordinates["selected"] = coordinate("selected", [e.step for e in few], "updates before the snapshot")
+        text = "tokens predicted in training before"
+        coordinates["selected_tokens"] = coordinate("selected", [e.tokens for e in few], text)
+        coordinates["ablated_token"] = coordinate("ablated_token", np.arange(n), "index on the axis token")
+    return coordinates
+
+
+def _attributes(run: RunDir, context: Context, absent: dict[str, str]) -> dict[str, object]:
+    positions = icl_positions(context.config.model.n_ctx)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": run.run_id,
+        "held_out_rows": len(context.held_out),
+        "icl_early": positions.early,
+        "icl_late": positions.late,
+        "icl_early_window": list(positions.early_window),
+        "icl_late_window": list(positions.late_window),
+        "absent": json.dumps(absent, sort_keys=True),
+    }
+
+
+def save_dataset(dataset: xr.Dataset, path: epath.Path) -> None:
+    """Write a Zarr v3 group beside `path` and move it there, so that a reader never meets half of one."""
+    partial, old = path.parent / f".{path.name}.partial", path.parent / f".{path.name}.old"
+    for leftover in (partial, old):
+        if leftover.exists():
+            leftover.rmtree()
+    with warnings.catch_warnings():
+        # Consolidated metadata is xarray's fast way in; the Zarr v3 specification has yet to adopt it.
+        warnings.simplefilter("ignore")
+        dataset.to_zarr(str(partial), mode="w", zarr_format=3, consolidated=True)
+    if path.exists():
+        path.rename(old)
+    partial.rename(path)
+    if old.exists():
+        old.rmtree()
+
+
+def load_dataset(path: epath.Path) -> xr.Dataset:
+    """What `save_dataset` wrote, read lazily. Raises UserError if it is missing or damaged."""
+    if not path.exists():
+        raise UserError(f"{path}: no analysis yet: icl-jax analyze {path.parent} makes it")
+    try:
+        return xr.open_zarr(str(path), consolidated=True)
+    except Exception as error:  # zarr, numcodecs and xarray raise many types for a damaged store
+        raise UserError(f"{path}: cannot read the analysis: {reason(error)}; icl-jax analyze makes it anew") from error

@@ -1,0 +1,225 @@
+"""Every measurement over every snapshot of a run, into RUN/analysis.zarr."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import xarray as xr
+
+from icl_jax.analysis.choose_snapshots import choose_entries, choose_few
+from icl_jax.analysis.dataset import build_dataset, save_dataset
+from icl_jax.analysis.finished_work import FinishedWork, work_key
+from icl_jax.analysis.measurement import Context, Derived, Measurement, StackedParams
+from icl_jax.analysis.table import TABLE
+from icl_jax.config import UserError
+from icl_jax.model.params import param_shapes
+from icl_jax.rundir import RunDir, SnapshotEntry
+
+Progress = Callable[[int, int, str], None]
+"""Called with (measurements taken, to be taken in all, name of the latest); one measurement of one snapshot is one."""
+
+# Bytes of parameters read at a time; two such batches are in memory, one being measured and one being read.
+_BATCH_BYTES = 2**28
+_MAX_BATCH = 16
+# Held-out tokens that losses are measured on: 256 rows of 256. More rows cost time, not memory.
+_TOKENS = 2**16
+_MIN_ROWS = 32
+# Where `selected` snapshots come from.
+_WINDOW = "phase_change"
+
+
+def analyze(
+    run: RunDir,
+    *,
+    only: Sequence[str] | None = None,
+    snapshots: int | Sequence[int] | None = None,
+    n_rows: int | None = None,
+    progress: Progress | None = None,
+    table: tuple[Measurement | Derived, ...] = TABLE,
+) -> xr.Dataset:
+    """Take the measurements that the run lacks, write RUN/analysis.zarr and return it.
+
+    `only`: names of measurements to take, what they need is taken too. `snapshots`: so many, or these steps; default
+    all. `n_rows`: held-out rows; default 65,536 tokens' worth. A killed analysis goes on where it was. The dataset
+    holds what has been taken on all chosen snapshots, now or before; its attribute `absent` (JSON) says why the rest is
+    not there. Raises UserError for a name or step that does not exist, and a run without snapshots or held-out rows.
+    """
+    entries = run.manifest.read()
+    if not entries:
+        raise UserError(f"{run.path}: has no snapshots yet")
+    chosen = choose_entries(entries, snapshots)
+    wanted = _wanted(only, table)
+    context = make_context(run, n_rows)
+    session = _Session(run, context, table, progress)
+    everywhere = [m for m in table if isinstance(m, Measurement) and not m.on_few]
+    session.take([m for m in everywhere if m.name in wanted], chosen)
+    dataset = build_dataset(run, context, table, session.works, chosen, [], wanted)
+    on_few = [m for m in table if isinstance(m, Measurement) and m.on_few]
+    if on_few:
+        few = [chosen[i] for i in choose_few(dataset["tokens"].values, _window(dataset))]
+        session.take([m for m in on_few if m.name in wanted], few)
+        dataset = build_dataset(run, context, table, session.works, chosen, few, wanted)
+    save_dataset(dataset, run.path / "analysis.zarr")
+    session.forget_stale(entries)
+    return dataset
+
+
+def make_context(run: RunDir, n_rows: int | None = None) -> Context:
+    """The rows and tokens of a run that its measurements share. Raises UserError if the run holds none."""
+    config, held_out = run.config, run.load_held_out()
+    if n_rows is not None and n_rows < 1:
+        raise UserError(f"--rows = {n_rows}: must be 1 or more")
+    n_rows = n_rows or max(_MIN_ROWS, _TOKENS // config.model.n_ctx)
+    return Context(
+        config, held_out.rows[:n_rows], held_out.candidates, held_out.bos_id, config.data.seed, held_out.bigram_counts
+    )
+
+
+def _wanted(only: Sequence[str] | None, table: tuple[Measurement | Derived, ...]) -> set[str]:
+    """Names that were asked for, and what they need."""
+    by_name = {entry.name: entry for entry in table}
+    if only is None:
+        return set(by_name)
+    owner = {variable: entry.name for entry in table for variable in entry.variables}
+    wanted: set[str] = set()
+    waiting = list(only)
+    while waiting:
+        name = waiting.pop()
+        if name not in by_name:
+            raise UserError(f"--only = {name!r}: no such measurement; there are {', '.join(by_name)}")
+        if name in wanted:
+            continue
+        wanted.add(name)
+        entry = by_name[name]
+        if isinstance(entry, Derived):
+            waiting += [owner[variable] for variable in entry.needs if variable in owner]
+        elif entry.on_few and _WINDOW in by_name:
+            waiting.append(_WINDOW)
+    return wanted
+
+
+def _window(dataset: xr.Dataset) -> tuple[int, int] | None:
+    """Indexes of the snapshots at the ends of the phase change, if it is known."""
+    if "phase_start" not in dataset:
+        return None
+    steps = list(dataset["snapshot"].values)
+    return steps.index(int(dataset["phase_start"])), steps.index(int(dataset["phase_end"]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    measurement: Measurement
+    entries: list[SnapshotEntry]
+    """Of the snapshots of a batch, those that still need it."""
+
+
+class _Session:
+    """Takes measurements and keeps count."""
+
+    def __init__(
+        self, run: RunDir, context: Context, table: tuple[Measurement | Derived, ...], progress: Progress | None
+    ) -> None:
+        self._run, self._context, self._progress = run, context, progress
+        self._folder = run.path / "analysis_parts"
+        self._table = [m for m in table if isinstance(m, Measurement)]
+        self.works = {m.name: FinishedWork(self._folder, m) for m in self._table}
+        self._done = self._total = 0
+
+    def key(self, measurement: Measurement, entry: SnapshotEntry) -> str:
+        return work_key(measurement, self._context, entry.sha256)
+
+    def take(self, measurements: list[Measurement], entries: list[SnapshotEntry]) -> None:
+        """Measure what is not finished yet, reading snapshots in the background."""
+        applicable = [m for m in measurements if m.why_not(self._run.config) is None]
+        missing = {m.name: [e for e in entries if self.key(m, e) not in self.works[m.name]] for m in applicable}
+        self._total += sum(len(todo) for todo in missing.values())
+        needed = [e for e in entries if any(e in todo for todo in missing.values())]
+        for batch, params in _read_ahead(self._run, _batches(needed)):
+            for measurement in applicable:
+                todo = [i for i, entry in enumerate(batch) if entry in missing[measurement.name]]
+                if todo:
+                    self._measure(measurement, [batch[i] for i in todo], _pick(params, todo, len(batch)))
+
+    def _measure(self, measurement: Measurement, entries: list[SnapshotEntry], params: StackedParams) -> None:
+        answer = measurement.measure(self._context, params)
+        expected = set(measurement.variables)
+        if set(answer) != expected:
+            raise ValueError(f"{measurement.name} filled {sorted(answer)}, not {sorted(expected)}")
+        keys = [self.key(measurement, entry) for entry in entries]
+        self.works[measurement.name].add(keys, {name: np.asarray(value) for name, value in answer.items()})
+        self._done += len(entries)
+        if self._progress is not None:
+            self._progress(self._done, self._total, measurement.name)
+
+    def forget_stale(self, entries: list[SnapshotEntry]) -> None:
+        """Delete finished work on snapshots that the run no longer has."""
+        for measurement in self._table:
+            self.works[measurement.name].forget_all_but({self.key(measurement, entry) for entry in entries})
+
+
+def _pick(params: StackedParams, indexes: list[int], n: int) -> StackedParams:
+    return params if len(indexes) == n else {name: value[indexes] for name, value in params.items()}
+
+
+def _batches(entries: list[SnapshotEntry]) -> list[list[SnapshotEntry]]:
+    """Batches of nearly equal size that fit in memory."""
+    if not entries:
+        return []
+    largest = max(1, min(_MAX_BATCH, _BATCH_BYTES // max(entry.n_bytes for entry in entries)))
+    n_batches = -(-len(entries) // largest)
+    bounds = np.linspace(0, len(entries), n_batches + 1).round().astype(int)
+    return [entries[a:b] for a, b in pairwise(bounds)]
+
+
+def _read_ahead(run: RunDir, batches: list[list[SnapshotEntry]]) -> Iterator[tuple[list[SnapshotEntry], StackedParams]]:
+    """Each batch with its parameters; a thread reads the next one meanwhile."""
+    ready: queue.Queue[StackedParams | BaseException] = queue.Queue(1)
+    closed = threading.Event()
+
+    def put(item: StackedParams | BaseException) -> None:
+        while not closed.is_set():
+            try:
+                ready.put(item, timeout=0.05)
+            except queue.Full:
+                continue
+            return
+
+    def read() -> None:
+        try:
+            for batch in batches:
+                if closed.is_set():
+                    return
+                put(load_stacked(run, [entry.step for entry in batch]))
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=read, name="icl_jax-snapshots", daemon=True)
+    thread.start()
+    try:
+        for batch in batches:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield batch, item
+    finally:
+        closed.set()
+        thread.join()
+
+
+def load_stacked(run: RunDir, steps: Sequence[int]) -> StackedParams:
+    """Parameters of several snapshots, the snapshot axis in front.
+
+    Raises UserError if one is missing, damaged or does not have the shapes of the run's config.
+    """
+    expected = param_shapes(run.config.model)
+    loaded = [run.load_params(step) for step in steps]
+    for step, params in zip(steps, loaded, strict=True):
+        found = {name: array.shape for name, array in params.items()}
+        if found != expected:
+            odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))[0]
+            what = f"{odd} has the shape {found.get(odd)}, but the config says {expected.get(odd)}"
+            raise UserError(f"{run.path / 'snapshots' / str(step)}: {what}")
+    return {name: np.stack([params[name] for params in loaded]) for name in expected}

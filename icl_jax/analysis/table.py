@@ -1,0 +1,48 @@
+"""The one table of all measurements: `icl-jax analyze --list` prints it, and the order here is the order of taking."""
+
+from icl_jax.analysis import (
+    ablation,
+    ablation_effects,
+    bigrams,
+    bump,
+    circuits,
+    composition,
+    copying,
+    head_scores,
+    held_out_loss,
+    icl,
+    loss_derivative,
+    loss_inversion,
+    path_expansion,
+    pca,
+    phase_window,
+    qk_trace,
+    skip_trigrams,
+    smear,
+    term_importance,
+    token_classes,
+)
+from icl_jax.analysis.measurement import Derived, Measurement
+
+TABLE: tuple[Measurement | Derived, ...] = (
+    held_out_loss.MEASUREMENT,
+    icl.DERIVED,
+    loss_derivative.DERIVED,
+    bump.DERIVED,
+    phase_window.DERIVED,
+    token_classes.DERIVED,
+    pca.DERIVED,
+    loss_inversion.DERIVED,
+    head_scores.MEASUREMENT,
+    smear.MEASUREMENT,
+    copying.MEASUREMENT,
+    qk_trace.MEASUREMENT,
+    circuits.MEASUREMENT,
+    composition.MEASUREMENT,
+    *path_expansion.MEASUREMENTS,
+    term_importance.MEASUREMENT,
+    skip_trigrams.MEASUREMENT,
+    bigrams.MEASUREMENT,
+    ablation.MEASUREMENT,
+    ablation_effects.DERIVED,
+)

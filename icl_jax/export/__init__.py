@@ -1,0 +1,1 @@
+"""Parameters in the form that other libraries load."""

@@ -1,0 +1,76 @@
+"""Parameters for TransformerLens's `HookedTransformer` (TransformerLens 3; version 4 has no such class).
+
+    config = HookedTransformerConfig(**hooked_config(run.config.model))
+    model = HookedTransformer(config)
+    state = hooked_state_dict(params, run.config.model)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()}, strict=False)
+
+Neither torch nor TransformerLens is imported here. ``strict=False``: TransformerLens counts its masks and rotary tables
+as state. The model then gives the same logits; weights are not folded, so `fold_ln` and the like stay possible.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from icl_jax.config import ModelConfig, UserError
+from icl_jax.model.forward import NORM_EPS
+from icl_jax.model.positions import sinusoidal
+
+_PER_LAYER = {
+    "W_Q": "attn.W_Q", "W_K": "attn.W_K", "W_V": "attn.W_V", "W_O": "attn.W_O",
+    "W_in": "mlp.W_in", "W_out": "mlp.W_out", "ln1_w": "ln1.w", "ln2_w": "ln2.w",
+}  # fmt: skip
+
+
+def hooked_config(config: ModelConfig) -> dict[str, Any]:
+    """Keyword arguments of `HookedTransformerConfig`. Raises UserError for smeared keys: it has none."""
+    if config.smeared_keys:
+        raise UserError("model.smeared_keys = true: TransformerLens has no smeared keys")
+    return {
+        "n_layers": config.n_layers,
+        "d_model": config.d_model,
+        "n_heads": config.n_heads,
+        "d_head": config.d_head,
+        "d_mlp": config.d_mlp or None,
+        "n_ctx": config.n_ctx,
+        "d_vocab": config.vocab_size,
+        "attn_only": not config.d_mlp,
+        "act_fn": "gelu_new" if config.d_mlp else None,
+        "normalization_type": {"layernorm": "LN", "rmsnorm": "RMS", "none": None}[config.norm],
+        "eps": NORM_EPS,
+        "positional_embedding_type": config.positions,
+        # Over the whole width of a head, halves paired: GPT-NeoX's layout.
+        "rotary_dim": config.d_head if config.positions == "rotary" else None,
+    }
+
+
+def hooked_state_dict(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
+    """Names and float32 arrays of `HookedTransformer.state_dict()`; biases, which our models lack, are zero."""
+    hooked_config(config)
+    arrays = {name: np.array(value, np.float32) for name, value in params.items()}
+    state = {
+        "embed.W_E": arrays["W_E"],
+        "unembed.W_U": arrays["W_U"] if "W_U" in arrays else arrays["W_E"].T.copy(),
+        "unembed.b_U": np.zeros(config.vocab_size, np.float32),
+    }
+    if config.positions != "rotary":
+        state["pos_embed.W_pos"] = arrays["W_pos"] if "W_pos" in arrays else sinusoidal(config.n_ctx, config.d_model)
+    for layer in range(config.n_layers):
+        block = f"blocks.{layer}"
+        for name, theirs in _PER_LAYER.items():
+            if name in arrays:
+                state[f"{block}.{theirs}"] = arrays[name][layer]
+        heads = (config.n_heads, config.d_head)
+        biases: dict[str, tuple[int, ...]] = {f"attn.b_{letter}": heads for letter in "QKV"}
+        biases["attn.b_O"] = (config.d_model,)
+        if config.d_mlp:
+            biases |= {"mlp.b_in": (config.d_mlp,), "mlp.b_out": (config.d_model,)}
+        state |= {f"{block}.{name}": np.zeros(shape, np.float32) for name, shape in biases.items()}
+    if "ln_final_w" in arrays:
+        state["ln_final.w"] = arrays["ln_final_w"]
+    if config.norm == "layernorm":
+        norms = [name.removesuffix(".w") for name in state if name.endswith((".ln1.w", ".ln2.w", "ln_final.w"))]
+        state |= {f"{name}.b": np.zeros(config.d_model, np.float32) for name in norms}
+    return state

@@ -1,0 +1,27 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from icl_jax.cli import process
+from icl_jax.cli.main import run as run_cli
+from tests.analysis.small_runs import hand_built_run
+
+
+def test_the_page_on_analysis_runs_as_it_stands(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Its code, in order, in a folder where runs/repeats-2l is a small run; then its commands."""
+    hand_built_run(tmp_path / "runs" / "repeats-2l", n_ctx=17, vocab_size=11)
+    monkeypatch.chdir(tmp_path)
+    page = (checkout / "docs" / "analysis.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(code, "docs/analysis.md", "exec"), names)
+    assert names["losses"]["full"].shape == (2, 1, 8, 17)
+    monkeypatch.setattr(process, "configure_jax", lambda _n: None)
+    commands = re.findall(r"^icl-jax (.*?)(?: +#.*)?$", page, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        assert run_cli(command.split()) == 0
+    assert "phase change start" in capsys.readouterr().out

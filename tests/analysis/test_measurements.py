@@ -1,0 +1,66 @@
+"""What is asked of every measurement, of those that read activations; and numbers that do not depend on batches."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+
+from icl_jax.analysis import ablation, head_scores, held_out_loss, map_snapshots, run_measurements, smear
+from icl_jax.analysis.measurement import Derived, Measurement
+from icl_jax.analysis.run_measurements import analyze
+from icl_jax.analysis.table import TABLE
+from icl_jax.config import ModelConfig
+from tests.analysis.random_snapshots import check, stacked
+from tests.analysis.small_runs import random_run
+
+MODEL = ModelConfig(n_layers=2, d_model=6, n_heads=3, n_ctx=17, vocab_size=19, smeared_keys=True)
+
+
+@pytest.mark.parametrize(
+    "measurement",
+    [held_out_loss.MEASUREMENT, head_scores.MEASUREMENT, ablation.MEASUREMENT, smear.MEASUREMENT],
+    ids=lambda measurement: measurement.name,
+)
+def test_answers_have_the_announced_shapes_and_do_not_depend_on_the_batch(measurement: Measurement) -> None:
+    check(measurement, MODEL, stacked(MODEL, 3))
+
+
+def test_smear_is_a_share() -> None:
+    params = stacked(MODEL, 1) | {"smear_alpha": np.array([[[0.0, 20, -20], [1, -1, 0]]], np.float32)}
+    own = check(smear.MEASUREMENT, MODEL, params)["smear_own"]
+    np.testing.assert_allclose(own, [[[0.5, 1, 0], [0.7311, 0.2689, 0.5]]], atol=1e-4)
+
+
+def test_each_variable_has_one_home_and_says_what_it_is() -> None:
+    names = [name for entry in TABLE for name in entry.variables]
+    assert len(names) == len(set(names))
+    assert len({entry.name for entry in TABLE}) == len(TABLE)
+    known = set(names)
+    for entry in TABLE:
+        assert entry.source
+        for name, variable in entry.variables.items():
+            assert variable.text, name
+            assert variable.units, name
+            assert "\n" not in variable.text, name
+        if isinstance(entry, Derived):
+            assert set(entry.needs) <= known, entry.name
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"d_mlp": 7, "norm": "layernorm", "positions": "rotary", "tied_unembedding": True}]
+)
+def test_all_of_the_table_on_snapshots_one_by_one_and_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
+) -> None:
+    monkeypatch.setattr(map_snapshots, "local_devices", lambda: jax.local_devices()[:1])  # compiles once
+    run = random_run(tmp_path / "run", dataclasses.replace(MODEL, **changes), (0, 1, 2, 5))
+    together = analyze(run)
+    (run.path / "analysis_parts").rmtree()
+    monkeypatch.setattr(run_measurements, "_MAX_BATCH", 1)
+    xr.testing.assert_allclose(analyze(run), together, rtol=1e-5, atol=1e-6)
+    for name, variable in together.variables.items():
+        assert "UNEXPECTED" not in variable.attrs.get("missing", ""), name
+    assert {"held_out_loss", "head_scores", "ablation"} <= {v.attrs["measurement"] for v in together.data_vars.values()}

@@ -1,0 +1,188 @@
+"""Against TransformerLens, the same weights in both: an implementation that shares no code with this one."""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from icl_jax.analysis.circuits import centred_unembedding, fold_norms, ov_circuit, ov_matrix, qk_matrix
+from icl_jax.analysis.composition import composition_scores
+from icl_jax.analysis.copying import copying_eigenvalue
+from icl_jax.config import ModelConfig
+from icl_jax.model.forward import forward, run_with_cache
+from icl_jax.model.params import Params
+from tests.hand_built import induction_model, repeated_rows
+from tests.model.random_params import random_params, random_tokens
+from tests.parity.hooked import hooked_transformer, import_transformer_lens, to_jax, to_torch
+
+pytestmark = [
+    pytest.mark.slow,
+    # TransformerLens 3 announces what version 4 has done: that is why the extra pins 3.
+    pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning"),
+]
+import_transformer_lens()
+
+WEIGHTS = ("W_Q", "W_K", "W_V", "W_O")
+T = 41
+
+
+def _config(**changes: Any) -> ModelConfig:
+    fields = {"n_layers": 2, "d_model": 24, "n_heads": 3, "n_ctx": T, "vocab_size": 37, "position_embedding": "learned"}
+    return ModelConfig(**(fields | changes))
+
+
+CONFIGS = [
+    *(
+        _config(positions=positions, norm=norm, d_mlp=d_mlp)
+        for positions, norm, d_mlp in itertools.product(
+            ["shortformer", "standard", "rotary"], ["none", "layernorm", "rmsnorm"], [0, 29]
+        )
+    ),
+    _config(position_embedding="sinusoidal", tied_unembedding=True, norm="layernorm"),
+    _config(n_layers=0),
+    _config(n_layers=3),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.n_layers}-{c.positions}-{c.norm}-{c.d_mlp}")
+def test_logits_and_activations(config: ModelConfig) -> None:
+    params, tokens = random_params(config), random_tokens(config, 2, T)
+    logits, cache = run_with_cache(params, tokens, config)
+    their_logits, theirs = hooked_transformer(params, config).run_with_cache(to_torch(tokens))
+    np.testing.assert_allclose(logits, to_jax(their_logits), atol=1e-4)
+    for layer in range(config.n_layers):
+        np.testing.assert_allclose(cache["pattern", layer], to_jax(theirs["pattern", layer]), atol=1e-5)
+        np.testing.assert_allclose(cache["resid_post", layer], to_jax(theirs["resid_post", layer]), atol=1e-4)
+        if config.d_mlp:
+            np.testing.assert_allclose(cache["resid_mid", layer], to_jax(theirs["resid_mid", layer]), atol=1e-4)
+            np.testing.assert_allclose(cache["mlp_out", layer], to_jax(theirs["mlp_out", layer]), atol=1e-4)
+        for name in ("q", "k", "v", "z"):
+            ours = jnp.swapaxes(cache[name, layer], 1, 2)
+            their_name = f"rot_{name}" if config.positions == "rotary" and name in "qk" else name
+            np.testing.assert_allclose(ours, to_jax(theirs[their_name, layer]), atol=1e-4)
+
+
+def test_composition_scores() -> None:
+    config = _config(n_layers=3, norm="none")
+    params = random_params(config)
+    scores = composition_scores(*(np.asarray(params[name]) for name in WEIGHTS))
+    model = hooked_transformer(params, config)
+    for mode, values in zip("QKV", scores, strict=True):
+        # They put zero where there is nothing to compose.
+        np.testing.assert_allclose(np.nan_to_num(values), to_jax(model.all_composition_scores(mode)), atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+def test_folded_norms(norm: str) -> None:
+    config = _config(norm=norm, d_mlp=29, positions="standard")
+    params = random_params(config)
+    ours = fold_norms({name: np.asarray(value) for name, value in params.items()}, config)
+    ours["W_U"] = centred_unembedding(ours)
+    model = hooked_transformer(params, config)
+    is_centred = norm == "layernorm"
+    model.process_weights_(fold_ln=True, center_writing_weights=is_centred, center_unembed=True)
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, to_jax(getattr(model, name)), atol=1e-5, err_msg=name)
+
+
+def test_factored_matrices() -> None:
+    config = _config(norm="none", vocab_size=50)
+    params = random_params(config)
+    weights = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    model = hooked_transformer(params, config)
+    for ours, theirs in ((qk_matrix(weights), model.QK), (ov_matrix(weights), model.OV)):
+        np.testing.assert_allclose(ours.AB, to_jax(theirs.AB), atol=1e-5)
+        np.testing.assert_allclose(ours.norm(), to_jax(theirs.norm()), rtol=1e-4)
+        np.testing.assert_allclose(ours.singular_values(), to_jax(theirs.S)[..., :8], rtol=1e-3, atol=1e-5)
+        for index in np.ndindex(2, 3):
+            pair = [
+                np.sort_complex(np.asarray(x)) for x in (ours[index].eigenvalues(), to_jax(theirs[index].eigenvalues))
+            ]
+            np.testing.assert_allclose(pair[0].sum(), pair[1].sum(), atol=1e-4)
+            np.testing.assert_allclose(np.sort(np.abs(pair[0])), np.sort(np.abs(pair[1])), rtol=1e-3, atol=1e-4)
+    W_U = weights["W_U"]
+    model.unembed.W_U.data = to_torch_float(W_U - W_U.mean(axis=1, keepdims=True))
+    eigenvalues = to_jax((model.W_E @ model.OV @ model.W_U).eigenvalues)
+    expected = eigenvalues.sum(-1).real / jnp.abs(eigenvalues).sum(-1)
+    np.testing.assert_allclose(copying_eigenvalue(ov_circuit(weights)), expected, atol=1e-3)
+
+
+def to_torch_float(array: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(np.asarray(array, np.float32))
+
+
+def _stripes(params: Params, config: ModelConfig, tokens: jax.Array, offset: int) -> tuple[np.ndarray, np.ndarray]:
+    _, cache = run_with_cache(params, tokens, config, ("pattern",))
+    _, theirs = hooked_transformer(params, config).run_with_cache(to_torch(tokens))
+    ours = np.stack([np.asarray(cache["pattern", layer]) for layer in range(config.n_layers)])
+    lens = np.stack([np.asarray(to_jax(theirs["pattern", layer])) for layer in range(config.n_layers)])
+    return tuple(np.diagonal(x, offset, -2, -1).mean(axis=(1, 3)) for x in (ours, lens))  # type: ignore[return-value]
+
+
+def test_stripes_of_the_hand_built_model() -> None:
+    params, config = induction_model()
+    tokens = jnp.asarray(repeated_rows(repeat_len=50, n_repeats=2))
+    ours, theirs = _stripes(params, config, tokens, offset=-49)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(ours, [[0], [51 / 52]], atol=1e-4)
+
+
+def test_their_head_detector_on_our_patterns() -> None:
+    """`mul` on BOS + 50 x 2: R / (2R + 1) for an ideal head."""
+    from transformer_lens.head_detector import (
+        get_induction_head_detection_pattern,
+        get_previous_token_head_detection_pattern,
+    )
+
+    params, config = induction_model()
+    tokens = jnp.asarray(repeated_rows(repeat_len=50, n_repeats=2, n_sequences=1))
+    _, cache = run_with_cache(params, tokens, config, ("pattern",))
+    previous, induction = (np.asarray(cache["pattern", layer][0, 0]) for layer in range(2))
+    theirs = to_jax(get_induction_head_detection_pattern(to_torch(tokens)))
+    assert float((induction * theirs).sum() / induction.sum()) == pytest.approx(0.4950, abs=1e-3)
+    theirs = to_jax(get_previous_token_head_detection_pattern(to_torch(tokens)))
+    assert float((previous * theirs).sum() / previous.sum()) == pytest.approx(100 / 101, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config", [_config(norm="layernorm"), _config(norm="none"), _config(d_mlp=29)], ids=lambda c: c.norm
+)
+@pytest.mark.parametrize(("layer", "head"), [(0, 1), (1, 2)])
+def test_losses_under_zero_ablation(config: ModelConfig, layer: int, head: int) -> None:
+    """Full: everything after the head is computed again. Pattern-preserving: the patterns of the intact run stay."""
+    params, tokens = random_params(config), random_tokens(config, 3, T)
+    model = hooked_transformer(params, config)
+    _, intact = run_with_cache(params, tokens, config, ("pattern",))
+    _, their_intact = model.run_with_cache(to_torch(tokens))
+
+    def losses(keep_patterns: bool) -> tuple[np.ndarray, np.ndarray]:
+        def tap(name: str, at: int, value: jax.Array) -> jax.Array:
+            if name == "pattern" and keep_patterns:
+                return intact["pattern", at]
+            return value.at[:, :, head].set(0) if (name, at) == ("result", layer) else value
+
+        def zero(z: Any, hook: Any) -> Any:
+            z[:, :, head] = 0
+            return z
+
+        def keep(pattern: Any, hook: Any) -> Any:
+            return their_intact[hook.name]
+
+        hooks: list[Any] = [(f"blocks.{layer}.attn.hook_z", zero)]
+        if keep_patterns:
+            hooks += [(f"blocks.{i}.attn.hook_pattern", keep) for i in range(config.n_layers)]
+        log_probs = jax.nn.log_softmax(forward(params, tokens, config, tap=tap))
+        ours = -jnp.take_along_axis(log_probs[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
+        theirs = model.run_with_hooks(to_torch(tokens), return_type="loss", loss_per_token=True, fwd_hooks=hooks)
+        return np.asarray(ours), np.asarray(to_jax(theirs))
+
+    full, preserving = (losses(keep_patterns) for keep_patterns in (False, True))
+    np.testing.assert_allclose(*full, atol=1e-4)
+    np.testing.assert_allclose(*preserving, atol=1e-4)
+    if layer == 0:
+        assert np.abs(full[0] - preserving[0]).max() > 1e-2
