@@ -15,18 +15,18 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce check test test-slow smoke bench soak wheel clean FORCE
+.PHONY: help setup reproduce check test test-slow test-parity smoke bench soak wheel clean FORCE
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.13]"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create the virtual environment with the pinned versions (about a minute)
 
 # Remade when the pins change and, through the version file, when PYTHON is another version than the environment's.
 $(STAMP): pyproject.toml constraints.txt $(VENV)/.python
 	@echo "installing icl_jax and its development tools in $(VENV) (about a minute)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" --constraint constraints.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[dev]" --constraint constraints.txt
 	@touch $@
 
 $(VENV)/.python: FORCE
@@ -39,7 +39,7 @@ $(VENV)/.python: FORCE
 	    rm -rf "$(VENV)" && $(PYTHON) -m venv "$(VENV)" && echo '*' > "$(VENV)/.gitignore" && echo "$$version" > $@; \
 	fi
 
-reproduce: setup ## train the small models, measure them, write the report
+reproduce: setup ## train three small models through the phase change and draw it
 	$(BIN)/icl-jax reproduce
 
 check: setup ## lint, formatting, types, import layers
@@ -54,15 +54,23 @@ test: setup ## fast tests, on 8 simulated devices
 test-slow: setup ## tests that take longer: packaging, kills, several processes
 	$(BIN)/python -m pytest -m slow
 
+test-parity: $(VENV)/.installed-parity ## tests against TransformerLens (installs it and PyTorch: 1 GB)
+	$(BIN)/python -m pytest -m "slow or not slow" tests/parity
+
+$(VENV)/.installed-parity: $(STAMP)
+	@echo "installing TransformerLens and PyTorch in $(VENV) (about two minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,parity]" --constraint constraints.txt
+	@touch $@
+
 smoke: setup ## train a tiny model and verify its run directory (under 30 s)
 	rm -rf $(SMOKE_RUN)
 	$(BIN)/icl-jax train configs/smoke.toml --run $(SMOKE_RUN)
 	$(BIN)/icl-jax verify $(SMOKE_RUN)
 
-bench: setup ## training throughput
+bench: setup ## speed and memory of training
 	$(BIN)/python -m benchmarks.training
 
-soak: setup ## many thousand steps, killed and resumed, watched for leaks and hangs
+soak: setup ## 10,000 steps on two host devices, watched for a hang
 	$(BIN)/python -m benchmarks.soak
 
 wheel: setup ## build the wheel and the source distribution in dist/

@@ -171,7 +171,9 @@ def main(args: Args) -> None:
         start_up = [_start_up(name) for _ in range(4)][1:]  # the first fills the compilation cache
         results["configs"][name] = {"tokens_per_s": found, "ratios": ratios, "start_up_s": start_up}
         rows.setdefault("step alone, k tokens/s", []).append(_spread([v / 1e3 for v in found["step"]]))
-        rows.setdefault("loop with record and snapshots, k tokens/s", []).append(_spread([v / 1e3 for v in found["loop"]]))
+        rows.setdefault("loop with record and snapshots, k tokens/s", []).append(
+            _spread([v / 1e3 for v in found["loop"]])
+        )
         rows.setdefault("input alone, M tokens/s", []).append(_spread([v / 1e6 for v in found["input"]], 2))
         for key, values in ratios.items():
             rows.setdefault(key, []).append(_spread(values, 3))

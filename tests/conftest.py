@@ -6,6 +6,7 @@ from pathlib import Path
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
 
 # Before jax is used first. JAX_PLATFORMS in the environment takes the tests to another platform.
@@ -15,6 +16,13 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Before these are imported: types, shapes and dtypes in their signatures are checked at each call, at trace time under
+# jit. A whole number is a float, as it is to mypy.
+jaxtyping.install_import_hook(
+    ["icl_jax.analysis", "icl_jax.model", "icl_jax.train.step"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
+
 # A deadline measures the other worker too.
 hypothesis.settings.register_profile("icl_jax", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("icl_jax")
@@ -23,6 +31,11 @@ hypothesis.settings.load_profile("icl_jax")
 @pytest.fixture(scope="session", autouse=True)
 def _isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Caches of this worker's own, for tests and for the programs that they start; a test may override any of it."""
+    # Compiled programs are used again by later tests, which saves most of their time. Not shared among workers: JAX
+    # does not write the files in one go.
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("WANDB_MODE", "disabled")
