@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from icl_jax.analysis import bigrams
 from icl_jax.analysis.bigrams import MEASUREMENT, bigram_fit, count_bigrams, log_bigram_table
 from icl_jax.config import ModelConfig
 from icl_jax.model.forward import forward
@@ -31,7 +32,8 @@ def test_counting() -> None:
     np.testing.assert_array_equal(counts, [[0, 2, 0], [0, 1, 2], [1, 0, 0]])
 
 
-def test_the_corpus_own_table_has_no_gap() -> None:
+def test_the_corpus_own_table_has_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bigrams, "_ROWS_AT_A_TIME", 3)
     counts = np.random.default_rng(0).integers(0, 30, (V, V))
     with np.errstate(divide="ignore"):
         own = np.log(counts / counts.sum(1, keepdims=True))

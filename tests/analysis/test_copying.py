@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from icl_jax.analysis import copying
 from icl_jax.analysis.circuits import fold_norms, ov_circuit
 from icl_jax.analysis.copying import (
     MEASUREMENT,
@@ -48,7 +49,8 @@ def test_random_heads_have_eigenvalues_that_cancel(d_head: int, d_model: int, sd
     assert scores.std() == pytest.approx(sd, rel=0.35)
 
 
-def test_eigenvalue_form_of_dense_circuits() -> None:
+def test_eigenvalue_form_of_dense_circuits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "_BLOCK", 5)  # 29 tokens in several blocks, the last not full
     config = ModelConfig(n_layers=2, d_model=18, n_heads=3, n_ctx=9, vocab_size=29, norm="layernorm")
     params = stacked(config)
     found = check(MEASUREMENT, config, params)
