@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Real
 
-from icl_jax.analysis.measurement import Context, Derived, Variable
+from icl_jax.analysis.measurement import Context, Derived, UndefinedError, Variable
 from icl_jax.analysis.phase_change import smooth
 
 _N_GRID = 51
@@ -58,6 +58,8 @@ def bump(
 def derive(context: Context, dataset: xr.Dataset) -> dict[str, np.ndarray]:
     config = context.config
     tokens = dataset["tokens"].values.astype(np.float64)
+    if len(tokens) < 3:
+        raise UndefinedError(f"a curve takes three snapshots or more, not {len(tokens)}")
     curve = dataset["token_loss"].values.mean(axis=1, dtype=np.float64)
     # Warm-up is over; in a run that is hardly longer all of it counts.
     first = min(config.optimizer.warmup_steps * config.tokens_per_step, tokens[-1] / 2)

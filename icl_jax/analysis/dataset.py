@@ -8,7 +8,7 @@ import xarray as xr
 from etils import epath
 
 from icl_jax.analysis.finished_work import FinishedWork, work_key
-from icl_jax.analysis.measurement import Context, Derived, Measurement, Variable
+from icl_jax.analysis.measurement import Context, Derived, Measurement, UndefinedError, Variable
 from icl_jax.config import UserError
 from icl_jax.model.icl_score import icl_positions
 from icl_jax.rundir import SCHEMA_VERSION, RunDir, SnapshotEntry
@@ -49,7 +49,11 @@ def build_dataset(
     while ready := [entry for entry in waiting if all(name in dataset for name in entry.needs)]:
         for entry in ready:
             waiting.remove(entry)
-            arrays = entry.derive(context, dataset)
+            try:
+                arrays = entry.derive(context, dataset)
+            except UndefinedError as error:
+                absent[entry.name] = str(error)
+                continue
             dataset = _add(dataset, entry, arrays, {name: variable.dims for name, variable in entry.variables.items()})
     for entry in waiting:
         lacking = [name for name in entry.needs if name not in dataset]

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Real
 
-from icl_jax.analysis.measurement import Context, Derived, Variable
+from icl_jax.analysis.measurement import Context, Derived, UndefinedError, Variable
 from icl_jax.analysis.phase_change import smooth
 
 _N_GRID = 60
@@ -67,6 +67,8 @@ def _rank_correlation(values: Float[np.ndarray, "model G"]) -> Float[np.ndarray,
 
 def derive(_context: Context, dataset: xr.Dataset) -> dict[str, np.ndarray]:
     tokens, loss = dataset["tokens"].values, dataset["loss_by_position"].values.mean(axis=1)
+    if np.sum(tokens > 0) < 2:
+        raise UndefinedError("a derivative takes two snapshots or more after step 0")
     found = loss_derivatives([(tokens, loss)])
     return {"log_tokens_grid": found.tokens, "loss_by_log_tokens": found.derivative[0].astype(np.float32)}
 

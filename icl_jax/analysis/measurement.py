@@ -135,6 +135,10 @@ class Measurement:
         return "selected" if self.on_few else "snapshot"
 
 
+class UndefinedError(Exception):
+    """Raised by `Derived.derive` where what was measured does not define it; the text is the reason, for `absent`."""
+
+
 @dataclass(frozen=True)
 class Derived:
     """Computed from the variables of other measurements over all snapshots."""
@@ -146,6 +150,7 @@ class Derived:
     variables: dict[str, Variable]
     """Here dims are complete: the snapshot axis is named where there is one."""
     derive: Callable[[Context, xr.Dataset], dict[str, np.ndarray]]
+    """Raises UndefinedError where the snapshots are too few."""
     why_not: Callable[[Config], str | None] = lambda _config: None
     version: int = 1
 

@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from icl_jax.analysis.measurement import Context, Derived, Variable
+from icl_jax.analysis.measurement import Context, Derived, UndefinedError, Variable
 
 _N_GRID = 26
 
@@ -64,6 +64,8 @@ def turning_angles(points: Float[np.ndarray, "G 2"]) -> Float[np.ndarray, " G"]:
 
 def derive(_context: Context, dataset: xr.Dataset) -> dict[str, np.ndarray]:
     tokens = dataset["tokens"].values.astype(np.float64)
+    if len(tokens) < 3:
+        raise UndefinedError(f"two components take three snapshots or more, not {len(tokens)}")
     found = pca([dataset["token_loss"].values])
     (scores,) = found.scores
     grid = np.linspace(tokens[0], tokens[-1], _N_GRID)

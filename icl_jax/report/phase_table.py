@@ -46,9 +46,8 @@ def _window(dataset: xr.Dataset) -> Iterator[str]:
         values = [float(dataset[name].sel(snapshot=step)) for step in at]
         yield _line(f"{name} (nats)", "before {:+.3f}, after {:+.3f}, end of run {:+.3f}".format(*values))
     share = float(dataset["phase_share"])
-    yield _line(
-        "formed in the window", f"{float(dataset['phase_drop']):+.3f} nats, {100 * share:.0f} % of the whole run"
-    )
+    of_run = f", {100 * share:.0f} % of the whole run" if np.isfinite(share) else ""
+    yield _line("formed in the window", f"{float(dataset['phase_drop']):+.3f} nats{of_run}")
     if "bump_height" in dataset:
         where = _millions(float(dataset["bump_tokens"]))
         yield _line("bump in the loss curve", f"{float(dataset['bump_height']):.3f} nats, at {where} tokens")

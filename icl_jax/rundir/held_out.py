@@ -12,6 +12,7 @@ from etils import epath
 
 from icl_jax.config import UserError
 from icl_jax.rundir.files import reason
+from icl_jax.rundir.manifest import params_sha256
 
 MAX_ROWS = 1024
 MAX_BYTES = 2**24
@@ -30,6 +31,14 @@ class HeldOut:
     bigram_counts: np.ndarray | None = None
     """uint32 [token, next token] over the first training tokens; None for a large vocabulary."""
 
+    @property
+    def sha256(self) -> str:
+        """Over all that is held: a lost chunk reads back as zeros, which are good token ids."""
+        arrays = {"rows": self.rows.astype(np.int32), "candidates": self.candidates.astype(np.int32)}
+        if self.bigram_counts is not None:
+            arrays["bigram_counts"] = self.bigram_counts.astype(np.uint32)
+        return params_sha256(arrays)
+
     def save(self, path: epath.Path) -> None:
         """Write the group; an existing one is replaced."""
         arrays = {
@@ -41,7 +50,7 @@ class HeldOut:
             arrays["bigram_counts"] = (("first", "second"), self.bigram_counts.astype(np.uint32), meaning)
         dataset = xr.Dataset(
             {name: (dims, values, {"units": "1", "long_name": text}) for name, (dims, values, text) in arrays.items()},
-            attrs={"bos_id": int(self.bos_id)},
+            attrs={"bos_id": int(self.bos_id), "sha256": self.sha256},
         )
         with warnings.catch_warnings():
             # Consolidated metadata is xarray's fast way in; the Zarr v3 specification has yet to adopt it.
@@ -62,6 +71,12 @@ def load_held_out(path: epath.Path) -> HeldOut:
         dataset = xr.open_zarr(str(path), consolidated=False).load()
         counts = dataset["bigram_counts"].values if "bigram_counts" in dataset else None
         rows, candidates = dataset["rows"].values, dataset["candidates"].values
-        return HeldOut(rows, candidates, int(dataset.attrs["bos_id"]), counts)
+        held_out = HeldOut(rows, candidates, int(dataset.attrs["bos_id"]), counts)
+        sha256 = dataset.attrs["sha256"]
     except Exception as error:  # zarr, numcodecs and xarray raise many types for a damaged store
         raise UserError(f"{path}: cannot read the held-out rows: {reason(error)}") from error
+    if held_out.sha256 != sha256:
+        raise UserError(
+            f"{path}: damaged: SHA-256 differs from the one in its attributes; copy it again from the source"
+        )
+    return held_out

@@ -26,7 +26,7 @@ def config_of(model: ModelConfig, last_step: int) -> Config:
 def make_run(path: Path, model: ModelConfig, snapshots: Mapping[int, Mapping], held_out: np.ndarray) -> RunDir:
     candidates = np.arange(1, model.vocab_size, dtype=np.int32)
     run = RunDir.create(
-        str(path), config_of(model, max(snapshots)), corpus_sha256="0" * 64,
+        str(path), config_of(model, max(1, *snapshots)), corpus_sha256="0" * 64,
         held_out=HeldOut(held_out, candidates, BOS),
     )  # fmt: skip
     for step, params in snapshots.items():

@@ -1,6 +1,7 @@
 """What is asked of every measurement, of those that read activations; and numbers that do not depend on batches."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from icl_jax.analysis.measurement import Derived, Measurement
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.analysis.table import TABLE
 from icl_jax.config import ModelConfig
+from icl_jax.report.phase_table import phase_table
 from tests.analysis.random_snapshots import check, stacked
 from tests.analysis.small_runs import random_run
 
@@ -64,3 +66,35 @@ def test_all_of_the_table_on_snapshots_one_by_one_and_together(
     for name, variable in together.variables.items():
         assert "UNEXPECTED" not in variable.attrs.get("missing", ""), name
     assert {"held_out_loss", "head_scores", "ablation"} <= {v.attrs["measurement"] for v in together.data_vars.values()}
+
+
+def test_what_is_kept_of_the_losses_is_where_the_coordinates_say(tmp_path: Path) -> None:
+    run = random_run(tmp_path / "run", MODEL, (0, 3), n_rows=9)
+    found = analyze(run, only=["held_out_loss", "ablation"])
+    rows = run.load_held_out().rows
+    for i, step in enumerate((0, 3)):
+        loss_BT = np.asarray(held_out_loss.held_out_loss(run.load_params(step), MODEL, rows))
+        single = loss_BT[found["token_row"].values, found["token_position"].values]
+        np.testing.assert_allclose(found["token_loss"].values[i], single, atol=1e-5)
+        np.testing.assert_allclose(found["loss_by_position"].values[i], loss_BT.mean(axis=0), atol=1e-5)
+        np.testing.assert_allclose(found["example_loss"].values[i], loss_BT[:8], atol=1e-5)
+        # The ablations' intact model is the same one, on the first of the same tokens.
+        n_ablated = found.sizes["ablated_token"]
+        np.testing.assert_allclose(found["intact_token_loss"].values[i], single[:n_ablated], atol=1e-5)
+    targets = rows[found["token_row"].values, found["token_position"].values + 1]
+    np.testing.assert_array_equal(found["token_id"], targets)
+    np.testing.assert_array_equal(found["example_id"], rows[:8, 1:])
+
+
+@pytest.mark.parametrize("steps", [(0,), (0, 3), (2, 3)])
+def test_one_or_two_snapshots_are_enough_for_what_needs_no_curve(tmp_path: Path, steps: tuple[int, ...]) -> None:
+    found = analyze(random_run(tmp_path / "run", MODEL, steps), only=[entry.name for entry in TABLE[:9]])
+    absent = json.loads(found.attrs["absent"])
+    assert {"bump", "pca"} <= set(absent)
+    assert "three snapshots or more" in absent["pca"]
+    assert ("loss_by_log_tokens" in absent) == (0 in steps)
+    assert {"icl_windowed", "prefix_matching", "phase_start"} <= set(found)
+    assert (int(found["phase_start"]), int(found["phase_end"])) == (steps[0], steps[-1])
+    assert not any("nan" in line for line in phase_table(found))
+    for name, variable in found.variables.items():
+        assert "UNEXPECTED" not in variable.attrs.get("missing", ""), name

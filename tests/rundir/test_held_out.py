@@ -54,6 +54,17 @@ def test_a_missing_or_damaged_group_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_lost_chunk_is_noticed(tmp_path: Path) -> None:
+    path = epath.Path(tmp_path / "held_out.zarr")
+    HeldOut(ROWS, np.array([2, 3], np.int32), 0).save(path)
+    chunks = [chunk for chunk in (tmp_path / "held_out.zarr" / "rows" / "c").rglob("*") if chunk.is_file()]
+    assert chunks
+    for chunk in chunks:
+        chunk.unlink()
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        load_held_out(path)
+
+
 @pytest.mark.parametrize(
     ("n_held_out", "n_ctx", "expected"), [(512, 128, 512), (5000, 128, 1024), (5000, 8191, 512), (3, 2**23, 1)]
 )
