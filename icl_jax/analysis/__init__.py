@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from icl_jax.analysis.ablation import ablate as ablate
+    from icl_jax.analysis.composition import composition_scores as composition_scores
+    from icl_jax.analysis.copying import copying_eigenvalue as copying_eigenvalue
+    from icl_jax.analysis.copying import logit_copying as logit_copying
+    from icl_jax.analysis.factored_matrix import FactoredMatrix as FactoredMatrix
     from icl_jax.analysis.head_scores import duplicate_token as duplicate_token
     from icl_jax.analysis.head_scores import induction_stripe as induction_stripe
     from icl_jax.analysis.head_scores import patterns as patterns
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from icl_jax.analysis.head_scores import previous_token as previous_token
     from icl_jax.analysis.loss_derivative import derivative_by_log_index as derivative_by_log_index
     from icl_jax.analysis.loss_inversion import loss_derivatives as loss_derivatives
+    from icl_jax.analysis.path_expansion import expand_paths as expand_paths
     from icl_jax.analysis.run_measurements import analyze as analyze
     from icl_jax.analysis.run_measurements import make_context as make_context
     from icl_jax.analysis.token_classes import classify_tokens as classify_tokens
@@ -23,12 +28,17 @@ if TYPE_CHECKING:
 
 # Imported when first used, so that naming one measurement does not load them all.
 _HOMES = {
+    "FactoredMatrix": "icl_jax.analysis.factored_matrix",
     "ablate": "icl_jax.analysis.ablation",
     "analyze": "icl_jax.analysis.run_measurements",
     "classify_tokens": "icl_jax.analysis.token_classes",
+    "composition_scores": "icl_jax.analysis.composition",
+    "copying_eigenvalue": "icl_jax.analysis.copying",
     "derivative_by_log_index": "icl_jax.analysis.loss_derivative",
     "duplicate_token": "icl_jax.analysis.head_scores",
+    "expand_paths": "icl_jax.analysis.path_expansion",
     "induction_stripe": "icl_jax.analysis.head_scores",
+    "logit_copying": "icl_jax.analysis.copying",
     "loss_derivatives": "icl_jax.analysis.loss_inversion",
     "make_context": "icl_jax.analysis.run_measurements",
     "patterns": "icl_jax.analysis.head_scores",

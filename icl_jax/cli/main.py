@@ -154,6 +154,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> None:
     process.keep_freed_memory()
+    process.one_blas_thread()
     process.quiet_libraries()
     try:
         status = run(sys.argv[1:])

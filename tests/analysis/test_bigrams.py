@@ -59,6 +59,7 @@ def test_by_hand() -> None:
     assert fit.kl == pytest.approx((first + second) / 2)
     # The first row's model is flat, the second row has one seen bigram.
     assert np.isnan(fit.pearson)
+    assert bigram_fit(np.log([[0.6, 0.4], [0.25, 0.75]]), counts).pearson == pytest.approx(1)
     with pytest.raises(ValueError, match="no bigram"):
         bigram_fit(log_probs, np.zeros((2, 2), np.int64))
 

@@ -99,6 +99,21 @@ def test_an_error_in_the_program_itself_shows_its_traceback() -> None:
     assert "ZeroDivisionError" in done.stderr
 
 
+def test_only_the_futures_of_failed_saves_are_silent() -> None:
+    code = """
+from icl_jax.cli import process
+class Raises:
+    def __init__(self, text): self.text = text
+    def __del__(self): raise RuntimeError(self.text)
+process.quiet_libraries()
+Raises("Event loop is closed")
+Raises("something else")
+"""
+    done = subprocess.run([CLI[0], "-c", code], capture_output=True, text=True, check=True)
+    assert "something else" in done.stderr
+    assert "Event loop" not in done.stderr
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 @pytest.mark.parametrize("columns", ["40", "200"])
 def test_argument_errors_read_the_same_in_any_terminal(
