@@ -32,9 +32,9 @@ class Args:
 
     configs: tuple[str, ...] = ("repeats-2l", "python-2l")
     """Configs whose model, batch and density of snapshots are used."""
-    steps: int = 200
+    steps: int = 100
     """Steps per timing."""
-    rounds: int = 5
+    rounds: int = 3
     """Pairs of timings."""
     out: Path = Path("runs/bench/training.json")
     """Where the JSON goes."""

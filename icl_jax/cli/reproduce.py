@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from icl_jax.cli import process
 from icl_jax.cli.arguments import find_config
@@ -36,7 +36,7 @@ def reproduce(out: str, console: Console) -> int:
     picture = Path(out) / "phase_change.png"
     plot_phase_change(curves, picture)
 
-    table = Table("model", "phase change", "ICL score", "best prefix matching", box=None, pad_edge=False)
+    table = Table(Column("model", no_wrap=True), "phase change", "ICL score", "best prefix matching", box=None)
     for curve in curves:
         start, end = (curve.tokens[i] / 1e6 for i in (curve.change.start, curve.change.end))
         first, last = curve.before_after()

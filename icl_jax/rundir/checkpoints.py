@@ -28,7 +28,8 @@ def _checkpointer() -> ocp.Checkpointer:
 
 def quiet_orbax() -> None:
     """Orbax logs every save through absl, and failures with tracebacks before it raises them; callers tell the user."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "asyncio"):  # asyncio: of the other arrays of a save that failed at one
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def save_arrays(path: epath.Path, arrays: Arrays) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import io
 import os
 import subprocess
@@ -170,6 +171,8 @@ def snapshot(path: Path, step: int) -> dict[str, np.ndarray]:
 
 def command(*args: str | Path) -> tuple[int, str, str]:
     """`icl-jax ARGS` in this process, which has its devices already: exit status, stdout and stderr."""
+    # What a failed save left must not be finalised while tyro parses source: Python 3.11 then fails (gh-106905).
+    gc.collect()
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(process, "configure_jax", lambda _n_cpu_devices: None)
