@@ -68,24 +68,14 @@ class NullTracker:
     def __init__(self, description: str) -> None:
         self.description = description
 
-    def log_step(self, step: int, tokens: int, scalars: Mapping[str, SupportsFloat]) -> None:
-        pass
+    def log_step(self, *_args: object, **_scalars: object) -> None:
+        """Do nothing."""
 
-    def log_probe(
-        self,
-        step: int,
-        tokens: int,
-        *,
-        icl_score: SupportsFloat,
-        icl_windowed: SupportsFloat,
-        held_out_loss_T: Float[np.ndarray, " T"],
-        prefix_matching_NH: Float[np.ndarray, "N H"],
-        previous_token_NH: Float[np.ndarray, "N H"],
-    ) -> None:
-        pass
+    def log_probe(self, *_args: object, **_measures: object) -> None:
+        """Do nothing."""
 
     def finish(self, exit_code: int) -> None:
-        pass
+        """Do nothing."""
 
 
 class _Point:
