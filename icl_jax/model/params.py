@@ -15,6 +15,8 @@ W_U       D V    unembedding (absent when tied)
 No array has size zero: a model without layers simply lacks the per-layer arrays. There are no biases.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -83,10 +85,4 @@ def init_params(config: ModelConfig, seed: int) -> Params:
 
 def n_params(config: ModelConfig) -> int:
     """Number of trained numbers."""
-    total = 0
-    for shape in param_shapes(config).values():
-        size = 1
-        for axis in shape:
-            size *= axis
-        total += size
-    return total
+    return sum(math.prod(shape) for shape in param_shapes(config).values())
