@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from icl_jax.analysis.measurement import Context, Measurement, StackedParams, Variable
-from icl_jax.config import Config, ModelConfig
+from icl_jax.config import ModelConfig
 from icl_jax.model.forward import normalise, unembedding_DV
 from icl_jax.model.params import Params
 
@@ -96,9 +96,10 @@ def _measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
     return {f"bigram_{name}": np.array([getattr(fit, name) for fit in fits]) for name in BigramFit._fields}
 
 
-def _why_not(config: Config) -> str | None:
-    if config.model.n_layers:
-        return f"a table of bigrams is all of a model without layers only; model.n_layers = {config.model.n_layers}"
+def _why_not(context: Context) -> str | None:
+    n_layers = context.config.model.n_layers
+    if n_layers:
+        return f"a table of bigrams is all of a model without layers only; model.n_layers = {n_layers}"
     return None
 
 

@@ -22,7 +22,6 @@ from jaxtyping import Bool, Float
 
 from icl_jax.analysis.circuits import fold_norms
 from icl_jax.analysis.measurement import Context, Measurement, StackedParams, Variable
-from icl_jax.config import Config
 
 N_BASELINE_DRAWS = 200
 
@@ -120,9 +119,9 @@ def _measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
     return found
 
 
-def _why_not(config: Config) -> str | None:
-    if config.model.n_layers < 2:
-        return f"composition needs a head in an earlier layer; model.n_layers = {config.model.n_layers}"
+def _why_not(context: Context) -> str | None:
+    if context.config.model.n_layers < 2:
+        return f"composition needs a head in an earlier layer; model.n_layers = {context.config.model.n_layers}"
     return None
 
 

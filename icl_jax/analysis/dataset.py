@@ -30,7 +30,7 @@ def build_dataset(
     dataset = xr.Dataset(coords=_coordinates(context, chosen, few))
     absent: dict[str, str] = {}
     for entry in table:
-        why = entry.why_not(run.config)
+        why = entry.why_not(context)
         if why is not None:
             absent[entry.name] = why
         elif isinstance(entry, Measurement):
@@ -110,6 +110,16 @@ def _coordinates(context: Context, chosen: list[SnapshotEntry], few: list[Snapsh
     examples = context.held_out[: context.n_examples, 1:].astype(np.int32)
     text = "id of the token that is predicted"
     coordinates["example_id"] = xr.Variable(("example", "position"), examples, {"units": "1", "long_name": text})
+    if context.labels is not None:
+        labels = context.labels[:, 1:]
+        label_rows, label_positions = context.labelled
+        counts = [np.sum(labels == i + 1) for i in range(len(context.label_names))]
+        coordinates["label"] = coordinate("label", context.label_names, "what the corpus says the token shows")
+        coordinates["label_n"] = coordinate("label", counts, "held-out tokens that carry the label")
+        coordinates["labelled_row"] = coordinate("labelled", label_rows, "held-out row of the token")
+        coordinates["labelled_position"] = coordinate("labelled", label_positions, "index of the last token seen")
+        numbers = labels[label_rows, label_positions].astype(np.int32) - 1
+        coordinates["labelled_label"] = coordinate("labelled", numbers, "index of the token's label on the axis label")
     if model.n_layers:
         coordinates["layer"] = coordinate("layer", np.arange(model.n_layers), "layer")
         coordinates["head"] = coordinate("head", np.arange(model.n_heads), "head within its layer")

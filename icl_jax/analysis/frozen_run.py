@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from icl_jax.config import Config, ModelConfig
+from icl_jax.analysis.measurement import Context
+from icl_jax.config import ModelConfig
 from icl_jax.model.forward import NORM_EPS, positions_TD, run_with_cache, unembedding_DV
 from icl_jax.model.params import Params
 
@@ -33,25 +34,26 @@ def frozen_run(config: ModelConfig, params: Params, tokens: Int[Array, "B T"]) -
     """Run the model once. The caller sees to it that it is attention-only."""
     logits, cache = run_with_cache(params, tokens, config, ("resid_pre", "pattern", "attn_scores", "resid_post"))
     n = config.n_layers
-    embed = cache["resid_pre", 0] if n else _embed(config, params, tokens)
+    embed = cache["resid_pre", 0] if n else embedding(config, params, tokens)
     last = cache["resid_post", n - 1] if n else embed
     return FrozenRun(
         logits=logits,
         embed=embed,
         patterns=tuple(cache["pattern", layer] for layer in range(n)),
-        scales=tuple(_scale(config, cache["resid_pre", layer]) for layer in range(n)),
-        final_scale=_scale(config, last),
+        scales=tuple(norm_scale(config, cache["resid_pre", layer]) for layer in range(n)),
+        final_scale=norm_scale(config, last),
         attn_scores=tuple(cache["attn_scores", layer] for layer in range(n)),
     )
 
 
-def _embed(config: ModelConfig, params: Params, tokens: Array) -> Array:
+def embedding(config: ModelConfig, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """The residual stream before the first layer: tokens, and standard positions."""
     embed = params["W_E"][tokens]
     pos_TD = positions_TD(params.get("W_pos"), tokens.shape[1], config)
     return embed + pos_TD[None] if config.positions == "standard" and pos_TD is not None else embed
 
 
-def _scale(config: ModelConfig, x: Float[Array, "B T D"]) -> Float[Array, "B T"]:
+def norm_scale(config: ModelConfig, x: Float[Array, "B T D"]) -> Float[Array, "B T"]:
     """What a norm divides by, inverted."""
     if config.norm == "none":
         return jnp.ones(x.shape[:-1], x.dtype)
@@ -97,9 +99,9 @@ def to_logits(config: ModelConfig, params: Params, run: FrozenRun, x: Float[Arra
     return jnp.einsum("...BTD,DV->...BTV", x, unembedding_DV(params))
 
 
-def attention_only(config: Config, max_layers: int | None = None) -> str | None:
+def attention_only(context: Context, max_layers: int | None = None) -> str | None:
     """A `why_not` for expansions into paths."""
-    model = config.model
+    model = context.config.model
     if model.n_layers == 0:
         return "the model has no layers, so its logits are one term"
     if model.d_mlp:

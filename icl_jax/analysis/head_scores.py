@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from icl_jax.analysis.map_snapshots import as_jax, map_snapshots
 from icl_jax.analysis.measurement import Context, Measurement, StackedParams, Variable
-from icl_jax.config import Config, ModelConfig
+from icl_jax.config import ModelConfig
 from icl_jax.model import head_scores
 from icl_jax.model.forward import final_resid
 from icl_jax.model.params import Params
@@ -132,11 +132,11 @@ def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
     return map_snapshots(_one, context.config.model, params, context.repeated, context.repeated_once, context.natural)
 
 
-def why_not(config: Config) -> str | None:
-    if not config.model.n_layers:
+def why_not(context: Context) -> str | None:
+    if not context.config.model.n_layers:
         return "the model has no layers, so it has no heads"
-    if config.model.n_ctx < _SHORTEST:
-        return f"n_ctx = {config.model.n_ctx}: too short for BOS and two tokens four times"
+    if context.config.model.n_ctx < _SHORTEST:
+        return f"n_ctx = {context.config.model.n_ctx}: too short for BOS and two tokens four times"
     return None
 
 

@@ -20,6 +20,7 @@ _MAX_PATTERN_CTX = 512
 _N_SAMPLED_TOKENS = 2048
 _ABLATION_TOKENS = 2**14
 _N_EXAMPLES = 8
+_N_LABELLED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,10 @@ class Context:
     seed: int
     bigram_counts: np.ndarray | None = None
     """[token, next token] counts of the first training rows; None for a large vocabulary."""
+    label_names: tuple[str, ...] = ()
+    """What single held-out tokens show; empty for a corpus without labels."""
+    labels: np.ndarray | None = None
+    """uint8 [row, position + 1]: i for the i-th label name from 1, 0 for no label; None without label names."""
 
     @cached_property
     def repeated(self) -> np.ndarray:
@@ -85,6 +90,16 @@ class Context:
         positions = [np.sort(rng.choice(n_ctx, n_each, replace=False)) for _ in range(n_rows)]
         return np.repeat(np.arange(n_rows), n_each), np.concatenate(positions)
 
+    @cached_property
+    def labelled(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row and position of the labelled tokens kept one by one, [labelled] each: the first 1,024 of each label."""
+        if self.labels is None:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        labels_BT = self.labels[:, 1:]
+        found = [np.argwhere(labels_BT == i + 1)[:_N_LABELLED] for i in range(len(self.label_names))]
+        rows, positions = np.concatenate(found).T
+        return rows, positions
+
     @property
     def n_examples(self) -> int:
         """The losses of the first so many held-out rows are kept whole, to look at."""
@@ -104,8 +119,8 @@ class Context:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over everything that a measurement may read besides the parameters."""
-        digest = hashlib.sha256(repr((self.config.model, self.bos_id, self.seed)).encode())
-        for array in (self.held_out, self.candidates, self.bigram_counts):
+        digest = hashlib.sha256(repr((self.config.model, self.bos_id, self.seed, self.label_names)).encode())
+        for array in (self.held_out, self.candidates, self.bigram_counts, self.labels):
             digest.update(
                 b"none" if array is None else f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes()
             )
@@ -122,8 +137,8 @@ class Measurement:
     variables: dict[str, Variable]
     measure: Callable[[Context, StackedParams], dict[str, np.ndarray]]
     """Every array of the answer has the snapshot axis in front. Must not depend on which snapshots share a call."""
-    why_not: Callable[[Config], str | None] = lambda _config: None
-    """The reason why the measurement is undefined for a model, or None where it applies."""
+    why_not: Callable[[Context], str | None] = lambda _context: None
+    """The reason why the measurement is undefined for a run, or None where it applies."""
     on_few: bool = False
     """Costly: taken at about 20 snapshots, the ends of the phase change among them; their axis is `selected`."""
     version: int = 1
@@ -151,10 +166,10 @@ class Derived:
     """Here dims are complete: the snapshot axis is named where there is one."""
     derive: Callable[[Context, xr.Dataset], dict[str, np.ndarray]]
     """Raises UndefinedError where the snapshots are too few."""
-    why_not: Callable[[Config], str | None] = lambda _config: None
+    why_not: Callable[[Context], str | None] = lambda _context: None
     version: int = 1
 
 
-def needs_layers(config: Config) -> str | None:
+def needs_layers(context: Context) -> str | None:
     """A `why_not` for measurements of heads."""
-    return None if config.model.n_layers else "the model has no layers, so it has no heads"
+    return None if context.config.model.n_layers else "the model has no layers, so it has no heads"

@@ -33,7 +33,7 @@ from icl_jax.analysis.frozen_run import (
 )
 from icl_jax.analysis.map_snapshots import map_snapshots
 from icl_jax.analysis.measurement import Context, Measurement, StackedParams, Variable
-from icl_jax.config import Config, ModelConfig
+from icl_jax.config import ModelConfig
 from icl_jax.model.forward import positions_TD, smear
 from icl_jax.model.params import Params
 from icl_jax.model.positions import rotate
@@ -182,10 +182,10 @@ def _measure_pairs(context: Context, params: StackedParams) -> dict[str, np.ndar
     return map_snapshots(_pairs, context.config.model, params, _rows(context))
 
 
-def _two_layers(config: Config) -> str | None:
-    if config.model.n_layers == 1:
+def _two_layers(context: Context) -> str | None:
+    if context.config.model.n_layers == 1:
         return "one layer has no pairs of heads; model.n_layers = 1"
-    return attention_only(config, MAX_LAYERS)
+    return attention_only(context, MAX_LAYERS)
 
 
 _SOURCE = "Elhage et al. 2021, Path expansion"
@@ -202,7 +202,7 @@ PATHS = Measurement(
         "path_logit_max": Variable((), "1", "largest logit in size, to hold path_residual against"),
     },
     measure=_measure,
-    why_not=lambda config: attention_only(config, MAX_LAYERS),
+    why_not=lambda context: attention_only(context, MAX_LAYERS),
 )
 PATH_PAIRS = Measurement(
     name="path_pairs",

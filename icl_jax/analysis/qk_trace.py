@@ -23,7 +23,7 @@ from icl_jax.analysis.circuits import fold_norms
 from icl_jax.analysis.factored_matrix import FactoredMatrix, eigenvalue_sum_ratio
 from icl_jax.analysis.map_snapshots import map_snapshots
 from icl_jax.analysis.measurement import Context, Measurement, StackedParams, Variable
-from icl_jax.config import Config, ModelConfig
+from icl_jax.config import ModelConfig
 from icl_jax.model.forward import run_with_cache
 from icl_jax.model.head_scores import previous_token
 from icl_jax.model.params import Params
@@ -69,9 +69,9 @@ def _measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
     return {"qk_trace": eigenvalues.sum(axis=-1).real, "qk_trace_ratio": ratio}
 
 
-def _why_not(config: Config) -> str | None:
-    if config.model.n_layers < 2:
-        return f"the term goes through a head in an earlier layer; model.n_layers = {config.model.n_layers}"
+def _why_not(context: Context) -> str | None:
+    if context.config.model.n_layers < 2:
+        return f"the term goes through a head in an earlier layer; model.n_layers = {context.config.model.n_layers}"
     return None
 
 

@@ -74,8 +74,9 @@ def make_context(run: RunDir, n_rows: int | None = None) -> Context:
         raise UserError(f"--rows = {n_rows}: must be 1 or more")
     n_rows = n_rows or max(_MIN_ROWS, _TOKENS // config.model.n_ctx)
     return Context(
-        config, held_out.rows[:n_rows], held_out.candidates, held_out.bos_id, config.data.seed, held_out.bigram_counts
-    )
+        config, held_out.rows[:n_rows], held_out.candidates, held_out.bos_id, config.data.seed,
+        held_out.bigram_counts, held_out.label_names, None if held_out.labels is None else held_out.labels[:n_rows],
+    )  # fmt: skip
 
 
 def _wanted(only: Sequence[str] | None, table: tuple[Measurement | Derived, ...]) -> set[str]:
@@ -133,7 +134,7 @@ class _Session:
 
     def take(self, measurements: list[Measurement], entries: list[SnapshotEntry]) -> None:
         """Measure what is not finished yet, reading snapshots in the background."""
-        applicable = [m for m in measurements if m.why_not(self._run.config) is None]
+        applicable = [m for m in measurements if m.why_not(self._context) is None]
         missing = {m.name: [e for e in entries if self.key(m, e) not in self.works[m.name]] for m in applicable}
         self._total += sum(len(todo) for todo in missing.values())
         needed = [e for e in entries if any(e in todo for todo in missing.values())]

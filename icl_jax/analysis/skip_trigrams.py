@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from icl_jax.analysis.circuits import Weights, centred_unembedding, fold_norms, seen_embedding
 from icl_jax.analysis.measurement import Context, Measurement, StackedParams, Variable
-from icl_jax.config import Config, ModelConfig
+from icl_jax.config import ModelConfig
 
 TOP = 100
 # A triple counts in the check against text if its destination stands after its source so many times.
@@ -161,9 +161,9 @@ def _measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
     return {name: np.stack(values) for name, values in found.items()}
 
 
-def _why_not(config: Config) -> str | None:
-    if config.model.n_layers != 1:
-        return f"skip-trigrams are what a one-layer model is made of; model.n_layers = {config.model.n_layers}"
+def _why_not(context: Context) -> str | None:
+    if context.config.model.n_layers != 1:
+        return f"skip-trigrams are what a one-layer model is made of; model.n_layers = {context.config.model.n_layers}"
     return None
 
 

@@ -7,7 +7,6 @@ to the right, 0.5 is where training starts. Source: Olsson et al. 2022, Argument
 import numpy as np
 
 from icl_jax.analysis.measurement import Context, Measurement, StackedParams, Variable
-from icl_jax.config import Config
 
 
 def measure(_context: Context, params: StackedParams) -> dict[str, np.ndarray]:
@@ -15,10 +14,10 @@ def measure(_context: Context, params: StackedParams) -> dict[str, np.ndarray]:
     return {"smear_own": (1 / (1 + np.exp(-alpha))).astype(np.float32)}
 
 
-def why_not(config: Config) -> str | None:
-    if not config.model.n_layers:
+def why_not(context: Context) -> str | None:
+    if not context.config.model.n_layers:
         return "the model has no layers, so it has no heads"
-    return None if config.model.smeared_keys else "model.smeared_keys = false: keys are not smeared"
+    return None if context.config.model.smeared_keys else "model.smeared_keys = false: keys are not smeared"
 
 
 MEASUREMENT = Measurement(

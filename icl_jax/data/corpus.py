@@ -56,6 +56,15 @@ class Corpus(Protocol):
         """The first n held-out rows, int32 [n, n_ctx + 1]. Raises IndexError if n is out of range."""
         ...
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What single held-out tokens show, such as ``phrase_again``; empty where tokens are not labelled."""
+        ...
+
+    def held_out_labels(self, n: int) -> NDArray[np.uint8]:
+        """Labels of :meth:`held_out`, uint8 [n, n_ctx + 1]: i for the i-th label name from 1, 0 for no label."""
+        ...
+
     def probe_tokens(self) -> NDArray[np.int32]:
         """Sorted ids for random probe sequences; see :func:`icl_jax.data.probe_tokens.eligible_tokens`."""
         ...

@@ -29,7 +29,7 @@ _N_BLOCKS_COUNTED = 4
 
 class _Block(NamedTuple):
     tokens: NDArray[np.int32]
-    in_phrase: NDArray[np.bool_]
+    labels: NDArray[np.uint8]
 
 
 def successor_ranks(vocab_size: int) -> NDArray[np.float64]:
@@ -66,6 +66,8 @@ class RepeatsCorpus:
     """
 
     bos_id = 0
+    label_names = ("phrase_new", "phrase_again")
+    """Tokens inside a phrase, its first left out for nothing tells it: of one first said, and of one said again."""
     n_rows = None
     tokenizer_json = None
 
@@ -105,12 +107,19 @@ class RepeatsCorpus:
         np.minimum(rank_TB, len(self._rank_cdf) - 1, out=rank_TB)
 
         starts_TB = self._phrase_starts(coins_TB)
+        times_said_TB = np.zeros(shape_TB, np.int32)
+        for phrase in range(self._n_phrases):
+            said_TB = starts_TB & (choice_TB == phrase)
+            np.copyto(times_said_TB, np.cumsum(said_TB, axis=0, dtype=np.int32), where=said_TB)
         position_T1 = np.arange(shape_TB[0], dtype=np.int32)[:, None]
         last_start_TB = np.maximum.accumulate(np.where(starts_TB, position_T1, -self._phrase_len), axis=0)
         offset_TB = position_T1 - last_start_TB
         is_phrase_TB = offset_TB < self._phrase_len
         when, row = np.nonzero(is_phrase_TB)
-        place = choice_TB[last_start_TB[when, row], row] * self._phrase_len + offset_TB[when, row]
+        start, offset = last_start_TB[when, row], offset_TB[when, row]
+        place = choice_TB[start, row] * self._phrase_len + offset
+        labels_BT = np.zeros(shape_TB[::-1], np.uint8)
+        labels_BT[row, when] = np.where(offset == 0, 0, 1 + (times_said_TB[start, row] > 1))
         tokens_TB = np.zeros(shape_TB, self._chain.dtype)
         tokens_TB[when, row] = phrases_BxPL[row, place]
 
@@ -124,10 +133,9 @@ class RepeatsCorpus:
             chain.take(link_B, out=next_B, mode="clip")
             np.copyto(tokens_TB[t], next_B, where=is_free_TB[t])
         tokens = np.ascontiguousarray(tokens_TB.T, dtype=np.int32)
-        in_phrase = np.ascontiguousarray((is_phrase_TB & (offset_TB >= 1)).T)
-        for array in (tokens, in_phrase):
+        for array in (tokens, labels_BT):
             array.setflags(write=False)
-        return _Block(tokens, in_phrase)
+        return _Block(tokens, labels_BT)
 
     def _gather(self, stream: Stream, ids: NDArray[np.int64], part: str, dtype: type) -> NDArray[Any]:
         ids = np.asarray(ids, np.int64)
@@ -144,15 +152,22 @@ class RepeatsCorpus:
         """Training rows int32 [len(ids), n_ctx + 1]. Fast for ids near each other: rows are made 512 at a time."""
         return self._gather(Stream.TRAINING_ROWS, ids, "tokens", np.int32)
 
-    def phrase_mask(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Mask, bool [len(ids), n_ctx + 1]: the token is inside a phrase and not its first."""
-        return self._gather(Stream.TRAINING_ROWS, ids, "in_phrase", np.bool_)
+    def row_labels(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Labels of training rows, uint8 [len(ids), n_ctx + 1], as :meth:`held_out_labels`."""
+        return self._gather(Stream.TRAINING_ROWS, ids, "labels", np.uint8)
 
     def held_out(self, n: int) -> NDArray[np.int32]:
         """The first n held-out rows, int32 [n, n_ctx + 1]. Raises IndexError unless 0 <= n <= n_held_out."""
+        return self._gather(Stream.HELD_OUT_ROWS, self._held_out_ids(n), "tokens", np.int32)
+
+    def held_out_labels(self, n: int) -> NDArray[np.uint8]:
+        """uint8 [n, n_ctx + 1]: 1 inside a phrase that is said for the first time, 2 inside one said again, else 0."""
+        return self._gather(Stream.HELD_OUT_ROWS, self._held_out_ids(n), "labels", np.uint8)
+
+    def _held_out_ids(self, n: int) -> NDArray[np.int64]:
         if not 0 <= n <= self.n_held_out:
             raise IndexError(f"{n} held-out rows asked for: there are {self.n_held_out}")
-        return self._gather(Stream.HELD_OUT_ROWS, np.arange(n), "tokens", np.int32)
+        return np.arange(n)
 
     def probe_tokens(self) -> NDArray[np.int32]:
         """Eligible ids by their counts in the first 2,048 training rows."""

@@ -68,6 +68,12 @@ class TextCorpus:
         """Training rows int32 [len(ids), n_ctx + 1]. Raises IndexError for an id out of range."""
         return self._gather(self.stream_rows(ids))
 
+    label_names = ()
+
+    def held_out_labels(self, n: int) -> NDArray[np.uint8]:
+        """Text carries no labels: zeros."""
+        return np.zeros((n, self.n_ctx + 1), np.uint8)
+
     def held_out(self, n: int) -> NDArray[np.int32]:
         """The first n held-out rows, int32 [n, n_ctx + 1]. Raises IndexError unless 0 <= n <= n_held_out."""
         if not 0 <= n <= self.n_held_out:

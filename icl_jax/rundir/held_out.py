@@ -30,6 +30,10 @@ class HeldOut:
     bos_id: int
     bigram_counts: np.ndarray | None = None
     """uint32 [token, next token] over the first training tokens; None for a large vocabulary."""
+    label_names: tuple[str, ...] = ()
+    """What single tokens show, such as phrase_again; empty for a corpus without labels."""
+    labels: np.ndarray | None = None
+    """uint8 [row, position + 1]: i for the i-th label name from 1, 0 for no label; None without label names."""
 
     @property
     def sha256(self) -> str:
@@ -37,6 +41,8 @@ class HeldOut:
         arrays = {"rows": self.rows.astype(np.int32), "candidates": self.candidates.astype(np.int32)}
         if self.bigram_counts is not None:
             arrays["bigram_counts"] = self.bigram_counts.astype(np.uint32)
+        if self.labels is not None:
+            arrays["labels"] = self.labels.astype(np.uint8)
         return params_sha256(arrays)
 
     def save(self, path: epath.Path) -> None:
@@ -48,9 +54,12 @@ class HeldOut:
         if self.bigram_counts is not None:
             meaning = "how often the second token follows the first in the first training rows"
             arrays["bigram_counts"] = (("first", "second"), self.bigram_counts.astype(np.uint32), meaning)
+        if self.labels is not None:
+            meaning = "what the token shows: i for the i-th of the attribute label_names from 1, 0 for nothing"
+            arrays["labels"] = (("row", "token"), self.labels.astype(np.uint8), meaning)
         dataset = xr.Dataset(
             {name: (dims, values, {"units": "1", "long_name": text}) for name, (dims, values, text) in arrays.items()},
-            attrs={"bos_id": int(self.bos_id), "sha256": self.sha256},
+            attrs={"bos_id": int(self.bos_id), "label_names": list(self.label_names), "sha256": self.sha256},
         )
         with warnings.catch_warnings():
             # Consolidated metadata is xarray's fast way in; the Zarr v3 specification has yet to adopt it.
@@ -71,7 +80,9 @@ def load_held_out(path: epath.Path) -> HeldOut:
         dataset = xr.open_zarr(str(path), consolidated=False).load()
         counts = dataset["bigram_counts"].values if "bigram_counts" in dataset else None
         rows, candidates = dataset["rows"].values, dataset["candidates"].values
-        held_out = HeldOut(rows, candidates, int(dataset.attrs["bos_id"]), counts)
+        labels = dataset["labels"].values if "labels" in dataset else None
+        names = tuple(dataset.attrs.get("label_names", ()))
+        held_out = HeldOut(rows, candidates, int(dataset.attrs["bos_id"]), counts, names, labels)
         sha256 = dataset.attrs["sha256"]
     except Exception as error:  # zarr, numcodecs and xarray raise many types for a damaged store
         raise UserError(f"{path}: cannot read the held-out rows: {reason(error)}") from error

@@ -69,6 +69,8 @@ def _held_out_problems(run: RunDir) -> Iterator[str]:
         yield f"{where}: rows has the shape {rows.shape}: must be at least one row of {n_tokens} tokens"
     elif (rows[:, 0] != held_out.bos_id).any():
         yield f"{where}: row {int(np.argmax(rows[:, 0] != held_out.bos_id))} does not start with BOS"
+    if held_out.labels is not None and held_out.labels.shape != rows.shape:
+        yield f"{where}: labels has the shape {held_out.labels.shape}: must be that of rows, {rows.shape}"
     for name, ids in (("rows", rows), ("candidates", held_out.candidates)):
         if ids.size and not 0 <= ids.min() <= ids.max() < model.vocab_size:
             yield f"{where}: {name} holds ids outside 0 to {model.vocab_size - 1}"

@@ -10,11 +10,13 @@ _MAX_COUNTED_TOKENS = 2**21
 
 
 def take_held_out(config: Config, corpus: Corpus) -> HeldOut:
-    """Held-out rows, tokens for random sequences and, for a small vocabulary, bigram counts of the first steps."""
-    rows = corpus.held_out(n_rows_kept(corpus.n_held_out, config.model.n_ctx))
+    """Held-out rows and their labels, tokens for random sequences and, for a small vocabulary, bigram counts."""
+    n_rows = n_rows_kept(corpus.n_held_out, config.model.n_ctx)
+    rows = corpus.held_out(n_rows)
+    labels = corpus.held_out_labels(n_rows) if corpus.label_names else None
     vocab_size = config.model.vocab_size
     counts = _bigram_counts(config, corpus) if vocab_size <= MAX_COUNTED_VOCAB else None
-    return HeldOut(rows, corpus.probe_tokens(), int(corpus.bos_id), counts)
+    return HeldOut(rows, corpus.probe_tokens(), int(corpus.bos_id), counts, corpus.label_names, labels)
 
 
 def _bigram_counts(config: Config, corpus: Corpus) -> np.ndarray:

@@ -24,7 +24,7 @@ def context(model: ModelConfig, n_rows: int = 6) -> Context:
 def check(measurement: Measurement, model: ModelConfig, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What is measured; its names and shapes must be those announced, NaN only where announced, batches no matter."""
     setting = context(model)
-    assert measurement.why_not(setting.config) is None
+    assert measurement.why_not(setting) is None
     found = measurement.measure(setting, params)
     assert set(found) == set(measurement.variables)
     n_snapshots = len(params["W_E"])

@@ -79,6 +79,6 @@ def test_measured_over_snapshots() -> None:
     from_counts = MEASUREMENT.measure(setting, params)
     np.testing.assert_allclose(from_counts["bigram_loss_gap"], from_rows["bigram_loss_gap"], rtol=1e-12)
     assert (from_counts["bigram_kl"] != from_rows["bigram_kl"]).all()
-    reason = MEASUREMENT.why_not(context(ModelConfig(n_layers=2)).config)
+    reason = MEASUREMENT.why_not(context(ModelConfig(n_layers=2)))
     assert reason is not None
     assert "model.n_layers = 2" in reason

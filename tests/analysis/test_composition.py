@@ -5,7 +5,7 @@ import pytest
 
 from icl_jax.analysis.circuits import fold_norms
 from icl_jax.analysis.composition import MEASUREMENT, composition_scores, is_defined, random_baseline
-from icl_jax.config import Config, ModelConfig
+from icl_jax.config import ModelConfig
 from tests.analysis.random_snapshots import check, context, stacked
 from tests.hand_built import induction_model
 
@@ -78,8 +78,7 @@ def test_measured_with_the_baseline_subtracted(norm: str) -> None:
 
 @pytest.mark.parametrize("n_layers", [0, 1])
 def test_a_model_without_earlier_heads_has_none(n_layers: int) -> None:
-    config = context(ModelConfig(n_layers=n_layers)).config
-    reason = MEASUREMENT.why_not(config)
+    reason = MEASUREMENT.why_not(context(ModelConfig(n_layers=n_layers)))
     assert reason is not None
     assert f"model.n_layers = {n_layers}" in reason
-    assert MEASUREMENT.why_not(Config()) is None
+    assert MEASUREMENT.why_not(context(ModelConfig())) is None

@@ -182,7 +182,7 @@ def test_measured_over_snapshots(n_layers: int, norm: str) -> None:
 
 def test_where_paths_are_not_defined_it_is_said_why() -> None:
     def why(measurement: Measurement, **fields: int) -> str:
-        reason = measurement.why_not(context(ModelConfig(**fields)).config)
+        reason = measurement.why_not(context(ModelConfig(**fields)))
         assert reason is not None
         return reason
 
@@ -191,7 +191,7 @@ def test_where_paths_are_not_defined_it_is_said_why() -> None:
     assert "model.n_layers = 3" in why(PATHS, n_layers=3)
     assert "model.n_layers = 1" in why(PATH_PAIRS, n_layers=1)
     assert "model.d_mlp = 64" in why(TERM_IMPORTANCE, d_mlp=64)
-    assert TERM_IMPORTANCE.why_not(context(ModelConfig(n_layers=3)).config) is None
+    assert TERM_IMPORTANCE.why_not(context(ModelConfig(n_layers=3))) is None
     config = _config(3, "none", "shortformer", False)
     params = random_params(config)
     with pytest.raises(ValueError, match="n_layers=3"):

@@ -76,6 +76,6 @@ def test_only_earlier_layers_count_and_in_proportion_to_their_score() -> None:
 
 
 def test_a_one_layer_model_has_none() -> None:
-    reason = MEASUREMENT.why_not(context(ModelConfig(n_layers=1)).config)
+    reason = MEASUREMENT.why_not(context(ModelConfig(n_layers=1)))
     assert reason is not None
     assert "model.n_layers = 1" in reason

@@ -214,7 +214,7 @@ def test_only_takes_what_was_named_and_what_it_needs(run: RunDir) -> None:
 def test_what_does_not_apply_is_absent_with_the_reason(run: RunDir) -> None:
     never = Measurement(
         "never", "nobody", {"never_of": Variable((), "1", "x")}, lambda *_: pytest.fail("measured"),
-        why_not=lambda config: f"n_layers = {config.model.n_layers}",
+        why_not=lambda context: f"n_layers = {context.config.model.n_layers}",
     )  # fmt: skip
     needs_it = Derived(
         "after", "nobody", ("never_of",), {"after_of": Variable((), "1", "x")}, lambda *_: pytest.fail("derived")

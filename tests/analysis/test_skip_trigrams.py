@@ -117,6 +117,6 @@ def test_measured_over_snapshots() -> None:
 
 @pytest.mark.parametrize("n_layers", [0, 2])
 def test_only_one_layer_is_made_of_skip_trigrams(n_layers: int) -> None:
-    reason = MEASUREMENT.why_not(context(ModelConfig(n_layers=n_layers)).config)
+    reason = MEASUREMENT.why_not(context(ModelConfig(n_layers=n_layers)))
     assert reason is not None
     assert f"model.n_layers = {n_layers}" in reason

@@ -25,7 +25,7 @@ def corpus(make_config: Callable[..., Config]) -> RepeatsCorpus:
 
 def layout(corpus: RepeatsCorpus, ids: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Rows, where phrases start and where the chain goes on; the last column is left out: its kind cannot be told."""
-    rows, later = corpus.rows(ids), corpus.phrase_mask(ids)
+    rows, later = corpus.rows(ids), corpus.row_labels(ids) > 0
     is_start = ~later[:, :-1] & later[:, 1:]
     is_free = ~later[:, :-1] & ~later[:, 1:]
     is_start[:, 0] = is_free[:, 0] = False
@@ -116,12 +116,35 @@ def test_a_row_says_its_own_few_phrases_again_and_again(corpus: RepeatsCorpus) -
 
 def test_phrases_run_to_their_end(corpus: RepeatsCorpus) -> None:
     _, is_start, _ = layout(corpus, np.arange(300))
-    later = corpus.phrase_mask(np.arange(300))
+    later = corpus.row_labels(np.arange(300)) > 0
     for offset in range(1, LENGTH):
         assert later[:, offset:][is_start[:, : T + 1 - offset]].all()
     lengths = later.sum(axis=1) - (LENGTH - 1) * is_start[:, : T - LENGTH + 2].sum(axis=1)
     assert (lengths >= 0).all()
     assert (lengths < LENGTH).all()
+
+
+def test_labels_tell_first_sayings_from_later_ones(corpus: RepeatsCorpus) -> None:
+    assert corpus.label_names == ("phrase_new", "phrase_again")
+    ids = np.arange(400)
+    rows, labels = corpus.rows(ids), corpus.row_labels(ids)
+    _, is_start, _ = layout(corpus, ids)
+    for row, starts, label in zip(rows, is_start, labels, strict=True):
+        said: set[bytes] = set()
+        for t in np.flatnonzero(starts):
+            inside = label[t + 1 : t + LENGTH]
+            assert label[t] == 0
+            if len(inside) < LENGTH - 1:
+                continue  # cut off by the end of the row
+            phrase = row[t : t + LENGTH].tobytes()
+            assert inside.tolist() == [2 if phrase in said else 1] * (LENGTH - 1)
+            said.add(phrase)
+    held_out = corpus.held_out_labels(11)
+    assert held_out.shape == (11, T + 1)
+    assert held_out.dtype == np.uint8
+    assert set(np.unique(held_out)) == {0, 1, 2}
+    with pytest.raises(IndexError, match="there are 11"):
+        corpus.held_out_labels(12)
 
 
 @pytest.mark.parametrize(

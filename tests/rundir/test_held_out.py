@@ -1,3 +1,4 @@
+import dataclasses
 import warnings
 from pathlib import Path
 
@@ -21,8 +22,7 @@ ROWS = np.array([[0, 3, 4, 5], [0, 5, 5, 1]], np.int32)
 def _replaced(path: Path, **changes: object) -> list[str]:
     run = make_run(path, run_config())
     held_out = run.load_held_out()
-    fields = {name: getattr(held_out, name) for name in ("rows", "candidates", "bos_id", "bigram_counts")}
-    HeldOut(**(fields | changes)).save(run.path / "held_out.zarr")
+    dataclasses.replace(held_out, **changes).save(run.path / "held_out.zarr")
     return list(problems(run))
 
 
@@ -41,6 +41,29 @@ def test_what_is_saved_is_loaded(tmp_path: Path, counts: np.ndarray | None) -> N
         assert found.bigram_counts is None
     else:
         np.testing.assert_array_equal(found.bigram_counts, counts)
+
+
+def test_labels_are_saved_loaded_and_hashed(tmp_path: Path) -> None:
+    path = epath.Path(tmp_path / "held_out.zarr")
+    labels = np.array([[0, 1, 2, 0], [0, 0, 1, 1]], np.uint8)
+    plain = HeldOut(ROWS, np.array([2, 3], np.int32), 0)
+    labelled = dataclasses.replace(plain, label_names=("new", "again"), labels=labels)
+    assert labelled.sha256 != plain.sha256
+    assert labelled.sha256 != dataclasses.replace(labelled, labels=labels[::-1]).sha256
+    labelled.save(path)
+    found = load_held_out(path)
+    assert found.label_names == ("new", "again")
+    np.testing.assert_array_equal(found.labels, labels)
+    plain.save(path)
+    assert load_held_out(path).labels is None
+
+
+def test_a_run_of_a_labelled_corpus_takes_its_labels_along() -> None:
+    config = tiny_config()
+    corpus = open_corpus(config)
+    held_out = take_held_out(config, corpus)
+    assert held_out.label_names == ("phrase_new", "phrase_again")
+    np.testing.assert_array_equal(held_out.labels, corpus.held_out_labels(len(held_out.rows)))
 
 
 def test_a_missing_or_damaged_group_is_one_line(tmp_path: Path) -> None:
