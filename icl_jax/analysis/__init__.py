@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from icl_jax.analysis.head_scores import patterns as patterns
     from icl_jax.analysis.head_scores import prefix_matching as prefix_matching
     from icl_jax.analysis.head_scores import previous_token as previous_token
+    from icl_jax.analysis.logit_attribution import direct_logit_attribution as direct_logit_attribution
     from icl_jax.analysis.loss_derivative import derivative_by_log_index as derivative_by_log_index
     from icl_jax.analysis.loss_inversion import loss_derivatives as loss_derivatives
     from icl_jax.analysis.path_expansion import expand_paths as expand_paths
@@ -35,6 +36,7 @@ _HOMES = {
     "composition_scores": "icl_jax.analysis.composition",
     "copying_eigenvalue": "icl_jax.analysis.copying",
     "derivative_by_log_index": "icl_jax.analysis.loss_derivative",
+    "direct_logit_attribution": "icl_jax.analysis.logit_attribution",
     "duplicate_token": "icl_jax.analysis.head_scores",
     "expand_paths": "icl_jax.analysis.path_expansion",
     "induction_stripe": "icl_jax.analysis.head_scores",

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from icl_jax.analysis.dataset import load_dataset
+from icl_jax.analysis.probe import Probe, probe
 from icl_jax.config import Config
 from icl_jax.rundir import HeldOut, RunDir
 
@@ -48,6 +49,10 @@ class OpenedRun:
     def analysis(self) -> xr.Dataset:
         """Every measurement that `icl-jax analyze` has taken; read lazily."""
         return load_dataset(self._run.path / "analysis.zarr")
+
+    def probe(self, text: str, step: int | None = None) -> Probe:
+        """A text token by token: losses, predictions, heads; see `icl_jax.analysis.probe.probe`."""
+        return probe(self._run, text, step)
 
     def __repr__(self) -> str:
         model = self.config.model

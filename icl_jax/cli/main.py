@@ -52,6 +52,13 @@ def _report(args: Sequence[str], console: Console) -> int:
     return report(parse(ReportArgs, args, prog="icl-jax report", description=_report.__doc__ or ""), console)
 
 
+def _probe(args: Sequence[str], console: Console) -> int:
+    """Loss, predictions and heads at each token of a text. Example: icl-jax probe runs/repeats-2l "5 9 5 9" --top 3"""
+    from icl_jax.cli.probe import ProbeArgs, probe
+
+    return probe(parse(ProbeArgs, args, prog="icl-jax probe", description=_probe.__doc__ or ""), console)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _PrepareArgs(ConfigArgs):
     pass
@@ -106,6 +113,7 @@ _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
     "train": _train,
     "analyze": _analyze,
     "report": _report,
+    "probe": _probe,
     "verify": _verify,
     "data": _data,
     "reproduce": _reproduce,

@@ -1,0 +1,104 @@
+"""What a run's model makes of one text: losses, predictions, and which heads said what came next."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from icl_jax.analysis.dataset import load_dataset
+from icl_jax.analysis.logit_attribution import LogitAttribution, direct_logit_attribution
+from icl_jax.analysis.map_snapshots import map_snapshots
+from icl_jax.analysis.run_measurements import load_stacked
+from icl_jax.config import ModelConfig, UserError
+from icl_jax.data.text_ids import encode_text
+from icl_jax.data.tokenizing import decode_tokens, parse_tokenizer
+from icl_jax.model.forward import forward
+from icl_jax.model.params import Params
+from icl_jax.rundir import RunDir
+
+
+class Look(NamedTuple):
+    """What one snapshot makes of T tokens; P = T - 1 of them are predicted, entry t being about token t + 1."""
+
+    step: int
+    probs: Float[np.ndarray, "T V"]
+    """Of the token after each; the last row is about what would come next."""
+    attribution: LogitAttribution
+    """Terms of the true tokens' logits, one row of them: logit [P], heads [P, N, H], loss_nats [P], ..."""
+
+    def top(self, n: int) -> Int[np.ndarray, "T n"]:
+        """Ids of the n most probable next tokens, the most probable first."""
+        return np.argsort(-self.probs, axis=-1, kind="stable")[:, :n]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A text under one snapshot, or under those before and after the phase change."""
+
+    ids: Int[np.ndarray, " T"]
+    """BOS first."""
+    vocabulary: tuple[str, ...]
+    """How every id shows; safe to print."""
+    looks: tuple[Look, ...]
+
+    @property
+    def tokens(self) -> list[str]:
+        """How the ids of the text show."""
+        return [self.vocabulary[i] for i in self.ids]
+
+
+def probe(run: RunDir, text: str, step: int | None = None) -> Probe:
+    """Look at a text with BOS in front, by the run's tokenizer; a corpus without one takes ids such as "5 17 5".
+
+    step: the snapshot to look with. None: those at both ends of the phase change where `icl-jax analyze` has found it,
+    else the last. Raises UserError for a text that is empty, unknown to the tokenizer or longer than the model's
+    context, for a step without a snapshot and for a run without snapshots or held-out rows.
+    """
+    model = run.config.model
+    tokenizer_path = run.path / "tokenizer.json"
+    tokenizer = None
+    if tokenizer_path.exists():
+        try:
+            tokenizer = parse_tokenizer(tokenizer_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{tokenizer_path}: not a tokenizer of the tokenizers library: {error}") from None
+    found = encode_text(text, tokenizer, model.vocab_size)
+    if len(found) >= model.n_ctx:
+        allowed = f"must be at most {model.n_ctx - 1}: model.n_ctx = {model.n_ctx}, and BOS takes one position"
+        raise UserError(f"TEXT: {len(found)} tokens: {allowed}")
+    steps = _steps(run, step)
+    ids = np.array([run.load_held_out().bos_id, *found], np.int32)
+    seen = map_snapshots(_look, model, load_stacked(run, steps), ids[None])
+    looks = tuple(
+        Look(at, seen["probs"][i], LogitAttribution(*(seen[name][i] for name in LogitAttribution._fields)))
+        for i, at in enumerate(steps)
+    )
+    every_id = range(model.vocab_size)
+    vocabulary = [str(i) for i in every_id] if tokenizer is None else decode_tokens(tokenizer, every_id)
+    return Probe(ids, tuple(vocabulary), looks)
+
+
+def _steps(run: RunDir, step: int | None) -> list[int]:
+    kept = [entry.step for entry in run.manifest.read()]
+    if not kept:
+        raise UserError(f"{run.path}: has no snapshots yet")
+    if step is not None:
+        return [step]
+    analysis = run.path / "analysis.zarr"
+    if analysis.exists():
+        dataset = load_dataset(analysis)
+        if "phase_start" in dataset:
+            ends = [int(dataset["phase_start"]), int(dataset["phase_end"])]
+            # The run may have been cut back and trained anew since it was analyzed.
+            if set(ends) <= set(kept):
+                return ends
+    return kept[-1:]
+
+
+def _look(config: ModelConfig, params: Params, tokens: Int[Array, "1 T"]) -> dict[str, Array]:
+    probs = jax.nn.softmax(forward(params, tokens, config), axis=-1)[0]
+    attribution = direct_logit_attribution(params, config, tokens)
+    return {"probs": probs} | {name: jnp.squeeze(value, 0) for name, value in attribution._asdict().items()}
