@@ -59,6 +59,13 @@ def _probe(args: Sequence[str], console: Console) -> int:
     return probe(parse(ProbeArgs, args, prog="icl-jax probe", description=_probe.__doc__ or ""), console)
 
 
+def _export(args: Sequence[str], console: Console) -> int:
+    """Write a snapshot for another library. Example: icl-jax export runs/repeats-2l --to transformer-lens"""
+    from icl_jax.cli.export import ExportArgs, export
+
+    return export(parse(ExportArgs, args, prog="icl-jax export", description=_export.__doc__ or ""), console)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _PrepareArgs(ConfigArgs):
     pass
@@ -114,6 +121,7 @@ _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
     "analyze": _analyze,
     "report": _report,
     "probe": _probe,
+    "export": _export,
     "verify": _verify,
     "data": _data,
     "reproduce": _reproduce,

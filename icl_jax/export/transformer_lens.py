@@ -1,23 +1,25 @@
-"""Parameters for TransformerLens's `HookedTransformer` (TransformerLens 3; version 4 has no such class).
+"""A snapshot for TransformerLens's `HookedTransformer` (TransformerLens 3; version 4 has no such class).
 
-    config = HookedTransformerConfig(**hooked_config(run.config.model))
-    model = HookedTransformer(config)
-    state = hooked_state_dict(params, run.config.model)
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()}, strict=False)
-
-Neither torch nor TransformerLens is imported here. ``strict=False``: TransformerLens counts its masks and rotary tables
-as state. The model then gives the same logits; weights are not folded, so `fold_ln` and the like stay possible.
+`icl-jax export` writes the weights as safetensors, which load without pickle, and the config as JSON. Neither torch nor
+TransformerLens is imported here. The model then gives the same logits; weights are not folded, so `fold_ln` and the
+like stay possible. ``strict=False`` in `loading_code`: TransformerLens counts its masks and rotary tables as state.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
+from safetensors.numpy import save
 
 from icl_jax.config import ModelConfig, UserError
 from icl_jax.model.forward import NORM_EPS
 from icl_jax.model.positions import sinusoidal
+from icl_jax.rundir import RunDir
+from icl_jax.rundir.files import reason, replace_text
 
+_SUFFIX = ".safetensors"
 _PER_LAYER = {
     "W_Q": "attn.W_Q", "W_K": "attn.W_K", "W_V": "attn.W_V", "W_O": "attn.W_O",
     "W_in": "mlp.W_in", "W_out": "mlp.W_out", "ln1_w": "ln1.w", "ln2_w": "ln2.w",
@@ -74,3 +76,44 @@ def hooked_state_dict(params: Mapping[str, Any], config: ModelConfig) -> dict[st
         norms = [name.removesuffix(".w") for name in state if name.endswith((".ln1.w", ".ln2.w", "ln_final.w"))]
         state |= {f"{name}.b": np.zeros(config.d_model, np.float32) for name in norms}
     return state
+
+
+def export_snapshot(run: RunDir, step: int | None = None, out: str | None = None) -> tuple[epath.Path, epath.Path]:
+    """Write a snapshot's weights and config, and return the two files; existing ones are replaced.
+
+    step: None takes the last. out: the weights' file, a path or bucket URL that ends in .safetensors; default
+    RUN/export/STEP.safetensors. The file's metadata name the run, the step and the snapshot's SHA-256. Raises UserError
+    for a model that TransformerLens has no form for, a step without a snapshot and a file that cannot be written.
+    """
+    if out is not None and not out.endswith(_SUFFIX):
+        raise UserError(f"--out = {out!r}: must end in {_SUFFIX}")
+    config = hooked_config(run.config.model)
+    entries = {entry.step: entry for entry in run.manifest.read()}
+    if not entries:
+        raise UserError(f"{run.path}: has no snapshots yet")
+    step = max(entries) if step is None else step
+    state = hooked_state_dict(run.load_params(step), run.config.model)
+    # safetensors writes the buffer as it lies in memory.
+    state = {name: np.ascontiguousarray(value) for name, value in state.items()}
+    weights = epath.Path(out) if out else run.path / "export" / f"{step}{_SUFFIX}"
+    config_path = weights.parent / f"{weights.name.removesuffix(_SUFFIX)}.json"
+    metadata = {"format": "pt", "run_id": run.run_id, "step": str(step), "sha256": entries[step].sha256}
+    try:
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(config_path, json.dumps(config, indent=1) + "\n")
+        partial = weights.parent / f".{weights.name}.partial"
+        partial.write_bytes(save(state, metadata=metadata))
+        partial.replace(weights)
+    except OSError as error:
+        raise UserError(f"{weights}: cannot write the export: {reason(error)}") from error
+    return weights, config_path
+
+
+def loading_code(weights: epath.Path, config: epath.Path) -> list[str]:
+    """Lines of Python that load what `export_snapshot` wrote, where TransformerLens 3 and safetensors are installed."""
+    return [
+        "import json, pathlib, safetensors.torch, transformer_lens",
+        f"config = transformer_lens.HookedTransformerConfig(**json.loads(pathlib.Path({str(config)!r}).read_text()))",
+        "model = transformer_lens.HookedTransformer(config)",
+        f"model.load_state_dict(safetensors.torch.load_file({str(weights)!r}), strict=False)",
+    ]

@@ -10,7 +10,16 @@ from icl_jax import __version__
 from icl_jax.rundir import RunDir
 from tests.train.runs import CLI, TINY, command, finish, start_cli, tiny_config, train_here
 
-_VERBS = [("train",), ("verify",), ("probe",), ("data",), ("data", "prepare"), ("data", "show"), ("reproduce",)]
+_VERBS = [
+    ("train",),
+    ("verify",),
+    ("probe",),
+    ("export",),
+    ("data",),
+    ("data", "prepare"),
+    ("data", "show"),
+    ("reproduce",),
+]
 
 
 @pytest.fixture
@@ -34,7 +43,7 @@ def test_help_shows_an_example(verb: tuple[str, ...], flag: str, monkeypatch: py
 def test_help_names_the_verbs(args: tuple[str, ...]) -> None:
     status, out, err = command(*args)
     assert (status, err) == (0, "")
-    for verb in ("train", "verify", "probe", "data", "reproduce"):
+    for verb in ("train", "verify", "probe", "export", "data", "reproduce"):
         assert f"\n  {verb} " in out
     assert "--debug" in out
 

@@ -1,6 +1,7 @@
 """Against TransformerLens, the same weights in both: an implementation that shares no code with this one."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,9 +15,11 @@ from icl_jax.analysis.copying import copying_eigenvalue
 from icl_jax.config import ModelConfig
 from icl_jax.model.forward import forward, run_with_cache
 from icl_jax.model.params import Params
+from tests.analysis.small_runs import random_run
 from tests.hand_built import induction_model, repeated_rows
 from tests.model.random_params import random_params, random_tokens
 from tests.parity.hooked import hooked_transformer, import_transformer_lens, to_jax, to_torch
+from tests.train.runs import command
 
 pytestmark = [
     pytest.mark.slow,
@@ -63,6 +66,22 @@ def test_logits_and_activations(config: ModelConfig) -> None:
             ours = jnp.swapaxes(cache[name, layer], 1, 2)
             their_name = f"rot_{name}" if config.positions == "rotary" and name in "qk" else name
             np.testing.assert_allclose(ours, to_jax(theirs[their_name, layer]), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [_config(d_mlp=29, norm="layernorm", positions="standard"), _config(positions="rotary", tied_unembedding=True)],
+    ids=lambda c: c.positions,
+)
+def test_an_exported_run_loads_by_the_lines_that_are_printed(config: ModelConfig, tmp_path: Path) -> None:
+    run = random_run(tmp_path / "run", config, [0, 7])
+    status, out, err = command("export", run.path, "--to", "transformer-lens", "--step", "0")
+    assert (status, err) == (0, "")
+    names: dict[str, Any] = {}
+    exec(compile("\n".join(out.splitlines()[2:]), "printed", "exec"), names)
+    tokens = random_tokens(config, 2, T)
+    logits = forward(random_params(config, seed=0), tokens, config)
+    np.testing.assert_allclose(logits, to_jax(names["model"](to_torch(tokens))), atol=1e-4)
 
 
 def test_composition_scores() -> None:
