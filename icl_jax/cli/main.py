@@ -46,7 +46,7 @@ def _analyze(args: Sequence[str], console: Console) -> int:
 
 
 def _report(args: Sequence[str], console: Console) -> int:
-    """Draw a run's curves, or compare several. Example: icl-jax report runs/repeats-2l"""
+    """Write one page of runs: curves, heads, verdicts. Example: icl-jax report runs/repeats-2l runs/repeats-1l"""
     from icl_jax.cli.report import ReportArgs, report
 
     return report(parse(ReportArgs, args, prog="icl-jax report", description=_report.__doc__ or ""), console)

@@ -1,4 +1,4 @@
-"""`icl-jax report`: pictures of runs."""
+"""`icl-jax report`: runs as one page, with every figure behind it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,11 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
+from icl_jax.cli import process
+from icl_jax.cli.analyze import AnalyzeArgs, analyze
 from icl_jax.config import UserError
+from icl_jax.rundir import RunDir
+from icl_jax.rundir.checkpoints import quiet_orbax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,30 +20,28 @@ class ReportArgs:
     """Arguments of `icl-jax report`."""
 
     runs: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN")] = ()
-    """Run directories; several are also compared in one picture."""
+    """Run directories: a column of the page each."""
     out: str = ""
-    """Folder of the pictures. Default: report/ in the first run directory."""
+    """Folder of the report. Default: report/ in the first run directory."""
 
 
 def report(args: ReportArgs, console: Console) -> int:
-    """Draw each run's curves, and the comparison where there are several. Raises UserError."""
+    """Write the page, first analyzing what never was. Returns the exit status 0. Raises UserError."""
     if not args.runs:
         raise UserError("RUN is missing; see icl-jax report --help")
-    from icl_jax.report.phase_change import load_curve, plot_phase_change
-    from icl_jax.report.run_overview import plot_run
-
-    curves = [load_curve(path, Path(path).name) for path in args.runs]
     out = Path(args.out or Path(args.runs[0]) / "report")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        pictures = [out / f"{curve.name}.png" for curve in curves]
-        for curve, picture in zip(curves, pictures, strict=True):
-            plot_run(curve, picture)
-        if len(curves) > 1:
-            pictures.append(out / "phase_change.png")
-            plot_phase_change(curves, pictures[-1])
-    except OSError as error:
-        raise UserError(f"{out}: cannot write the report: {error.strerror}") from None
-    for picture in pictures:
-        console.print(str(picture), markup=False, highlight=False, soft_wrap=True)
+    waiting = tuple(path for path in args.runs if not (RunDir.open(path).path / "analysis.zarr").exists())
+    if waiting:
+        _say(console, f"no analysis yet of {', '.join(waiting)}: taking it first")
+        analyze(AnalyzeArgs(runs=waiting), console)
+    else:
+        quiet_orbax()
+        process.configure_jax(process.cpu_count())
+    from icl_jax.report import write_report  # after JAX is configured
+
+    _say(console, f"the page: {write_report(list(args.runs), out)}")
     return 0
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,70 @@
+"""What a model can do, before and after the phase change: the labels of the corpus, one row each."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from icl_jax.report.reported_run import ReportedRun
+from icl_jax.report.seeds import Group, group_by_config, interval
+
+_Z_95 = 1.96
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Probability of the right token with half the width of its 95 % interval, its rank, and the tokens counted."""
+
+    prob: float
+    half: float | None
+    rank: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """One label in one group of runs."""
+
+    label: str
+    group: str
+    before: Measured
+    after: Measured
+
+
+def behaviours(runs: list[ReportedRun]) -> list[Behaviour]:
+    """Every label of every group of runs, label by label.
+
+    Intervals: over seeds (Student's t) where a group has several runs; over the single tokens, taken as independent,
+    where it has one.
+    """
+    groups = group_by_config([run for run in runs if run.has("label_prob", "label_rank") and run.window is not None])
+    labels = list(dict.fromkeys(str(name) for group in groups for name in group.runs[0].data["label"].values))
+    return [
+        Behaviour(label, group.name, _measure(group, label, 0), _measure(group, label, 1))
+        for label in labels
+        for group in groups
+        if all(_n_tokens(run, label) for run in group.runs)
+    ]
+
+
+def _n_tokens(run: ReportedRun, label: str) -> int:
+    """Held-out tokens that carry the label; 0 where the run does not know it."""
+    names = list(run.data["label"].values)
+    return int(run.data["label_n"].values[names.index(label)]) if label in names else 0
+
+
+def _measure(group: Group, label: str, end: int) -> Measured:
+    found = []
+    for run in group.runs:
+        assert run.window is not None
+        number = list(run.data["label"].values).index(label)
+        step = run.window[end]
+        prob, rank = run.at("label_prob", step)[number], run.at("label_rank", step)[number]
+        single = run.at("labelled_prob", step)[run.data["labelled_label"].values == number]
+        found.append((float(prob), float(rank), single, _n_tokens(run, label)))
+    mean, half = interval(np.array([prob for prob, *_ in found]))
+    if half is None and len(single := found[0][2]) > 1:
+        half = _Z_95 * single.std(ddof=1) / np.sqrt(len(single))
+    return Measured(
+        float(mean), None if half is None else float(half), float(np.mean([rank for _, rank, *_ in found])),
+        sum(n for *_, n in found),
+    )  # fmt: skip

@@ -1,0 +1,121 @@
+"""What a figure shows, as plain arrays: the page, the pictures and the CSV files are all drawn from it."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+Role = Literal["induction", "previous", "other", ""]
+"""What a head does at the end of training; the papers' figures colour heads by it. Empty: not a head."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """One axis: its label with the unit, and its scale."""
+
+    label: str
+    is_log: bool = False
+    is_tokens: bool = False
+    """Counts training tokens: the phase change is marked on it."""
+    is_count: bool = False
+    """Takes whole numbers alone, such as layers."""
+    column: str = ""
+    """Its name in CSV files; empty: the label."""
+    range: tuple[float, float] | None = None
+    """In the units of the axis; None: what the data needs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One curve, or one set of dots. Arrays of one length; NaN breaks a line."""
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray | None = None
+    """Lower and upper end of an interval around y."""
+    high: np.ndarray | None = None
+    dots: bool = False
+    node: bool = False
+    """Dots so large that `text` stands inside them."""
+    head: tuple[int, int] | None = None
+    """Layer and head: a click isolates the head in every figure of its model."""
+    role: Role = ""
+    colour: int = 0
+    """Index into the colours of the report, for what is no head."""
+    width: float = 1.5
+    dashed: bool = False
+    text: str = ""
+    """Written beside the last point."""
+    in_legend: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heat:
+    """A matrix as colours, z [y, x]."""
+
+    x: np.ndarray
+    y: np.ndarray
+    z: np.ndarray
+    label: str
+    """What the colour means, with the unit."""
+    diverging: bool = False
+    """Colours run to both sides of 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """The phase change, in training tokens."""
+
+    start: float
+    end: float
+    start_interval: tuple[float, float] | None
+    """90 % bootstrap interval; None where there were too few snapshots for one."""
+    end_interval: tuple[float, float] | None
+    forms: bool
+    """Whether the model ends with an induction head; without one it is merely where the score fell fastest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """One panel: curves and dots, or a matrix."""
+
+    x: Axis
+    y: Axis
+    series: list[Series] = field(default_factory=list)
+    heat: Heat | None = None
+    band: Band | None = None
+    """Drawn where an axis counts training tokens."""
+    zero: bool = False
+    """A line at y = 0."""
+    legend: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Stands where a chart cannot: the reason, a sentence."""
+
+    why: str
+
+
+def table_of(chart: Chart) -> tuple[list[str], list[list[object]]]:
+    """The numbers of a chart, one row per point: header and rows, in the order that they are drawn."""
+    columns = [axis.column or axis.label for axis in (chart.x, chart.y)]
+    if chart.heat is not None:
+        heat = chart.heat
+        cells: list[list[object]] = [
+            [float(x), float(y), float(heat.z[i, j])] for i, y in enumerate(heat.y) for j, x in enumerate(heat.x)
+        ]
+        return [*columns, heat.label], cells
+    has_interval = any(series.low is not None for series in chart.series)
+    header = ["series", *columns, *(("low", "high") if has_interval else ())]
+    rows: list[list[object]] = []
+    for series in chart.series:
+        for i in range(len(series.x)):
+            row: list[object] = [series.label, float(series.x[i]), float(series.y[i])]
+            if has_interval:
+                row += ["", ""] if series.low is None or series.high is None else [
+                    float(series.low[i]), float(series.high[i]),
+                ]  # fmt: skip
+            rows.append(row)
+    return header, rows

@@ -1,0 +1,14 @@
+"""Appendix "Head activation evaluators": previous-token score."""
+
+from icl_jax.report.figures.figure import RunFigure, best_head, head_curves
+
+FIGURE = RunFigure(
+    name="previous_token",
+    title="Previous-token attention by head",
+    shows="Mean attention of each head to the token just before, on held-out rows.",
+    look_for="In models with two layers, a head of an early layer that rises with or before the induction heads: they "
+    "read what it writes.",
+    needs=("previous_token",),
+    chart=lambda run: head_curves(run, "previous_token", "previous-token attention", range=(0, 1)),
+    ours=lambda run: f"highest at the end {best_head(run, 'previous_token')}",
+)

@@ -1,0 +1,187 @@
+"""One run as the report sees it: its config, record, analysis and what is read off them everywhere."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import PurePath
+
+import numpy as np
+import xarray as xr
+
+from icl_jax.analysis.dataset import load_dataset
+from icl_jax.analysis.measurement import Derived
+from icl_jax.analysis.table import TABLE
+from icl_jax.config import Config, TrackerConfig
+from icl_jax.report.chart import Band, Gap, Role
+from icl_jax.rundir import RunDir
+
+# What a head must score at the end of a run to be called by the name. The paper discloses no value; this is ARENA's.
+HEAD_THRESHOLD = 0.4
+_NAMES = {"prefix_matching": "induction", "previous_token": "previous"}
+_OWNER = {variable: entry for entry in TABLE for variable in entry.variables}
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+
+
+@dataclass(frozen=True)
+class ReportedRun:
+    """A run directory with its analysis. Raises UserError where either is missing or damaged."""
+
+    run: RunDir
+    name: str
+    """Unique among the runs of the report."""
+
+    @property
+    def is_analyzed(self) -> bool:
+        return bool((self.run.path / "analysis.zarr").exists())
+
+    @cached_property
+    def config(self) -> Config:
+        return self.run.config
+
+    @cached_property
+    def data(self) -> xr.Dataset:
+        """analysis.zarr, in memory."""
+        return load_dataset(self.run.path / "analysis.zarr").load()
+
+    @cached_property
+    def absent(self) -> dict[str, str]:
+        """Measurements that the analysis lacks, and why."""
+        return dict(json.loads(self.data.attrs["absent"]))
+
+    def gap(self, *variables: str) -> Gap | None:
+        """Why one of these variables is not there, or None where all are."""
+        for name in variables:
+            if name not in self.data and name not in self.data.coords:
+                return Gap(self._why_absent(name))
+        return None
+
+    def _why_absent(self, variable: str) -> str:
+        entry = _OWNER.get(variable)
+        # What is derived from something absent is absent for that one's reason.
+        for needed in entry.needs if isinstance(entry, Derived) else ():
+            if needed not in self.data:
+                return self._why_absent(needed)
+        unknown = f"{variable} is not in this analysis; icl-jax analyze RUN takes it"
+        return unknown if entry is None else self.absent.get(entry.name, unknown)
+
+    def has(self, *variables: str) -> bool:
+        return self.gap(*variables) is None
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Training tokens at the snapshots, [snapshot]."""
+        return self.data["tokens"].values
+
+    def at(self, name: str, step: int) -> np.ndarray:
+        """A variable at one snapshot, or at one of the `selected` ones."""
+        dim = "selected" if "selected" in self.data[name].dims else "snapshot"
+        return self.data[name].sel({dim: step}).values
+
+    def last(self, name: str) -> np.ndarray:
+        return self.data[name].values[-1]
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """Steps of the snapshots at the ends of the phase change; None if the analysis has none."""
+        if not self.has("phase_start", "phase_end"):
+            return None
+        return int(self.data["phase_start"]), int(self.data["phase_end"])
+
+    @cached_property
+    def band(self) -> Band | None:
+        """The phase change in training tokens; None if the analysis has none."""
+        if self.window is None:
+            return None
+        start, end = (float(self.data[f"phase_{side}_tokens"]) for side in ("start", "end"))
+        return Band(start, end, self._interval("start"), self._interval("end"), self.forms_induction)
+
+    def _interval(self, side: str) -> tuple[float, float] | None:
+        low, high = (float(bound) for bound in self.data[f"phase_{side}_interval"].values)
+        return (low, high) if np.isfinite(low) else None
+
+    @property
+    def heads(self) -> Iterator[tuple[int, int]]:
+        """Layer and head of every head."""
+        model = self.config.model
+        return ((layer, head) for layer in range(model.n_layers) for head in range(model.n_heads))
+
+    @cached_property
+    def roles(self) -> dict[tuple[int, int], Role]:
+        """What each head does at the last snapshot: induction before previous token, where it is both."""
+        roles: dict[tuple[int, int], Role] = dict.fromkeys(self.heads, "other")
+        for variable, role in reversed(_NAMES.items()):
+            if self.has(variable):
+                scores = self.last(variable)
+                roles |= {head: role for head in self.heads if scores[head] >= HEAD_THRESHOLD}  # type: ignore[misc]
+        return roles
+
+    def heads_of(self, role: Role) -> list[tuple[int, int]]:
+        return [head for head, found in self.roles.items() if found == role]
+
+    @property
+    def forms_induction(self) -> bool:
+        """Whether a head ends as an induction head: without one, the window is merely where the score fell fastest."""
+        return bool(self.heads_of("induction"))
+
+    @cached_property
+    def size(self) -> str:
+        """The architecture in words: two layers, smeared keys."""
+        model = self.config.model
+        count = _NUMBERS[model.n_layers] if model.n_layers < len(_NUMBERS) else str(model.n_layers)
+        words = [f"{count} layer{'' if model.n_layers == 1 else 's'}"]
+        words += ["smeared keys"] if model.smeared_keys else []
+        words += ["MLPs"] if model.d_mlp else []
+        return ", ".join(words)
+
+    @cached_property
+    def details(self) -> str:
+        """What else tells runs apart: heads, widths, data, length, seed."""
+        model, config = self.config.model, self.config
+        heads = f"{model.n_heads} heads, " if model.n_layers else ""
+        tokens = config.train.n_steps * config.tokens_per_step
+        return f"{heads}d_model {model.d_model}, context {model.n_ctx}, {config.data.source}, {millions(tokens)} tokens"
+
+    @cached_property
+    def without_seed(self) -> Config:
+        """The config with its seeds set to 0 and no tracker: where it is equal, runs differ in their seeds alone."""
+        config = self.config
+        train, data = replace(config.train, seed=0), replace(config.data, seed=0)
+        return replace(config, train=train, data=data, tracker=TrackerConfig())
+
+    @property
+    def seeds(self) -> str:
+        train, data = self.config.train.seed, self.config.data.seed
+        return f"seed {train}" if train == data else f"seed {train}, data seed {data}"
+
+
+def open_runs(paths: list[str]) -> list[ReportedRun]:
+    """Open runs under names that differ: the folder's, with as many parents as it takes."""
+    runs = [RunDir.open(path) for path in paths]
+    parts = [PurePath(str(run.path)).parts for run in runs]
+    return [
+        ReportedRun(run, _short_name(mine, parts, i)) for i, (run, mine) in enumerate(zip(runs, parts, strict=True))
+    ]
+
+
+def _short_name(mine: tuple[str, ...], everyone: list[tuple[str, ...]], index: int) -> str:
+    others = [parts for i, parts in enumerate(everyone) if i != index]
+    for n in range(1, len(mine) + 1):
+        if all(parts[-n:] != mine[-n:] for parts in others):
+            return "/".join(mine[-n:])
+    return f"{'/'.join(mine)} ({index + 1})"
+
+
+def millions(tokens: float) -> str:
+    """Training tokens for people: 0.38 M, 12 M, 3.1 B."""
+    return f"{tokens / 1e9:.3g} B" if tokens >= 1e9 else f"{tokens / 1e6:.3g} M"
+
+
+def share(value: float) -> str:
+    """Two digits, a true minus."""
+    return f"{value:.2f}".replace("-", "−")
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """With its sign, a true minus."""
+    return f"{value:+.{digits}f}".replace("-", "−")

@@ -1,0 +1,54 @@
+"""Runs that differ in nothing but their seeds, as one: mean and interval."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from icl_jax.report.reported_run import ReportedRun
+
+_LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs of one config; one run is a group too."""
+
+    runs: list[ReportedRun]
+
+    @property
+    def name(self) -> str:
+        """The run's, or for several the first one's and their number."""
+        first = self.runs[0].name
+        return first if len(self.runs) == 1 else f"{first} ({len(self.runs)} seeds)"
+
+    def mean_curve(self, variable: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Tokens, mean, lower and upper end of the 95 % interval of a [snapshot] variable; no ends for one run.
+
+        Curves are interpolated to the snapshots of the first run where not all have the same.
+        """
+        tokens = self.runs[0].tokens.astype(np.float64)
+        curves = np.stack([np.interp(tokens, run.tokens, run.data[variable].values) for run in self.runs])
+        mean, half = interval(curves)
+        return tokens, mean, *((None, None) if half is None else (mean - half, mean + half))
+
+
+def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Mean over the first axis, and half the width of its 95 % interval (Student's t); None for a single value."""
+    n = len(values)
+    mean = values.mean(axis=0)
+    if n < 2:
+        return mean, None
+    return mean, stats.t.ppf((1 + _LEVEL) / 2, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
+
+
+def group_by_config(runs: list[ReportedRun]) -> list[Group]:
+    """Runs whose configs are equal but for train.seed and data.seed, in the order in which they first come."""
+    groups: list[Group] = []
+    for run in runs:
+        found = next((group for group in groups if group.runs[0].without_seed == run.without_seed), None)
+        if found is None:
+            groups.append(Group([run]))
+        else:
+            found.runs.append(run)
+    return groups

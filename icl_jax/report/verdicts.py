@@ -1,0 +1,226 @@
+"""The six arguments of "In-context Learning and Induction Heads": what the runs of a report say to each.
+
+Every verdict is computed from the numbers in analysis.zarr by the rule in its function, and says what it rests on.
+Rules and thresholds are ours; the paper grades its evidence in words, which stand beside.
+Source: Olsson et al. 2022, "Summary of evidence".
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+from icl_jax.report.behaviours import behaviours
+from icl_jax.report.figures.smeared_against_plain import NEEDS_PAIR, smeared_pairs
+from icl_jax.report.reported_run import HEAD_THRESHOLD, ReportedRun, millions, share, signed
+from icl_jax.report.seeds import Group
+
+Finding = Literal["supported", "partly", "not supported", "not tested"]
+
+# Of what forms over a whole run, the part that must form inside the window. The paper: more than 0.75 of the score.
+_MOST = 0.5
+# A control without induction heads may change its score by this part of the smallest change with them.
+_CONTROL = 0.5
+# Share of the phase change that the induction heads must undo when ablated, as a mean over them.
+_UNDOES = 0.1
+# Standard deviations above random heads.
+_COMPOSES = 3.0
+_MIN_SIZES = 3
+_FORMS_NONE = "no run ends with an induction head"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One row of the table."""
+
+    argument: str
+    claim: str
+    paper: str
+    """How strong the paper itself calls it, for small attention-only models where it tells them apart."""
+    finding: Finding
+    effect: list[str]
+    """The numbers that it rests on, a line each; empty where nothing was measured."""
+    limits: str
+    """What these runs leave open."""
+
+
+def verdicts(runs: list[ReportedRun]) -> list[Verdict]:
+    """All six, in the paper's order."""
+    rows: list[tuple[str, str, str, Callable[[list[ReportedRun]], tuple[Finding, list[str], str]]]] = [
+        ("1 Co-occurrence", "Induction heads form when in-context learning improves abruptly.",
+         "medium, correlational", co_occurrence),
+        ("2 Co-perturbation", "A change that lets induction heads form sooner moves the improvement with them.",
+         "medium, interventional", co_perturbation),
+        ("3 Ablation", "Taking induction heads away takes in-context learning away.", "strong, causal", ablation),
+        ("4 Generality", "Heads that copy literally also do more abstract in-context learning.",
+         "plausibility, large models only", generality),
+        ("5 Mechanism", "The weights of these heads implement induction.", "strong for some of it, mechanistic",
+         mechanism),
+        ("6 Continuity", "What holds in small models holds in larger ones.", "analogy", continuity),
+    ]  # fmt: skip
+    return [Verdict(argument, claim, paper, *find(runs)) for argument, claim, paper, find in rows]
+
+
+def co_occurrence(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
+    """Supported: both the score and the best head change mostly in one window, and a control changes little."""
+    measured = [run for run in runs if run.has("phase_share", "icl_windowed")]
+    forming = [run for run in measured if run.forms_induction]
+    if not forming:
+        return "not tested", [], _FORMS_NONE
+    shares = [(float(run.data["phase_share"]), _share_of_head(run)) for run in forming]
+    effect = [
+        f"{run.name}: {100 * icl:.0f} % of the ICL score and {100 * head:.0f} % of the best head's prefix matching "
+        "formed inside the window"
+        for run, (icl, head) in zip(forming, shares, strict=True)
+    ]
+    together = all(min(pair) >= _MOST for pair in shares)
+    controls = [run for run in measured if not run.forms_induction]
+    smallest = min(abs(_change(run)) for run in forming)
+    effect += [f"{run.name}, without induction heads: ICL score changed by {signed(_change(run))}" for run in controls]
+    if not together:
+        return "partly" if any(min(pair) >= _MOST for pair in shares) else "not supported", effect, "a correlation only"
+    if not controls:
+        return "partly", effect, "a correlation only; needs a run that forms no induction heads beside these"
+    flat = all(abs(_change(run)) <= _CONTROL * smallest for run in controls)
+    return "supported" if flat else "partly", effect, "a correlation only"
+
+
+def _share_of_head(run: ReportedRun) -> float:
+    """Of the rise of the best head's prefix matching over the run, the part inside the window."""
+    layer, head = np.unravel_index(np.argmax(run.last("prefix_matching")), run.last("prefix_matching").shape)
+    scores = run.data["prefix_matching"].values[:, layer, head]
+    assert run.window is not None
+    before, after = (float(run.at("prefix_matching", step)[layer, head]) for step in run.window)
+    return (after - before) / float(scores[-1] - scores[0])
+
+
+def _change(run: ReportedRun) -> float:
+    """ICL score at the end of the run minus at its start."""
+    return float(run.last("icl_windowed") - run.data["icl_windowed"].values[0])
+
+
+def co_perturbation(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
+    """Supported: each smeared model forms induction heads where its control forms none, or sooner."""
+    pairs = smeared_pairs(runs)
+    if not pairs:
+        return "not tested", [], NEEDS_PAIR
+    effect, moved = [], []
+    for smeared, plain in pairs:
+        effect += [f"{group.name}: {_timing(group)}" for group in (smeared, plain)]
+        moved.append(_forms_sooner(smeared, plain))
+    finding: Finding = "supported" if all(moved) else "partly" if any(moved) else "not supported"
+    seeds = min(len(group.runs) for pair in pairs for group in pair)
+    return finding, effect, "one seed each" if seeds == 1 else f"{seeds} seeds or more each"
+
+
+def _timing(group: Group) -> str:
+    score = float(np.mean([float(run.last("icl_windowed")) for run in group.runs]))
+    forming = [run.band.end for run in group.runs if run.forms_induction and run.band is not None]
+    when = f"change over at {millions(float(np.mean(forming)))} tokens" if forming else "no induction head"
+    return f"{when}, ICL score {signed(score)} at the end"
+
+
+def _forms_sooner(smeared: Group, plain: Group) -> bool:
+    if not all(run.forms_induction for run in smeared.runs):
+        return False
+    if not any(run.forms_induction for run in plain.runs):
+        return True
+    latest = max(run.band.end for run in smeared.runs if run.band is not None)
+    return latest < min(run.band.end for run in plain.runs if run.forms_induction and run.band is not None)
+
+
+def ablation(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
+    """Supported: ablated with patterns kept, induction heads undo the change and cost ICL, others on average do not."""
+    along, icl = "pattern_preserving_along_change", "pattern_preserving_icl_effect"
+    found = [run for run in runs if run.has(along, icl) and run.forms_induction and run.window is not None]
+    if not found:
+        formed = any(run.forms_induction for run in runs)
+        return "not tested", [], "the ablations were not taken (icl-jax analyze RUN)" if formed else _FORMS_NONE
+    effect, holds = [], []
+    for run in found:
+        assert run.window is not None
+        induction = run.heads_of("induction")
+        others = [head for head in run.heads if head not in induction]
+        undone, costs = -run.at(along, run.window[1]), run.at(icl, run.window[1])
+        undoes, cost = _mean(undone, induction), _mean(costs, induction)
+        text = (
+            f"{run.name}: each induction head undoes {share(undoes)} of the change and costs {signed(cost)} nats "
+            "of ICL score"
+        )
+        if others:
+            text += f", the other heads {share(_mean(undone, others))} and {signed(_mean(costs, others))}"
+        effect.append(text)
+        holds += [undoes >= max(_UNDOES, _mean(undone, others)), cost > max(0.0, _mean(costs, others))]
+    finding: Finding = "supported" if all(holds) else "partly" if any(holds) else "not supported"
+    return finding, effect, "means over heads, one at a time: heads that stand in for each other look weaker"
+
+
+def _mean(values: np.ndarray, heads: list[tuple[int, int]]) -> float:
+    """Of [layer, head] values over some heads; 0 over none."""
+    return float(np.mean([values[head] for head in heads])) if heads else 0.0
+
+
+def generality(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
+    """Never more than a description: which heads do a behaviour is not measured behaviour by behaviour."""
+    rows = behaviours(runs)
+    effect = [f"{row.label} in {row.group}: {row.before.prob:.2f} → {row.after.prob:.2f}" for row in rows]
+    if not rows:
+        return "not tested", [], "the corpora of these runs label no behaviours beyond literal copying"
+    return "not tested", effect, "probability of the right token; that the same heads do it is not measured"
+
+
+def mechanism(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
+    """Supported: induction heads copy, prefer matching keys by their weights, and read a previous-token head most."""
+    needed = ("copying_eigenvalue", "qk_trace_ratio", "qk_trace", "k_composition_z")
+    found = [run for run in runs if run.forms_induction and run.has("copying_eigenvalue")]
+    if not found:
+        return "not tested", [], _FORMS_NONE
+    effect, holds = [], []
+    for run in found:
+        heads = run.heads_of("induction")
+        copying = _mean(run.last("copying_eigenvalue"), heads)
+        text = f"{run.name}: induction heads copy with {signed(copying)} (−1 to 1)"
+        holds.append(copying > 0)
+        if run.has(*needed):
+            ratio = _mean(run.last("qk_trace_ratio"), heads)
+            rank, n = _rank_correlation(run)
+            z, source = _composes_with(run, heads)
+            previous = float(run.last("previous_token")[source])
+            text += (
+                f", match by weights {signed(ratio)} (−1 to 1; rank correlation of the trace with prefix matching "
+                f"{signed(rank)} over {n} heads), and read head {source[0]}.{source[1]} (previous-token score "
+                f"{previous:.2f}) at {signed(z, 1)} sd"
+            )
+            holds += [ratio > 0, z >= _COMPOSES, previous >= HEAD_THRESHOLD]
+        effect.append(text)
+    if not any(run.has(*needed) for run in found):
+        return "partly" if all(holds) else "not supported", effect, "copying only: K-composition needs two layers"
+    finding: Finding = "supported" if all(holds) else "partly" if any(holds) else "not supported"
+    return finding, effect, "read off the weights, with norm weights folded in; MLPs are left out"
+
+
+def _rank_correlation(run: ReportedRun) -> tuple[float, int]:
+    """Of prefix matching and QK trace, over the heads of all layers but the first; and how many those are."""
+    matching, trace = run.last("prefix_matching")[1:].ravel(), run.last("qk_trace")[1:].ravel()
+    return (float(stats.spearmanr(matching, trace).statistic) if len(matching) > 2 else float("nan")), len(matching)
+
+
+def _composes_with(run: ReportedRun, heads: list[tuple[int, int]]) -> tuple[float, tuple[int, int]]:
+    """The strongest K-composition of an earlier head with one of these: z, and that earlier head."""
+    z = run.last("k_composition_z")
+    layers, numbers = (list(part) for part in zip(*heads, strict=True))
+    into = np.nan_to_num(z[:, :, layers, numbers], nan=-np.inf).max(axis=-1)
+    layer, head = np.unravel_index(np.argmax(into), into.shape)
+    return float(into[layer, head]), (int(layer), int(head))
+
+
+def continuity(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
+    """At most partly: it takes three sizes or more that form induction heads, and then speaks of those sizes alone."""
+    forming = [run for run in runs if run.forms_induction and run.has("icl_windowed")]
+    sizes = {(m.n_layers, m.d_model, m.n_heads, m.d_mlp) for m in (run.config.model for run in forming)}
+    scores = [f"{run.name}: ICL score {signed(float(run.last('icl_windowed')))} at the end" for run in forming]
+    if len(sizes) < _MIN_SIZES:
+        return "not tested", scores, f"needs {_MIN_SIZES} sizes or more that form induction heads; here {len(sizes)}"
+    return "partly", scores, "small models only; says nothing of large ones"

@@ -1,0 +1,33 @@
+"""A report: one page and the figures behind it, in a folder."""
+
+from pathlib import Path
+
+from icl_jax.analysis.run_measurements import analyze
+from icl_jax.config import UserError
+from icl_jax.report.figures.figure import Figure
+from icl_jax.report.figures.table import BEHAVIOURS, COMPARISONS, MODEL_ANALYSIS
+from icl_jax.report.html import render_page
+from icl_jax.report.page_data import page_data
+from icl_jax.report.pictures import save_figure
+from icl_jax.report.reported_run import open_runs
+
+
+def write_report(paths: list[str], out: Path) -> Path:
+    """Write OUT/index.html, and OUT/figures/ with every figure as PNG, PDF and CSV. Returns the page's path.
+
+    A run without an analysis is analyzed first. Raises UserError if a run cannot be read, or `out` not be written.
+    """
+    runs = open_runs(paths)
+    for run in runs:
+        if not run.is_analyzed:
+            analyze(run.run)
+    figures: tuple[Figure, ...] = (*COMPARISONS, *MODEL_ANALYSIS, *BEHAVIOURS)
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        for figure in figures:
+            save_figure(figure, runs, out / "figures")
+        page = out / "index.html"
+        page.write_text(render_page(page_data(runs)), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{out}: cannot write the report: {error.strerror or error}") from None
+    return page
