@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce check test test-slow test-parity smoke bench soak wheel clean FORCE
+.PHONY: help setup reproduce check test test-slow test-parity smoke bench bench-peers soak wheel clean FORCE
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.13]"
@@ -39,8 +39,8 @@ $(VENV)/.python: FORCE
 	    rm -rf "$(VENV)" && $(PYTHON) -m venv "$(VENV)" && echo '*' > "$(VENV)/.gitignore" && echo "$$version" > $@; \
 	fi
 
-reproduce: setup ## train three small models through the phase change and draw it
-	$(BIN)/icl-jax reproduce
+reproduce: setup ## train four small models through the phase change, analyze them and write the report
+	$(BIN)/icl-jax reproduce quick --out runs/reproduce
 
 check: setup ## lint, formatting, types, import layers
 	$(BIN)/ruff check .
@@ -67,8 +67,12 @@ smoke: setup ## train a tiny model and verify its run directory (under 30 s)
 	$(BIN)/icl-jax train configs/smoke.toml --run $(SMOKE_RUN)
 	$(BIN)/icl-jax verify $(SMOKE_RUN)
 
-bench: setup ## speed and memory of training
+bench: setup ## speed and memory of training and of analysis
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.analysis
+
+bench-peers: $(VENV)/.installed-parity ## analysis beside TransformerLens (installs it and PyTorch: 1 GB)
+	$(BIN)/python -m benchmarks.analysis --peers
 
 soak: setup ## 10,000 steps on two host devices, watched for a hang
 	$(BIN)/python -m benchmarks.soak

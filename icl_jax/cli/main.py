@@ -102,18 +102,12 @@ def _data(args: Sequence[str], console: Console) -> int:
     return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class _ReproduceArgs:
-    out: str = "runs/reproduce"
-    """Folder of the runs and the picture."""
-
-
 def _reproduce(args: Sequence[str], console: Console) -> int:
-    """Train the papers' comparison in minutes and draw the phase change. Example: icl-jax reproduce"""
-    parsed = parse(_ReproduceArgs, args, prog="icl-jax reproduce", description=_reproduce.__doc__ or "")
-    from icl_jax.cli.reproduce import reproduce
+    """Train, analyze and report a suite of runs; go on where it stopped. Example: icl-jax reproduce quick"""
+    from icl_jax.cli.reproduce import ReproduceArgs, reproduce
 
-    return reproduce(parsed.out, console)
+    description = _reproduce.__doc__ or ""
+    return reproduce(parse(ReproduceArgs, args, prog="icl-jax reproduce", description=description), console)
 
 
 _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {

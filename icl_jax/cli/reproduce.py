@@ -1,53 +1,109 @@
-"""`icl-jax reproduce`: the comparison of the papers' Arguments 1 and 2, in minutes."""
+"""`icl-jax reproduce`: a suite of runs, trained, analyzed and put into one report."""
 
 import signal
-import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from rich.console import Console
-from rich.table import Column, Table
+from tyro.conf import Positional
 
 from icl_jax.cli import process
-from icl_jax.cli.arguments import find_config
-from icl_jax.cli.train import default_cpu_devices
-
-# Config, and what the picture calls it.
-_RUNS = {
-    "repeats-1l": "one layer",
-    "repeats-2l": "two layers",
-    "repeats-1l-smeared": "one layer, smeared keys",
-}
+from icl_jax.cli.jobs import Job, Stopped, device_slots, run_jobs
+from icl_jax.config import Config, UserError, dump_config
+from icl_jax.config.builtin import builtin_suite_names, builtin_suite_path
+from icl_jax.config.suite import Suite, load_suite
 
 
-def reproduce(out: str, console: Console) -> int:
-    """Train the runs that are not complete under `out`, draw `out`/phase_change.png and print what it shows."""
-    configs = {name: find_config(name)[1] for name in _RUNS}
-    process.configure_jax(min(default_cpu_devices(config, process.cpu_count()) for config in configs.values()))
-    from icl_jax.cli.data import open_corpus
+@dataclass(frozen=True, kw_only=True)
+class ReproduceArgs:
+    """Arguments of `icl-jax reproduce`."""
+
+    suite: Annotated[Positional[str], tyro.conf.arg(metavar="SUITE")] = "quick"
+    """The name of a suite that comes with icl-jax, or a TOML file."""
+    out: str = ""
+    """Folder of the runs and the report. Default: runs/NAME-OF-SUITE."""
+    jobs: int = 0
+    """Runs at a time; 0: one for each GPU, or for each CPU core."""
+
+
+def find_suite(name: str) -> Suite:
+    """The suite that a command names. Raises UserError."""
+    path = Path(name)
+    if not path.exists() and path.suffix != ".toml" and len(path.parts) == 1:
+        builtin = builtin_suite_path(name)
+        if builtin is None:
+            raise UserError(f"{name}: no such suite; there are {', '.join(builtin_suite_names())}, or give a TOML file")
+        path = builtin
+    return load_suite(path)
+
+
+def reproduce(args: ReproduceArgs, console: Console) -> int:
+    """Go on with the suite where it stands. Returns 0, 130 on SIGINT, 2 where a run failed. Raises UserError."""
+    if args.jobs < 0:
+        raise UserError(f"--jobs = {args.jobs}: must be 0 or more")
+    suite = find_suite(args.suite)
+    out = Path(args.out or Path("runs") / suite.name)
+    runs = {name: config for member in suite.members for name, config in member.runs().items()}
+    _prepare(runs, out, console)
+    jobs = [_job(name, out, suite) for name in runs]
+    slots = device_slots(len(jobs), args.jobs)
+    try:
+        failed = run_jobs(jobs, slots, out / "logs", console)
+    except Stopped as stopped:
+        signum = signal.Signals(stopped.args[0])
+        _say(console, f"{signum.name}: states are saved; the same command goes on from there")
+        return 130 if signum == signal.SIGINT else 0
+    if failed:
+        name, line = next(iter(failed.items()))
+        more = f" ({len(failed)} runs failed)" if len(failed) > 1 else ""
+        raise UserError(f"{out / name}: {line.removeprefix('icl-jax: ')}{more}; see {out / 'logs' / name}.log")
+    # The report draws patterns: JAX is the jobs' until here.
+    process.configure_jax(process.cpu_count())
+    from icl_jax.report import write_report
     from icl_jax.report.phase_change import load_curve, plot_phase_change
-    from icl_jax.train import session  # after JAX is configured
+    from icl_jax.report.suite_table import behaviour_table, behaviour_tables, suite_table, write_behaviours
 
-    for name, config in configs.items():
-        outcome = session.run(config, str(Path(out) / name), console, open_corpus=open_corpus, argv=sys.argv)
-        if outcome.signum:
-            console.print(f"stopped at step {outcome.step} of {name}; the same command goes on from there")
-            return 130 if outcome.signum == signal.SIGINT else 0
-    curves = [load_curve(str(Path(out) / name), title) for name, title in _RUNS.items()]
-    picture = Path(out) / "phase_change.png"
-    plot_phase_change(curves, picture)
-
-    table = Table(Column("model", no_wrap=True), "phase change", "ICL score", "best prefix matching", box=None)
-    for curve in curves:
-        start, end = (curve.tokens[i] / 1e6 for i in (curve.change.start, curve.change.end))
-        first, last = curve.before_after()
-        icl = curve.record["icl_windowed"].values
-        matching = curve.prefix_matching
-        table.add_row(
-            curve.name,
-            f"{start:.1f} to {end:.1f} M tokens" if curve.has_induction else "none",
-            f"{icl[first]:.2f} -> {icl[last]:.2f}",
-            f"{matching[first]:.2f} -> {matching[last]:.2f}",
-        )
-    console.print(table)
-    console.print(f"the picture: {picture}", markup=False, highlight=False, soft_wrap=True)
+    titles = {member.title: [str(out / name) for name in member.runs()] for member in suite.members}
+    page = write_report([str(out / name) for name in runs], out / "report")
+    curves = [load_curve(paths[0], title) for title, paths in titles.items()]
+    plot_phase_change(curves, out / "phase_change.png")
+    console.print(suite_table(titles))
+    if found := behaviour_tables(titles):
+        console.print(behaviour_table(found))
+        write_behaviours(found, out / "report" / "behaviours.csv")
+    _say(console, f"the picture: {out / 'phase_change.png'}")
+    _say(console, f"the report: {page}")
     return 0
+
+
+def _prepare(runs: dict[str, Config], out: Path, console: Console) -> None:
+    """Write the runs' configs, and prepare each corpus once before several runs want it at the same time."""
+    from icl_jax.cli.data import open_corpus
+
+    folder = out / "configs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, config in runs.items():
+            (folder / f"{name}.toml").write_text(dump_config(config), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write: {error.strerror}") from None
+    prepared = set()
+    for config in runs.values():
+        key = (config.data, config.model.vocab_size, config.model.n_ctx)
+        if key not in prepared:
+            prepared.add(key)
+            open_corpus(config, console)
+
+
+def _job(name: str, out: Path, suite: Suite) -> Job:
+    run = str(out / name)
+    analyze = ["analyze", run]
+    analyze += ["--snapshots", str(suite.snapshots)] if suite.snapshots else []
+    analyze += ["--rows", str(suite.rows)] if suite.rows else []
+    return Job(name, [["train", str(out / "configs" / f"{name}.toml"), "--run", run], analyze])
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -16,5 +16,15 @@ def builtin_config_path(name: str) -> Path | None:
     return _folder() / f"{name}.toml" if name in builtin_config_names() else None
 
 
+def builtin_suite_names() -> list[str]:
+    """Names of the suites that come with the package, sorted; a name is a file of configs/suites/ without ``.toml``."""
+    return sorted(path.stem for path in (_folder() / "suites").glob("*.toml"))
+
+
+def builtin_suite_path(name: str) -> Path | None:
+    """File of the built-in suite of that name, or None if there is none."""
+    return _folder() / "suites" / f"{name}.toml" if name in builtin_suite_names() else None
+
+
 def _folder() -> Path:
     return next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[0])

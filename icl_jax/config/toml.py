@@ -35,6 +35,11 @@ def parse_config(text: str, where: str = "config") -> Config:
         raw = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number of very many digits, very deep nesting
         raise UserError(f"{where}: not valid TOML: {error}") from None
+    return build_config(raw, where)
+
+
+def build_config(raw: dict[str, Any], where: str = "config") -> Config:
+    """The config of nested dicts, a section each. Raises UserError for unknown keys and values that cannot work."""
     sections = get_type_hints(Config)
     built: dict[str, Any] = {}
     for section, values in raw.items():

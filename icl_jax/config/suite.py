@@ -1,0 +1,145 @@
+"""A suite: several runs that are trained, analyzed and reported together. One small TOML file.
+
+title = "What can a model of n layers do?"
+seeds = [0, 1, 2]                    # of the initial parameters; a member may have its own
+
+[analysis]
+snapshots = 30                       # per run; 0: all
+rows = 512                           # held-out rows; 0: the default
+
+[[member]]
+config = "stories-2l"                # a config that comes with icl-jax, or a path beside the suite's file
+title = "two layers"
+
+[[member]]
+config = "stories-2l"
+name = "three-layers"                # names the run's folder; the config's name where left out
+title = "three layers"
+set = { model = { n_layers = 3 } }   # fields of the config, as in its own file
+"""
+
+import re
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from icl_jax.config.builtin import builtin_config_path
+from icl_jax.config.errors import UserError
+from icl_jax.config.schema import Config
+from icl_jax.config.toml import build_config, load_config
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """One architecture of a suite, trained once for each seed."""
+
+    name: str
+    title: str
+    config: Config
+    """Resolved, but for the seed."""
+    seeds: tuple[int, ...]
+
+    def runs(self) -> dict[str, Config]:
+        """Folder name and config of each run. The seed is of the initial parameters: all see the same rows in order."""
+        many = len(self.seeds) > 1
+        return {f"{self.name}-seed{seed}" if many else self.name: self._seeded(seed) for seed in self.seeds}
+
+    def _seeded(self, seed: int) -> Config:
+        return _with_fields(self.config, {"train": {"seed": seed}}, f"seeds of {self.name}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suite:
+    """What `icl-jax reproduce` runs."""
+
+    name: str
+    title: str
+    members: tuple[Member, ...]
+    snapshots: int
+    """Snapshots to analyze in each run; 0: all."""
+    rows: int
+    """Held-out rows to analyze on; 0: the default of `icl-jax analyze`."""
+
+
+_KEYS = {"title", "seeds", "analysis", "member"}
+_MEMBER_KEYS = {"config", "name", "title", "seeds", "set"}
+_ANALYSIS_KEYS = {"snapshots", "rows"}
+
+
+def load_suite(path: Path) -> Suite:
+    """Read a suite's file. Raises UserError naming the file and the key."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the suite: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8, not TOML
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    _check_keys(raw, _KEYS, path, "")
+    title = _text(raw.get("title", path.stem), f"{path}: title")
+    analysis = raw.get("analysis", {})
+    if not isinstance(analysis, dict):
+        raise UserError(f"{path}: analysis = {analysis!r}: must be a table, [analysis]")
+    _check_keys(analysis, _ANALYSIS_KEYS, path, "analysis.")
+    counts = {key: _count(analysis.get(key, 0), f"{path}: analysis.{key}") for key in _ANALYSIS_KEYS}
+    raw_members = raw.get("member", [])
+    if not isinstance(raw_members, list) or not raw_members:
+        raise UserError(f"{path}: member is missing: a suite has one [[member]] or more")
+    seeds = _seeds(raw.get("seeds", [0]), f"{path}: seeds")
+    members = tuple(_member(each, seeds, path) for each in raw_members)
+    names = [member.name for member in members]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"{path}: member.name = {twice!r}: names two members; give one of them another name")
+    return Suite(name=path.stem, title=title, members=members, **counts)
+
+
+def _member(raw: Any, seeds: tuple[int, ...], path: Path) -> Member:
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: member = {raw!r}: must be a table, [[member]]")
+    _check_keys(raw, _MEMBER_KEYS, path, "member.")
+    if "config" not in raw:
+        raise UserError(f"{path}: member.config is missing: a config that comes with icl-jax, or a path")
+    config_name = _text(raw["config"], f"{path}: member.config")
+    name = _text(raw.get("name", Path(config_name).stem), f"{path}: member.name")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(f"{path}: member.name = {name!r}: must be letters, digits, '.', '_' and '-'; it names a folder")
+    file = builtin_config_path(config_name) or path.parent / config_name
+    config = _with_fields(load_config(file), raw.get("set", {}), f"{path}: member.set of {name}")
+    own_seeds = _seeds(raw["seeds"], f"{path}: member.seeds") if "seeds" in raw else seeds
+    title = _text(raw.get("title", name), f"{path}: member.title")
+    return Member(name=name, title=title, config=config, seeds=own_seeds)
+
+
+def _with_fields(config: Config, changes: Any, where: str) -> Config:
+    """The config with some fields changed; checked like a config's own file."""
+    if not isinstance(changes, dict) or not all(isinstance(values, dict) for values in changes.values()):
+        raise UserError(f"{where}: {changes!r}: must be tables of fields such as {{ model = {{ n_layers = 3 }} }}")
+    merged: dict[str, Any] = asdict(config)
+    for section, values in changes.items():
+        merged[section] = {**merged.get(section, {}), **values}
+    return build_config(merged, where)
+
+
+def _check_keys(raw: dict[str, Any], known: set[str], path: Path, prefix: str) -> None:
+    unknown = next((key for key in raw if key not in known), None)
+    if unknown is not None:
+        raise UserError(f"{path}: unknown key {prefix + unknown!r}: known are {', '.join(sorted(known))}")
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{where} = {value!r}: must be a string that is not empty")
+    return value
+
+
+def _count(value: Any, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UserError(f"{where} = {value!r}: must be a whole number, 0 or more")
+    return value
+
+
+def _seeds(value: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not value or len(set(map(repr, value))) < len(value):
+        raise UserError(f"{where} = {value!r}: must be a list of different whole numbers, one or more")
+    return tuple(_count(seed, where) for seed in value)
