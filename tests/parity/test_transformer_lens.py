@@ -1,5 +1,6 @@
 """Against TransformerLens, the same weights in both: an implementation that shares no code with this one."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from icl_jax.analysis import ablate, direct_logit_attribution, duplicate_token, induction_stripe, previous_token
 from icl_jax.analysis.circuits import centred_unembedding, fold_norms, ov_circuit, ov_matrix, qk_matrix
 from icl_jax.analysis.composition import composition_scores
 from icl_jax.analysis.copying import copying_eigenvalue
@@ -135,20 +137,30 @@ def to_torch_float(array: np.ndarray) -> Any:
     return torch.from_numpy(np.asarray(array, np.float32))
 
 
-def _stripes(params: Params, config: ModelConfig, tokens: jax.Array, offset: int) -> tuple[np.ndarray, np.ndarray]:
-    _, cache = run_with_cache(params, tokens, config, ("pattern",))
-    _, theirs = hooked_transformer(params, config).run_with_cache(to_torch(tokens))
-    ours = np.stack([np.asarray(cache["pattern", layer]) for layer in range(config.n_layers)])
-    lens = np.stack([np.asarray(to_jax(theirs["pattern", layer])) for layer in range(config.n_layers)])
-    return tuple(np.diagonal(x, offset, -2, -1).mean(axis=(1, 3)) for x in (ours, lens))  # type: ignore[return-value]
+def _their_stripes(params: Params, config: ModelConfig, tokens: jax.Array, offset: int) -> np.ndarray:
+    """A diagonal of every head's pattern: [layer, row, head, entry]."""
+    _, cache = hooked_transformer(params, config).run_with_cache(to_torch(tokens))
+    patterns = np.stack([np.asarray(to_jax(cache["pattern", layer])) for layer in range(config.n_layers)])
+    return np.diagonal(patterns, offset, -2, -1)
 
 
 def test_stripes_of_the_hand_built_model() -> None:
     params, config = induction_model()
     tokens = jnp.asarray(repeated_rows(repeat_len=50, n_repeats=2))
-    ours, theirs = _stripes(params, config, tokens, offset=-49)
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    ours = induction_stripe(params, config, tokens)
+    np.testing.assert_allclose(ours, _their_stripes(params, config, tokens, -49).mean(axis=(1, 3)), atol=1e-5)
     np.testing.assert_allclose(ours, [[0], [51 / 52]], atol=1e-4)
+
+
+def test_stripes_of_a_random_model() -> None:
+    config = _config()
+    params = random_params(config)
+    tokens = jnp.asarray(repeated_rows(T, vocab_size=37, n_sequences=3, repeat_len=20, n_repeats=2))
+    induction, duplicate, previous = (_their_stripes(params, config, tokens, offset) for offset in (-19, -20, -1))
+    np.testing.assert_allclose(induction_stripe(params, config, tokens), induction.mean(axis=(1, 3)), atol=1e-5)
+    # The first entry of theirs is attention to BOS, which is no duplicate.
+    np.testing.assert_allclose(duplicate_token(params, config, tokens), duplicate[..., 1:].mean(axis=(1, 3)), atol=1e-5)
+    np.testing.assert_allclose(previous_token(params, config, tokens), previous.mean(axis=(1, 3)), atol=1e-5)
 
 
 def test_their_head_detector_on_our_patterns() -> None:
@@ -168,40 +180,61 @@ def test_their_head_detector_on_our_patterns() -> None:
     assert float((previous * theirs).sum() / previous.sum()) == pytest.approx(100 / 101, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    "config", [_config(norm="layernorm"), _config(norm="none"), _config(d_mlp=29)], ids=lambda c: c.norm
-)
-@pytest.mark.parametrize(("layer", "head"), [(0, 1), (1, 2)])
-def test_losses_under_zero_ablation(config: ModelConfig, layer: int, head: int) -> None:
-    """Full: everything after the head is computed again. Pattern-preserving: the patterns of the intact run stay."""
+ABLATED = [_config(norm="layernorm"), _config(norm="none"), _config(d_mlp=29)]
+
+
+@pytest.mark.parametrize("config", ABLATED, ids=lambda c: c.norm)
+def test_losses_under_ablation(config: ModelConfig) -> None:
+    """Of every head, by all four kinds; in theirs everything after the head is computed again."""
+    params, rows = random_params(config), random_tokens(config, 3, T + 1)
+    model = hooked_transformer(params, config)
+    tokens, targets = to_torch(rows[:, :-1]), to_torch(rows[:, 1:])
+    _, intact = model.run_with_cache(tokens)
+    ours = jax.jit(lambda params, rows: ablate(params, config, rows))(params, rows)
+
+    def losses(hooks: list[Any]) -> jax.Array:
+        log_p = model.run_with_hooks(tokens, fwd_hooks=hooks).log_softmax(dim=-1)
+        return to_jax(-log_p.gather(-1, targets[..., None])[..., 0])
+
+    np.testing.assert_allclose(ours["intact"], losses([]), atol=1e-4)
+    for layer, head in np.ndindex(config.n_layers, config.n_heads):
+        z_of_head = intact["z", layer][:, :, head]
+        new = {"full": 0, "pattern_preserving": 0, "mean": z_of_head.mean(dim=0), "resample": z_of_head.roll(1, dims=0)}
+        for kind, value in new.items():
+
+            def replace(z: Any, hook: Any, head: int = head, value: Any = value) -> Any:
+                z[:, :, head] = value
+                return z
+
+            hooks: list[Any] = [(f"blocks.{layer}.attn.hook_z", replace)]
+            if kind == "pattern_preserving":
+                names = [f"blocks.{i}.attn.hook_pattern" for i in range(config.n_layers)]
+                hooks += [(name, lambda _pattern, hook: intact[hook.name]) for name in names]
+            np.testing.assert_allclose(
+                ours[kind][layer, head], losses(hooks), atol=1e-4, err_msg=f"{kind} {layer}.{head}"
+            )
+    assert jnp.abs(ours["full"][0] - ours["pattern_preserving"][0]).max() > 1e-2
+
+
+@pytest.mark.parametrize("config", ABLATED, ids=lambda c: c.norm)
+def test_direct_logit_attribution(config: ModelConfig) -> None:
+    # They cannot fold norms into what reads positions as well; standard positions go through the norm.
+    config = dataclasses.replace(config, positions="standard")
     params, tokens = random_params(config), random_tokens(config, 3, T)
     model = hooked_transformer(params, config)
-    _, intact = run_with_cache(params, tokens, config, ("pattern",))
-    _, their_intact = model.run_with_cache(to_torch(tokens))
+    model.process_weights_(fold_ln=True, center_writing_weights=config.norm == "layernorm", center_unembed=True)
+    _, cache = model.run_with_cache(to_torch(tokens[:, :-1]))
+    ours = direct_logit_attribution(params, config, tokens)
 
-    def losses(keep_patterns: bool) -> tuple[np.ndarray, np.ndarray]:
-        def tap(name: str, at: int, value: jax.Array) -> jax.Array:
-            if name == "pattern" and keep_patterns:
-                return intact["pattern", at]
-            return value.at[:, :, head].set(0) if (name, at) == ("result", layer) else value
+    def theirs(stack: Any) -> jax.Array:
+        return jnp.moveaxis(to_jax(cache.logit_attrs(stack, to_torch(tokens[:, 1:]))), 0, -1)
 
-        def zero(z: Any, hook: Any) -> Any:
-            z[:, :, head] = 0
-            return z
+    np.testing.assert_allclose(ours.embedding, theirs(cache["resid_pre", 0][None])[..., 0], atol=1e-4)
+    cache.compute_head_results()
+    heads = theirs(cache.stack_head_results(layer=-1, incl_remainder=False))
+    np.testing.assert_allclose(ours.heads.reshape(heads.shape), heads, atol=1e-4)
+    if config.d_mlp:
+        import torch
 
-        def keep(pattern: Any, hook: Any) -> Any:
-            return their_intact[hook.name]
-
-        hooks: list[Any] = [(f"blocks.{layer}.attn.hook_z", zero)]
-        if keep_patterns:
-            hooks += [(f"blocks.{i}.attn.hook_pattern", keep) for i in range(config.n_layers)]
-        log_probs = jax.nn.log_softmax(forward(params, tokens, config, tap=tap))
-        ours = -jnp.take_along_axis(log_probs[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
-        theirs = model.run_with_hooks(to_torch(tokens), return_type="loss", loss_per_token=True, fwd_hooks=hooks)
-        return np.asarray(ours), np.asarray(to_jax(theirs))
-
-    full, preserving = (losses(keep_patterns) for keep_patterns in (False, True))
-    np.testing.assert_allclose(*full, atol=1e-4)
-    np.testing.assert_allclose(*preserving, atol=1e-4)
-    if layer == 0:
-        assert np.abs(full[0] - preserving[0]).max() > 1e-2
+        mlps = theirs(torch.stack([cache["mlp_out", layer] for layer in range(config.n_layers)]))
+        np.testing.assert_allclose(ours.mlps, mlps, atol=1e-4)
