@@ -113,7 +113,7 @@ class DataConfig:
     """Where the rows of tokens come from."""
 
     source: str = "repeats"
-    """repeats | python | text:PATH-OR-GLOB | tfds:NAME[/CONFIG][:VERSION]"""
+    """repeats | stories | python | text:PATH-OR-GLOB | tfds:NAME[/CONFIG][:VERSION]"""
     field: str = "text"
     """The text feature of a TensorFlow Datasets set."""
     split: str = "train"
@@ -136,8 +136,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check_types("data", self)
         kind, _, rest = self.source.partition(":")
-        is_known = self.source in ("repeats", "python") or (kind in ("text", "tfds") and bool(rest))
-        allowed = "must be 'repeats', 'python', 'text:PATH-OR-GLOB' or 'tfds:NAME[/CONFIG][:VERSION]'"
+        is_known = self.source in ("repeats", "stories", "python") or (kind in ("text", "tfds") and bool(rest))
+        allowed = "must be 'repeats', 'stories', 'python', 'text:PATH-OR-GLOB' or 'tfds:NAME[/CONFIG][:VERSION]'"
         _require(is_known, "data.source", self.source, allowed)
         for name in ("field", "split", "tokenizer"):
             _require(bool(getattr(self, name)), f"data.{name}", getattr(self, name), "must not be empty")

@@ -13,6 +13,11 @@ def open_corpus(config: Config, *, progress: Progress | None = None) -> Corpus:
     """
     if config.data.source == "repeats":
         return RepeatsCorpus(config)
-    from icl_jax.data.text_corpus import open_text_corpus  # keeps `tokenizers` out of runs without text
+    # Kept out of runs that have no use for them: they import `tokenizers`.
+    if config.data.source == "stories":
+        from icl_jax.data.stories import StoriesCorpus
+
+        return StoriesCorpus(config)
+    from icl_jax.data.text_corpus import open_text_corpus
 
     return open_text_corpus(config, progress)

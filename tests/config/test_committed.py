@@ -34,6 +34,7 @@ SMALL = {
     "python-1l",
     "python-2l",
     "python-1l-smeared",
+    "stories-2l",
 }
 
 
