@@ -1,0 +1,64 @@
+"""The pages of docs/ that hold code: run as they stand."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.analysis.small_runs import hand_built_run
+from tests.train.runs import CLI
+
+_BLOCKS = re.compile(r"^```(python)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def _run_page(page: Path) -> dict[str, Any]:
+    """Run a page's blocks in order: Python in one namespace, commands of icl-jax each in a process. The names left."""
+    names: dict[str, Any] = {}
+    for language, code in _BLOCKS.findall(page.read_text(encoding="utf-8")):
+        if language:
+            exec(compile(code, page.name, "exec"), names)
+            continue
+        for line in code.splitlines():
+            assert line.startswith("icl-jax "), line
+            done = subprocess.run([*CLI, *line.split()[1:]], capture_output=True, text=True, timeout=600, check=False)
+            assert (done.returncode, done.stderr) == (0, ""), line
+    return names
+
+
+def test_the_tutorial_shows_what_it_says(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = _run_page(checkout / "docs" / "tutorial.md")
+    assert names["loss"].shape == (1250, 128)
+    assert -0.5 < names["before"] < -0.1
+    assert names["after"] < -1.0
+    assert names["layer"] == 1
+    low, high = names["grown"]
+    assert low < 0.15
+    assert high > 0.3
+    first, last = names["stripe"].values()
+    assert first < 0.2
+    assert last > 0.4
+    lost_below, lost_above = names["by_layer"]
+    assert abs(lost_below) < 0.15
+    assert lost_above > 0.3
+    assert names["feeds"] > 4
+    plain, smeared = names["scores"]
+    assert plain > -0.6
+    assert smeared < -1.0
+
+
+def test_the_examples_of_extending_work(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = hand_built_run(tmp_path / "runs" / "repeats-2l", n_ctx=17, vocab_size=11)
+    monkeypatch.chdir(tmp_path)
+    names = _run_page(checkout / "docs" / "extending.md")
+    params = run.load_params(100)
+    expected = np.linalg.norm(params["W_V"] @ params["W_O"], axis=(-2, -1))
+    np.testing.assert_allclose(names["found"]["ov_norm"].sel(snapshot=100), expected, rtol=1e-5)
+    row = names["corpus"].rows(np.array([7]))[0]
+    assert row[0] == 0
+    inner = row[1:]
+    np.testing.assert_array_equal(inner, inner[::-1])
+    assert names["logits"].shape == (2, 17, 11)
