@@ -1,5 +1,7 @@
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,13 +17,18 @@ def test_the_page_on_analysis_runs_as_it_stands(
     hand_built_run(tmp_path / "runs" / "repeats-2l", n_ctx=17, vocab_size=11)
     monkeypatch.chdir(tmp_path)
     page = (checkout / "docs" / "analysis.md").read_text()
-    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    names: dict[str, object] = {}
-    exec(compile(code, "docs/analysis.md", "exec"), names)
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile("\n".join(blocks), "docs/analysis.md", "exec"), names)
     assert names["losses"]["full"].shape == (2, 1, 8, 17)
     monkeypatch.setattr(process, "configure_jax", lambda _n: None)
     commands = re.findall(r"^icl-jax (.*?)(?: +#.*)?$", page, re.MULTILINE)
-    assert len(commands) == 3
+    assert len(commands) == 6
     for command in commands:
-        assert run_cli(command.split()) == 0
-    assert "phase change start" in capsys.readouterr().out
+        assert run_cli(shlex.split(command)) == 0
+    printed = capsys.readouterr().out
+    assert "phase change start" in printed
+    assert "before and after the phase change" in printed
+    assert "load_state_dict" in printed
+    assert names["look"].probs.shape == (6, 11)
+    assert names["look"].attribution.heads.shape == (5, 2, 1)
