@@ -108,12 +108,16 @@ class ModelConfig:
         return self.d_model // self.n_heads
 
 
+_GENERATED = ("repeats", "stories", "markov", "triggers")
+_MAX_CHAIN_ENTRIES = 4096
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Where the rows of tokens come from."""
 
     source: str = "repeats"
-    """repeats | stories | python | text:PATH-OR-GLOB | tfds:NAME[/CONFIG][:VERSION]"""
+    """repeats | stories | markov | triggers | python | text:PATH-OR-GLOB | tfds:NAME[/CONFIG][:VERSION]"""
     field: str = "text"
     """The text feature of a TensorFlow Datasets set."""
     split: str = "train"
@@ -132,12 +136,21 @@ class DataConfig:
     """repeats: fresh phrases per row."""
     phrase_prob: float = 0.2
     """repeats: chance that a phrase starts at a free position."""
+    chain_order: int = 1
+    """markov: states that the next state depends on."""
+    chain_prior: Literal["dirichlet", "doubly_stochastic", "unigram"] = "dirichlet"
+    """markov: dirichlet: any chain; doubly_stochastic: all states equally common; unigram: independent states."""
+    n_triggers: int = 5
+    """triggers: characters whose successor is the row's own."""
+    trigger_choice: Literal["fixed", "random"] = "fixed"
+    """triggers: fixed: the most common characters in every row; random: drawn for each row."""
 
     def __post_init__(self) -> None:
         _check_types("data", self)
         kind, _, rest = self.source.partition(":")
-        is_known = self.source in ("repeats", "stories", "python") or (kind in ("text", "tfds") and bool(rest))
-        allowed = "must be 'repeats', 'stories', 'python', 'text:PATH-OR-GLOB' or 'tfds:NAME[/CONFIG][:VERSION]'"
+        is_known = self.source in _GENERATED or self.source == "python" or (kind in ("text", "tfds") and bool(rest))
+        names = ", ".join(repr(name) for name in (*_GENERATED, "python", "text:PATH-OR-GLOB"))
+        allowed = f"must be {names} or 'tfds:NAME[/CONFIG][:VERSION]'"
         _require(is_known, "data.source", self.source, allowed)
         for name in ("field", "split", "tokenizer"):
             _require(bool(getattr(self, name)), f"data.{name}", getattr(self, name), "must not be empty")
@@ -146,6 +159,11 @@ class DataConfig:
         _require(self.phrase_len >= 2, "data.phrase_len", self.phrase_len, "must be 2 or more")
         _require(self.n_phrases >= 1, "data.n_phrases", self.n_phrases, "must be 1 or more")
         _require(0 < self.phrase_prob <= 1, "data.phrase_prob", self.phrase_prob, "must be in (0, 1]")
+        _require(self.chain_order >= 1, "data.chain_order", self.chain_order, "must be 1 or more")
+        allowed = "must be 1 with data.chain_prior = 'doubly_stochastic'"
+        is_defined = self.chain_prior != "doubly_stochastic" or self.chain_order == 1
+        _require(is_defined, "data.chain_order", self.chain_order, allowed)
+        _require(1 <= self.n_triggers <= 60, "data.n_triggers", self.n_triggers, "must be from 1 to 60")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -317,6 +335,16 @@ class Config:
             _require(
                 self.model.vocab_size >= 4, "model.vocab_size", self.model.vocab_size, "must be 4 or more for repeats"
             )
+        if self.data.source == "markov":
+            order, n_states = self.data.chain_order, self.model.vocab_size - 1
+            allowed = "must be 3 or more for markov: BOS and at least two states"
+            _require(n_states >= 2, "model.vocab_size", self.model.vocab_size, allowed)
+            _require(
+                n_states ** (order + 1) <= _MAX_CHAIN_ENTRIES, "model.vocab_size", self.model.vocab_size,
+                f"must be smaller: {n_states} ** (data.chain_order + 1) chances are more than {_MAX_CHAIN_ENTRIES}",
+            )  # fmt: skip
+            allowed = f"must be at most model.n_ctx - 2 = {self.model.n_ctx - 2}"
+            _require(order <= self.model.n_ctx - 2, "data.chain_order", order, allowed)
         allowed = f"must be at most train.n_steps = {self.train.n_steps}"
         _require(
             self.optimizer.warmup_steps <= self.train.n_steps,

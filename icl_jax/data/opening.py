@@ -2,6 +2,7 @@
 
 from icl_jax.config import Config
 from icl_jax.data.corpus import Corpus, Progress
+from icl_jax.data.markov import MarkovCorpus
 from icl_jax.data.repeats import RepeatsCorpus
 
 
@@ -13,11 +14,17 @@ def open_corpus(config: Config, *, progress: Progress | None = None) -> Corpus:
     """
     if config.data.source == "repeats":
         return RepeatsCorpus(config)
+    if config.data.source == "markov":
+        return MarkovCorpus(config)
     # Kept out of runs that have no use for them: they import `tokenizers`.
     if config.data.source == "stories":
         from icl_jax.data.stories import StoriesCorpus
 
         return StoriesCorpus(config)
+    if config.data.source == "triggers":
+        from icl_jax.data.triggers import TriggersCorpus
+
+        return TriggersCorpus(config)
     from icl_jax.data.text_corpus import open_text_corpus
 
     return open_text_corpus(config, progress)

@@ -87,6 +87,27 @@ BAD = {
         ["vocab_size = 3", "must be 4 or more for repeats"],
     ),
     "phrases never": ("[data]\nphrase_prob = 0", ["data.phrase_prob = 0.0", "must be in (0, 1]"]),
+    "chain of no order": ("[data]\nchain_order = 0", ["data.chain_order = 0", "must be 1 or more"]),
+    "unknown prior": ('[data]\nchain_prior = "beta"', ["chain_prior = 'beta'", "'dirichlet', 'doubly_stochastic'"]),
+    "doubly stochastic of order 2": (
+        '[data]\nchain_order = 2\nchain_prior = "doubly_stochastic"',
+        ["data.chain_order = 2", "must be 1 with data.chain_prior = 'doubly_stochastic'"],
+    ),
+    "chain of one state": (
+        '[model]\nvocab_size = 2\n[data]\nsource = "markov"',
+        ["model.vocab_size = 2", "must be 3 or more for markov"],
+    ),
+    "chain of too many states": (
+        '[model]\nvocab_size = 18\n[data]\nsource = "markov"\nchain_order = 2',
+        ["model.vocab_size = 18", "17 ** (data.chain_order + 1) chances are more than 4096"],
+    ),
+    "chain longer than a row": (
+        '[model]\nvocab_size = 3\nn_ctx = 5\n[data]\nsource = "markov"\nchain_order = 4',
+        ["data.chain_order = 4", "must be at most model.n_ctx - 2 = 3"],
+    ),
+    "no triggers": ("[data]\nn_triggers = 0", ["data.n_triggers = 0", "must be from 1 to 60"]),
+    "all characters triggers": ("[data]\nn_triggers = 61", ["data.n_triggers = 61", "must be from 1 to 60"]),
+    "unknown choice": ('[data]\ntrigger_choice = "all"', ["trigger_choice = 'all'", "'fixed', 'random'"]),
     "no steps": ("[train]\nn_steps = 0", ["train.n_steps = 0", "must be 1 or more"]),
     "too many steps": (f"[train]\nn_steps = {2**31}", [f"train.n_steps = {2**31}", "must be less than 2**31"]),
     "empty batch": ("[train]\nbatch_size = 0", ["train.batch_size = 0", "must be 1 or more"]),
