@@ -59,6 +59,8 @@ def _draw(figure: Figure, panels: list[tuple[Panel, Chart]], paths: list[Path]) 
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         drawn.suptitle(figure.title, fontsize=9)
+        drawn.draw_without_rendering()
+        drawn.set_layout_engine("none")  # laid out once, not for each kind of file
         for path in paths:
             drawn.savefig(path, dpi=160)
         plt.close(drawn)

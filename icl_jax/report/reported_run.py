@@ -18,6 +18,7 @@ from icl_jax.rundir import RunDir
 
 # What a head must score at the end of a run to be called by the name. The paper discloses no value; this is ARENA's.
 HEAD_THRESHOLD = 0.4
+_N_STRETCHES = 300
 _NAMES = {"prefix_matching": "induction", "previous_token": "previous"}
 _OWNER = {variable: entry for entry in TABLE for variable in entry.variables}
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
@@ -80,6 +81,14 @@ class ReportedRun:
 
     def last(self, name: str) -> np.ndarray:
         return self.data[name].values[-1]
+
+    @cached_property
+    def training_loss(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and mean loss of the training batches, from the record: means of up to 300 stretches of steps."""
+        record = self.run.load_record()
+        loss, tokens = record["loss"].values.mean(axis=1), record["tokens"].values
+        stretches = [part for part in np.array_split(np.arange(len(loss)), _N_STRETCHES) if len(part)]
+        return tuple(np.array([values[part].mean() for part in stretches]) for values in (tokens, loss))  # type: ignore[return-value]
 
     @property
     def window(self) -> tuple[int, int] | None:

@@ -63,8 +63,13 @@ def verdicts(runs: list[ReportedRun]) -> list[Verdict]:
     return [Verdict(argument, claim, paper, *find(runs)) for argument, claim, paper, find in rows]
 
 
+def _corpus(run: ReportedRun) -> tuple[str, int, int]:
+    """Runs whose scores can be held against each other share it: data, vocabulary, context."""
+    return run.config.data.source, run.config.model.vocab_size, run.config.model.n_ctx
+
+
 def co_occurrence(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
-    """Supported: both the score and the best head change mostly in one window, and a control changes little."""
+    """Supported: both the score and the best head change mostly in one window, and controls on the same data do not."""
     measured = [run for run in runs if run.has("phase_share", "icl_windowed")]
     forming = [run for run in measured if run.forms_induction]
     if not forming:
@@ -75,16 +80,23 @@ def co_occurrence(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
         "formed inside the window"
         for run, (icl, head) in zip(forming, shares, strict=True)
     ]
-    together = all(min(pair) >= _MOST for pair in shares)
-    controls = [run for run in measured if not run.forms_induction]
-    smallest = min(abs(_change(run)) for run in forming)
-    effect += [f"{run.name}, without induction heads: ICL score changed by {signed(_change(run))}" for run in controls]
-    if not together:
-        return "partly" if any(min(pair) >= _MOST for pair in shares) else "not supported", effect, "a correlation only"
+    # Each control with the smallest change of a run on its data that forms induction heads.
+    controls = [
+        (run, min(abs(_change(other)) for other in forming if _corpus(other) == _corpus(run)))
+        for run in measured
+        if not run.forms_induction and _corpus(run) in map(_corpus, forming)
+    ]
+    effect += [
+        f"{run.name}, without induction heads: ICL score changed by {signed(_change(run))}" for run, _ in controls
+    ]
+    together = [min(pair) >= _MOST for pair in shares]
+    if not all(together):
+        return "partly" if any(together) else "not supported", effect, "a correlation only"
     if not controls:
-        return "partly", effect, "a correlation only; needs a run that forms no induction heads beside these"
-    flat = all(abs(_change(run)) <= _CONTROL * smallest for run in controls)
-    return "supported" if flat else "partly", effect, "a correlation only"
+        needs = "needs a run on the same data that forms no induction heads"
+        return "partly", effect, f"a correlation only; {needs}"
+    is_flat = all(abs(_change(run)) <= _CONTROL * smallest for run, smallest in controls)
+    return "supported" if is_flat else "partly", effect, "a correlation only"
 
 
 def _share_of_head(run: ReportedRun) -> float:
@@ -93,7 +105,8 @@ def _share_of_head(run: ReportedRun) -> float:
     scores = run.data["prefix_matching"].values[:, layer, head]
     assert run.window is not None
     before, after = (float(run.at("prefix_matching", step)[layer, head]) for step in run.window)
-    return (after - before) / float(scores[-1] - scores[0])
+    rise = float(scores[-1] - scores[0])
+    return (after - before) / rise if rise > 0 else 0.0
 
 
 def _change(run: ReportedRun) -> float:
@@ -185,14 +198,10 @@ def mechanism(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
         holds.append(copying > 0)
         if run.has(*needed):
             ratio = _mean(run.last("qk_trace_ratio"), heads)
-            rank, n = _rank_correlation(run)
             z, source = _composes_with(run, heads)
             previous = float(run.last("previous_token")[source])
-            text += (
-                f", match by weights {signed(ratio)} (−1 to 1; rank correlation of the trace with prefix matching "
-                f"{signed(rank)} over {n} heads), and read head {source[0]}.{source[1]} (previous-token score "
-                f"{previous:.2f}) at {signed(z, 1)} sd"
-            )
+            text += f", match by weights {signed(ratio)} (−1 to 1{_rank_correlation(run)}), and read head "
+            text += f"{source[0]}.{source[1]} (previous-token score {previous:.2f}) at {signed(z, 1)} sd"
             holds += [ratio > 0, z >= _COMPOSES, previous >= HEAD_THRESHOLD]
         effect.append(text)
     if not any(run.has(*needed) for run in found):
@@ -201,10 +210,13 @@ def mechanism(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
     return finding, effect, "read off the weights, with norm weights folded in; MLPs are left out"
 
 
-def _rank_correlation(run: ReportedRun) -> tuple[float, int]:
-    """Of prefix matching and QK trace, over the heads of all layers but the first; and how many those are."""
+def _rank_correlation(run: ReportedRun) -> str:
+    """Of prefix matching and QK trace, over the heads of all layers but the first, in words; two heads have none."""
     matching, trace = run.last("prefix_matching")[1:].ravel(), run.last("qk_trace")[1:].ravel()
-    return (float(stats.spearmanr(matching, trace).statistic) if len(matching) > 2 else float("nan")), len(matching)
+    if len(matching) < 3:
+        return ""
+    rank = float(stats.spearmanr(matching, trace).statistic)
+    return f"; rank correlation of the trace with prefix matching {signed(rank)} over {len(matching)} heads"
 
 
 def _composes_with(run: ReportedRun, heads: list[tuple[int, int]]) -> tuple[float, tuple[int, int]]:
@@ -217,10 +229,15 @@ def _composes_with(run: ReportedRun, heads: list[tuple[int, int]]) -> tuple[floa
 
 
 def continuity(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
-    """At most partly: it takes three sizes or more that form induction heads, and then speaks of those sizes alone."""
+    """At most partly: three sizes or more on the same data form induction heads, and it speaks of those alone."""
     forming = [run for run in runs if run.forms_induction and run.has("icl_windowed")]
-    sizes = {(m.n_layers, m.d_model, m.n_heads, m.d_mlp) for m in (run.config.model for run in forming)}
+    sizes: dict[tuple[str, int, int], set[tuple[int, ...]]] = {}
+    for run in forming:
+        model = run.config.model
+        sizes.setdefault(_corpus(run), set()).add((model.n_layers, model.d_model, model.n_heads, model.d_mlp))
     scores = [f"{run.name}: ICL score {signed(float(run.last('icl_windowed')))} at the end" for run in forming]
-    if len(sizes) < _MIN_SIZES:
-        return "not tested", scores, f"needs {_MIN_SIZES} sizes or more that form induction heads; here {len(sizes)}"
+    most = max((len(found) for found in sizes.values()), default=0)
+    if most < _MIN_SIZES:
+        needs = f"needs {_MIN_SIZES} sizes or more on the same data that form induction heads; here {most}"
+        return "not tested", scores, needs
     return "partly", scores, "small models only; says nothing of large ones"

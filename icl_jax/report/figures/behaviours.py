@@ -1,7 +1,7 @@
 """The corpus's behaviours over training: probability of the right token, one curve a label."""
 
 from icl_jax.report.chart import Axis, Chart, Series
-from icl_jax.report.figures.figure import TOKENS, RunFigure
+from icl_jax.report.figures.figure import SHARE, TOKENS, RunFigure
 from icl_jax.report.reported_run import ReportedRun
 
 
@@ -11,13 +11,13 @@ def _chart(run: ReportedRun) -> Chart:
         for i, label in enumerate(run.data["label"].values)
     ]
     return Chart(
-        x=TOKENS, y=Axis(label="probability of the right token", range=(0, 1)), series=series, band=run.band,
+        x=TOKENS, y=Axis(label="probability of the right token", range=SHARE), series=series, band=run.band,
         legend=True,
     )  # fmt: skip
 
 
 FIGURE = RunFigure(
-    name="behaviours",
+    name="behaviours_over_training",
     title="Behaviours over training",
     shows="Mean probability of the right token, over the held-out tokens that the corpus marks as showing each "
     "behaviour.",

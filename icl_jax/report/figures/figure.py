@@ -9,6 +9,8 @@ from icl_jax.report.chart import Axis, Chart, Gap, Series
 from icl_jax.report.reported_run import ReportedRun, signed
 
 TOKENS = Axis(label="training tokens", is_tokens=True)
+SHARE = (0.0, 1.04)
+"""The range of an axis of shares: a curve at 1 is seen, and can be clicked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from icl_jax.report.chart import Axis, Chart
-from icl_jax.report.figures.figure import RunFigure, head_dots
+from icl_jax.report.figures.figure import SHARE, RunFigure, head_dots
 from icl_jax.report.reported_run import ReportedRun
 
 
@@ -13,7 +13,7 @@ def _chart(run: ReportedRun) -> Chart:
     aside = np.linspace(-0.25, 0.25, model.n_heads) if model.n_heads > 1 else np.zeros(1)
     x = np.arange(model.n_layers)[:, None] + aside[None]
     axis = Axis(label="layer (heads side by side)", is_count=True, range=(-0.6, model.n_layers - 0.4))
-    y_axis = Axis(label="prefix matching", range=(0, 1))
+    y_axis = Axis(label="prefix matching", range=SHARE)
     return head_dots(run, x, run.last("prefix_matching"), axis, y_axis, labelled=True)
 
 

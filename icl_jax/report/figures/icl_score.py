@@ -1,8 +1,10 @@
 """Model Analysis Table, row "In-context learning score"."""
 
+import numpy as np
+
 from icl_jax.report.chart import Axis, Chart, Series
 from icl_jax.report.figures.figure import TOKENS, RunFigure, before_after
-from icl_jax.report.reported_run import ReportedRun
+from icl_jax.report.reported_run import ReportedRun, share
 
 
 def _chart(run: ReportedRun) -> Chart:
@@ -23,8 +25,8 @@ def _chart(run: ReportedRun) -> Chart:
 
 
 def _ours(run: ReportedRun) -> str:
-    share = float(run.data["phase_share"]) if run.has("phase_share") else float("nan")
-    of_run = f"; {100 * share:.0f} % of the run's change inside the band" if share == share else ""
+    part = float(run.data["phase_share"]) if run.has("phase_share") else float("nan")
+    of_run = "" if np.isnan(part) else f"; {share(part)} of the run's change inside the band"
     return f"{before_after(run, 'icl_windowed')} nats{of_run}"
 
 

@@ -8,8 +8,12 @@ from icl_jax.report.reported_run import ReportedRun, millions
 
 
 def _chart(run: ReportedRun) -> Chart:
-    curve = Series(label="loss", x=run.tokens, y=run.data["loss_curve"].values)
-    return Chart(x=TOKENS, y=Axis(label="loss (nats)"), series=[curve], band=run.band)
+    tokens, training = run.training_loss
+    series = [
+        Series(label="training batches", x=tokens, y=training, colour=5, width=1),
+        Series(label="held-out tokens", x=run.tokens, y=run.data["loss_curve"].values),
+    ]
+    return Chart(x=TOKENS, y=Axis(label="loss (nats)"), series=series, band=run.band, legend=True)
 
 
 def _ours(run: ReportedRun) -> str:
@@ -22,7 +26,8 @@ def _ours(run: ReportedRun) -> str:
 FIGURE = RunFigure(
     name="loss",
     title="Loss over training",
-    shows="Mean loss of fixed held-out tokens, one at a time from random positions, at every snapshot.",
+    shows="Mean loss of fixed held-out tokens, one at a time from random positions, at every snapshot; behind it "
+    "that of the training batches (light).",
     look_for="A bump inside the orange band: the only stretch in which the curve is not convex; a model without "
     "induction heads has none.",
     paper="the phase change is the only place where the curve is not convex",

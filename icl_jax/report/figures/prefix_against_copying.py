@@ -3,14 +3,14 @@
 import numpy as np
 
 from icl_jax.report.chart import Axis, Chart
-from icl_jax.report.figures.figure import RunFigure, head_dots
+from icl_jax.report.figures.figure import SHARE, RunFigure, head_dots
 from icl_jax.report.reported_run import ReportedRun, signed
 
 
 def _chart(run: ReportedRun) -> Chart:
     return head_dots(
         run, run.last("copying_eigenvalue"), run.last("prefix_matching"),
-        Axis(label="copying (OV eigenvalues)", range=(-1.05, 1.05)), Axis(label="prefix matching", range=(0, 1)),
+        Axis(label="copying (OV eigenvalues)", range=(-1.05, 1.05)), Axis(label="prefix matching", range=SHARE),
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Appendix "Head activation evaluators": previous-token score."""
 
-from icl_jax.report.figures.figure import RunFigure, best_head, head_curves
+from icl_jax.report.figures.figure import SHARE, RunFigure, best_head, head_curves
 
 FIGURE = RunFigure(
     name="previous_token",
@@ -9,6 +9,6 @@ FIGURE = RunFigure(
     look_for="In models with two layers, a head of an early layer that rises with or before the induction heads: they "
     "read what it writes.",
     needs=("previous_token",),
-    chart=lambda run: head_curves(run, "previous_token", "previous-token attention", range=(0, 1)),
+    chart=lambda run: head_curves(run, "previous_token", "previous-token attention", range=SHARE),
     ours=lambda run: f"highest at the end {best_head(run, 'previous_token')}",
 )

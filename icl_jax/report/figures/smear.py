@@ -1,6 +1,6 @@
 """Argument 2: the smearing of each head over training."""
 
-from icl_jax.report.figures.figure import RunFigure, head_curves
+from icl_jax.report.figures.figure import SHARE, RunFigure, head_curves
 
 FIGURE = RunFigure(
     name="smear",
@@ -9,6 +9,6 @@ FIGURE = RunFigure(
     look_for="Heads that become induction heads should let go of their own key: low values mean they match the token "
     "before.",
     needs=("smear_own",),
-    chart=lambda run: head_curves(run, "smear_own", "σ(α)", range=(0, 1)),
+    chart=lambda run: head_curves(run, "smear_own", "σ(α)", range=SHARE),
     ours=lambda run: f"{run.last('smear_own').min():.2f} to {run.last('smear_own').max():.2f} at the end",
 )

@@ -196,7 +196,7 @@ function highlight(element, run) {
 headListeners.push((run) => drawn.forEach((element) => Number(element.dataset.run) === run && highlight(element, run)));
 
 function panel(figure, found, run) {
-  const chart = make("div", { class: "chart", ...(run === null ? {} : { "data-run": run }), role: "img", "aria-label": figure.title });
+  const chart = make("div", { class: found.chart?.legend ? "chart legended" : "chart", ...(run === null ? {} : { "data-run": run }), role: "img", "aria-label": figure.title });
   if (found.gap) return [gap(found.gap)];
   whenSeen(chart, () => drawChart(chart, found.chart, run));
   return found.ours ? [chart, make("p", { class: "ours" }, found.ours)] : [chart];
@@ -287,7 +287,7 @@ function setMoment(index) {
 }
 
 function momentSection() {
-  const slider = make("input", { type: "range", id: "moment", min: 0, max: moments.length - 1, value: moments.length - 1, "aria-label": "Moment of training", oninput: (e) => setMoment(Number(e.target.value)) });
+  const slider = make("input", { type: "range", id: "moment-slider", min: 0, max: moments.length - 1, value: moments.length - 1, "aria-label": "Moment of training", oninput: (e) => setMoment(Number(e.target.value)) });
   let timer = null;
   const play = make("button", { type: "button", onclick: () => {
     if (timer) return stop();
@@ -303,7 +303,7 @@ function momentSection() {
   const names = [...new Set(data.moments.flatMap((m) => (m.patterns ? m.patterns.sequences.map((s) => s.name) : [])))];
   const pick = make("select", { "aria-label": "Sequence of the attention patterns", onchange: (e) => { moment.sequence = Number(e.target.value); momentListeners.forEach((f) => f()); } },
     ...names.map((name, i) => make("option", { value: i }, name)));
-  const controls = make("div", { class: "controls sticky" }, play, slider, make("output", { id: "moment-out", for: "moment" }), ...(names.length ? [pick] : []));
+  const controls = make("div", { class: "controls sticky" }, play, slider, make("output", { id: "moment-out", for: "moment-slider" }), ...(names.length ? [pick] : []));
   const cells = data.runs.map((_, run) => cell(run, ...momentCell(run)));
   const legend = make("p", { class: "legend" }, swatch("prefix matching", "--induction"), swatch("previous-token attention", "--previous"));
   section("moment", "One moment of training", prose("Move the slider: the loss by token index, the scores of every head and an attention pattern follow it together. Click a head, here or in any figure, to isolate it in every figure of its model."), controls, legend, strip(...cells));

@@ -1,0 +1,266 @@
+"""Verdicts and seeds of analyses written by hand, against answers worked out by hand."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from icl_jax.config import ModelConfig
+from icl_jax.report.behaviours import behaviours
+from icl_jax.report.chart import Gap
+from icl_jax.report.figures import icl_comparison, smeared_against_plain
+from icl_jax.report.reported_run import ReportedRun, millions, open_runs, share, signed
+from icl_jax.report.seeds import group_by_config, interval
+from icl_jax.report.verdicts import (
+    ablation,
+    co_occurrence,
+    co_perturbation,
+    continuity,
+    generality,
+    mechanism,
+    verdicts,
+)
+from tests.report.made_runs import made_run, set_seed, window
+
+_SH = ("snapshot", "layer", "head")
+_SELECTED = ("selected", "layer", "head")
+
+
+def _model(n_layers: int = 2, **changes) -> ModelConfig:
+    return ModelConfig(n_layers=n_layers, d_model=6, n_heads=2, n_ctx=17, vocab_size=11, **changes)
+
+
+def _icl(before: float, after: float) -> np.ndarray:
+    """Flat to step 40, at `after` from step 60 on, midway between."""
+    return np.array([before] * 5 + [(before + after) / 2] + [after] * 5)
+
+
+def _scores(*final: float) -> np.ndarray:
+    """[snapshot, layer, head], two heads a layer: 0 to step 40, the final scores from step 60 on."""
+    ramp = np.array([0.0] * 5 + [0.5] + [1.0] * 5)
+    return ramp[:, None, None] * np.array(final).reshape(-1, 2)
+
+
+def _run(path: Path, *, forms: bool, model: ModelConfig, final: float = -1.0, **variables) -> ReportedRun:
+    last_layer = (0.9, 0.1) if forms else (0.1, 0.1)
+    matching = (0.0, 0.0) * (model.n_layers - 1) + last_layer
+    found = {
+        "icl_windowed": (("snapshot",), _icl(0.0, final)),
+        "phase_share": ((), 1.0),
+        "prefix_matching": (_SH, _scores(*matching)),
+        **window(40, 60),
+        **variables,
+    }
+    return made_run(path, model, found)
+
+
+def test_co_occurrence_takes_a_flat_control(tmp_path: Path) -> None:
+    forming = _run(tmp_path / "two", forms=True, model=_model())
+    flat = _run(tmp_path / "one", forms=False, model=_model(1), final=-0.25)
+    falling = _run(tmp_path / "falls", forms=False, model=_model(1), final=-0.75)
+    finding, effect, _ = co_occurrence([forming, flat])
+    assert finding == "supported"
+    assert effect == [
+        "two: 100 % of the ICL score and 100 % of the best head's prefix matching formed inside the window",
+        "one, without induction heads: ICL score changed by −0.25",
+    ]
+    assert co_occurrence([forming, falling])[0] == "partly"
+    assert co_occurrence([forming])[::2] == (
+        "partly",
+        "a correlation only; needs a run on the same data that forms no induction heads",
+    )
+    # On other data the control says nothing of it, and its own larger change does not count against it.
+    other_data = _run(tmp_path / "other", forms=False, model=replace(_model(1), vocab_size=13), final=-0.75)
+    assert co_occurrence([forming, other_data])[0] == "partly"
+    assert co_occurrence([forming, flat, other_data])[:2] == ("supported", effect)
+    early = _run(tmp_path / "early", forms=True, model=_model(), phase_share=((), 0.4))
+    assert co_occurrence([early, flat])[0] == "not supported"
+    assert co_occurrence([flat]) == ("not tested", [], "no run ends with an induction head")
+
+
+def test_half_of_the_heads_rise_is_counted_by_the_window(tmp_path: Path) -> None:
+    late = _run(tmp_path / "late", forms=True, model=_model(), **window(50, 60))
+    assert "50 % of the best head's prefix matching" in co_occurrence([late])[1][0]
+    always = _run(tmp_path / "always", forms=True, model=_model(), prefix_matching=(_SH, np.full((11, 2, 2), 0.9)))
+    assert "and 0 % of the best head's" in co_occurrence([always])[1][0]
+
+
+def test_co_perturbation_takes_a_pair_that_differs_in_smearing_alone(tmp_path: Path) -> None:
+    smeared = _run(tmp_path / "smeared", forms=True, model=_model(1, smeared_keys=True), final=-1.5)
+    plain = _run(tmp_path / "plain", forms=False, model=_model(1), final=-0.25)
+    other = _run(tmp_path / "other", forms=False, model=_model(2))
+    finding, effect, limits = co_perturbation([other, smeared, plain])
+    assert (finding, limits) == ("supported", "one seed each")
+    assert effect == [
+        "smeared: change over at 0.06 M tokens, ICL score −1.50 at the end",
+        "plain: no induction head, ICL score −0.25 at the end",
+    ]
+    needs = "needs a run with smeared keys beside one that differs from it in nothing else"
+    assert co_perturbation([smeared, other]) == ("not tested", [], needs)
+    assert smeared_against_plain.FIGURE.panels([smeared, other])[0].chart == Gap(needs)
+    chart = smeared_against_plain.FIGURE.panels([plain, smeared])[0].chart
+    assert [(s.label, s.dashed) for s in chart.series] == [
+        ("smeared: one layer, smeared keys", False),
+        ("plain: one layer", True),
+    ]
+
+
+def test_smearing_must_be_sooner_where_both_change(tmp_path: Path) -> None:
+    control = _run(tmp_path / "control", forms=True, model=_model(2))
+    sooner = _run(tmp_path / "sooner", forms=True, model=_model(2, smeared_keys=True), **window(20, 40))
+    as_late = _run(tmp_path / "as_late", forms=True, model=_model(2, smeared_keys=True))
+    assert co_perturbation([control, sooner])[0] == "supported"
+    assert co_perturbation([control, as_late])[0] == "not supported"
+
+
+def _effects(*heads: float) -> np.ndarray:
+    """[selected, layer, head]: what `heads` says at step 60, the end of the change; other values before and after."""
+    values = np.full((11, 2, 2), 7.0)
+    values[6] = np.reshape(heads, (2, 2))
+    return values
+
+
+@pytest.mark.parametrize(
+    ("along", "icl", "expected"),
+    [
+        ((0.0, 0.0, -0.6, -0.2), (0.0, 0.1, 0.5, -0.1), "supported"),
+        ((0.0, 0.0, -0.05, 0.0), (0.0, 0.0, 0.5, 0.0), "partly"),  # undoes less than a tenth
+        ((0.0, 0.0, -0.6, 0.0), (0.9, 0.0, 0.2, 0.0), "partly"),  # others cost more
+        ((0.0, 0.0, 0.1, 0.0), (0.0, 0.0, -0.2, 0.0), "not supported"),
+    ],
+)
+def test_ablation_holds_induction_heads_against_the_others(
+    tmp_path: Path, along: tuple[float, ...], icl: tuple[float, ...], expected: str
+) -> None:
+    run = _run(
+        tmp_path / "run", forms=True, model=_model(),
+        pattern_preserving_along_change=(_SELECTED, _effects(*along)),
+        pattern_preserving_icl_effect=(_SELECTED, _effects(*icl)),
+    )  # fmt: skip
+    finding, effect, _ = ablation([run])
+    assert finding == expected
+    if expected == "supported":
+        # Head 1.0 alone is one; the others' means are 0.2 / 3 and 0.0.
+        text = "run: each induction head undoes 0.60 of the change and costs +0.50 nats of ICL score"
+        assert effect == [f"{text}, the other heads 0.07 and +0.00"]
+
+
+def test_ablation_that_was_not_taken_is_not_tested(tmp_path: Path) -> None:
+    run = _run(tmp_path / "run", forms=True, model=_model())
+    assert ablation([run]) == ("not tested", [], "the ablations were not taken (icl-jax analyze RUN)")
+
+
+def _mechanism_run(path: Path, *, previous: float, z: float, copying: float = 0.8) -> ReportedRun:
+    composition = np.full((11, 2, 2, 2, 2), np.nan)
+    composition[:, 0, :, 1, :] = -1.0
+    composition[-1, 0, 1, 1, 0] = z
+    return _run(
+        path, forms=True, model=_model(),
+        copying_eigenvalue=(_SH, np.full((11, 2, 2), copying)),
+        qk_trace_ratio=(_SH, np.full((11, 2, 2), 0.5)),
+        qk_trace=(_SH, np.full((11, 2, 2), 3.0)),
+        k_composition_z=(("snapshot", "layer_src", "head_src", "layer_dst", "head_dst"), composition),
+        previous_token=(_SH, _scores(0.1, previous, 0.1, 0.1)),
+    )  # fmt: skip
+
+
+def test_mechanism_takes_copying_matching_and_a_previous_token_head(tmp_path: Path) -> None:
+    finding, effect, _ = mechanism([_mechanism_run(tmp_path / "all", previous=0.7, z=5.0)])
+    assert finding == "supported"
+    assert effect == [
+        "all: induction heads copy with +0.80 (−1 to 1), match by weights +0.50 (−1 to 1), and read head 0.1 "
+        "(previous-token score 0.70) at +5.0 sd"
+    ]
+    assert mechanism([_mechanism_run(tmp_path / "no_previous", previous=0.2, z=5.0)])[0] == "partly"
+    assert mechanism([_mechanism_run(tmp_path / "no_pair", previous=0.7, z=2.0)])[0] == "partly"
+    one_layer = _run(tmp_path / "one", forms=True, model=_model(1), copying_eigenvalue=(_SH, np.full((11, 1, 2), 0.8)))
+    assert mechanism([one_layer])[::2] == ("partly", "copying only: K-composition needs two layers")
+
+
+def test_continuity_takes_three_sizes(tmp_path: Path) -> None:
+    runs = [_run(tmp_path / str(n), forms=True, model=_model(n)) for n in (2, 3, 4)]
+    assert continuity(runs)[0] == "partly"
+    again = _run(tmp_path / "again", forms=True, model=_model(3))
+    none = _run(tmp_path / "none", forms=False, model=_model(5))
+    other_data = _run(tmp_path / "other", forms=True, model=replace(_model(4), vocab_size=13))
+    assert continuity([*runs[:2], again, none, other_data])[::2] == (
+        "not tested",
+        "needs 3 sizes or more on the same data that form induction heads; here 2",
+    )
+    assert [row.argument[0] for row in verdicts(runs)] == list("123456")
+
+
+def _labelled(path: Path, seed: int, after: float) -> ReportedRun:
+    n = np.arange(11)
+    prob = np.stack([np.where(n < 6, 0.1, after), np.full(11, np.nan)], axis=1)
+    run = _run(
+        path, forms=True, model=_model(),
+        label=(("label",), np.array(["again", "never"])), label_n=(("label",), np.array([3, 0])),
+        label_prob=(("snapshot", "label"), prob), label_rank=(("snapshot", "label"), 1 / prob),
+        labelled_label=(("labelled",), np.array([0, 0, 0])),
+        labelled_prob=(("snapshot", "labelled"), np.tile([after - 0.1, after, after + 0.1], (11, 1))),
+    )  # fmt: skip
+    set_seed(path, seed)
+    return ReportedRun(type(run.run).open(str(path)), path.name)
+
+
+def test_behaviours_before_and_after_with_intervals(tmp_path: Path) -> None:
+    first = _labelled(tmp_path / "a", 0, 0.5)
+    (row,) = behaviours([first])
+    assert (row.label, row.group, row.before.prob, row.before.rank, row.after.n) == ("again", "a", 0.1, 10.0, 3)
+    # Over single tokens: 0.4, 0.5, 0.6 have a standard deviation of 0.1.
+    assert (row.after.prob, row.after.rank) == (0.5, 2.0)
+    assert row.after.half == pytest.approx(1.96 * 0.1 / np.sqrt(3))
+    (row,) = behaviours([first, _labelled(tmp_path / "b", 1, 0.7)])
+    # Over two seeds: mean 0.6, standard error 0.1, and t of one degree of freedom at 97.5 % is 12.706.
+    assert (row.group, row.after.n) == ("a (2 seeds)", 6)
+    assert row.after.prob == pytest.approx(0.6)
+    assert row.after.half == pytest.approx(12.706 * 0.1, rel=1e-4)
+    assert generality([first])[:2] == ("not tested", ["again in a: 0.10 → 0.50"])
+
+
+def test_runs_that_differ_in_seeds_alone_are_one_curve(tmp_path: Path) -> None:
+    runs = [_labelled(tmp_path / name, seed, 0.5) for name, seed in (("a", 0), ("b", 1), ("c", 2))]
+    other = _run(tmp_path / "other", forms=False, model=_model(1))
+    groups = group_by_config([runs[0], other, *runs[1:]])
+    assert [group.name for group in groups] == ["a (3 seeds)", "other"]
+    tokens, mean, low, high = groups[0].mean_curve("icl_windowed")
+    np.testing.assert_array_equal(tokens, np.arange(0, 101, 10) * 1000)
+    np.testing.assert_allclose(mean, _icl(0, -1))
+    assert low is not None
+    np.testing.assert_allclose(low, high)  # three equal seeds
+    assert groups[1].mean_curve("icl_windowed")[2:] == (None, None)
+    labels = [s.label for s in icl_comparison.FIGURE.panels([*runs, other])[0].chart.series if s.in_legend]
+    assert labels == ["a (3 seeds)", "other"]
+
+
+def test_interval_is_students() -> None:
+    mean, half = interval(np.array([1.0, 2.0, 4.0]))
+    # Mean 7/3, standard deviation sqrt(7/3), t of two degrees of freedom 4.3027.
+    assert mean == pytest.approx(7 / 3)
+    assert half == pytest.approx(4.3027 * np.sqrt(7 / 3) / np.sqrt(3), rel=1e-4)
+    assert interval(np.array([1.0]))[1] is None
+
+
+def test_names_differ_where_folders_have_the_same(tmp_path: Path) -> None:
+    for name in ("x/run", "y/run", "z"):
+        _run(tmp_path / name, forms=False, model=_model(1))
+    paths = [str(tmp_path / name) for name in ("x/run", "y/run", "z")]
+    assert [run.name for run in open_runs(paths)] == ["x/run", "y/run", "z"]
+    again = [run.name for run in open_runs([paths[2], paths[2]])]
+    assert len(set(again)) == 2
+
+
+def test_numbers_for_people() -> None:
+    assert [millions(n) for n in (0, 380_000, 12_300_000, 3.1e9)] == ["0 M", "0.38 M", "12.3 M", "3.1 B"]
+    assert [signed(-0.4), signed(2.04, 1), share(-0.126)] == ["−0.40", "+2.0", "−0.13"]
+
+
+def test_reasons_of_what_is_absent(tmp_path: Path) -> None:
+    run = _run(tmp_path / "run", forms=True, model=_model())
+    assert run.gap("icl_windowed", "prefix_matching") is None
+    assert run.gap("icl_windowed", "smear_own") == Gap("keys are not smeared")
+    gap = run.gap("qk_trace")
+    assert gap is not None
+    assert gap.why == "qk_trace is not in this analysis; icl-jax analyze RUN takes it"
