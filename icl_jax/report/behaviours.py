@@ -1,4 +1,7 @@
-"""What a model can do, before and after the phase change: the labels of the corpus, one row each."""
+"""What a model can do, before the phase change and at the end of its run: the labels of the corpus, one row each.
+
+At the end, not at the end of the change: a model without a change has then seen as much as one with it.
+"""
 
 from dataclasses import dataclass
 
@@ -39,7 +42,7 @@ def behaviours(runs: list[ReportedRun]) -> list[Behaviour]:
     groups = group_by_config([run for run in runs if run.has("label_prob", "label_rank") and run.window is not None])
     labels = list(dict.fromkeys(str(name) for group in groups for name in group.runs[0].data["label"].values))
     return [
-        Behaviour(label, group.name, _measure(group, label, 0), _measure(group, label, 1))
+        Behaviour(label, group.name, _measure(group, label, is_after=False), _measure(group, label, is_after=True))
         for label in labels
         for group in groups
         if all(_n_tokens(run, label) for run in group.runs)
@@ -52,12 +55,12 @@ def _n_tokens(run: ReportedRun, label: str) -> int:
     return int(run.data["label_n"].values[names.index(label)]) if label in names else 0
 
 
-def _measure(group: Group, label: str, end: int) -> Measured:
+def _measure(group: Group, label: str, *, is_after: bool) -> Measured:
     found = []
     for run in group.runs:
         assert run.window is not None
         number = list(run.data["label"].values).index(label)
-        step = run.window[end]
+        step = int(run.data["snapshot"].values[-1]) if is_after else run.window[0]
         prob, rank = run.at("label_prob", step)[number], run.at("label_rank", step)[number]
         single = run.at("labelled_prob", step)[run.data["labelled_label"].values == number]
         found.append((float(prob), float(rank), single, _n_tokens(run, label)))

@@ -69,7 +69,7 @@ def behaviour_tables(titles: dict[str, list[str]]) -> dict[str, list[Behaviour]]
 
 
 def behaviour_table(found: dict[str, list[Behaviour]]) -> Table:
-    """Models down, behaviours across: probability of the right token before -> after the phase change."""
+    """Models down, behaviours across: probability of the right token before the phase change -> at the end."""
     labels = list(dict.fromkeys(b.label for each in found.values() for b in each))
     table = Table(Column("probability of the right token", no_wrap=True), *labels, box=None)
     for title, each in found.items():
@@ -92,6 +92,6 @@ def write_behaviours(found: dict[str, list[Behaviour]], path: Path) -> None:
         writer.writerow(_FIELDS)
         for title, each in found.items():
             for behaviour in each:
-                for when, m in (("before", behaviour.before), ("after", behaviour.after)):
+                for when, m in (("before the change", behaviour.before), ("at the end", behaviour.after)):
                     half = "" if m.half is None else f"{m.half:.6g}"
                     writer.writerow([title, behaviour.label, when, f"{m.prob:.6g}", half, f"{m.rank:.6g}", m.n])

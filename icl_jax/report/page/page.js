@@ -453,7 +453,7 @@ function behavioursSection() {
     return make("td", {}, `${measured(row.before)} → ${measured(row.after)}`,
       make("br"), make("small", {}, `rank ${row.before.rank.toFixed(1)} → ${row.after.rank.toFixed(1)}; ${row.after.n} tokens`));
   })));
-  section("behaviours", "Behaviours", prose("Probability of the right token before and after the phase change, over the held-out tokens that the corpus marks as showing each behaviour; with 95 % intervals, over seeds where there are several, else over the tokens. Rank 1 is the likeliest token."),
+  section("behaviours", "Behaviours", prose("Probability of the right token before the phase change and at the end of the run, over the held-out tokens that the corpus marks as showing each behaviour; with 95 % intervals, over seeds where there are several, else over the tokens. Rank 1 is the likeliest token."),
     table("behaviours-table", ["behaviour", ...groups], body), ...data.behaviour_figures.map(figureRow));
 }
 
