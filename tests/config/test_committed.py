@@ -35,6 +35,8 @@ SMALL = {
     "python-2l",
     "python-1l-smeared",
     "stories-2l",
+    "markov-3",
+    "triggers-5",
 }
 
 
