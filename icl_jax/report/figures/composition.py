@@ -9,7 +9,7 @@ from icl_jax.report.reported_run import ReportedRun, signed
 # Pairs of random heads go above it by chance in one of 700.
 _MIN_Z = 3.0
 _MAX_EDGES = 24
-_WIDEST = 7.0
+_WIDEST = 5.0
 
 
 def _pairs(run: ReportedRun) -> list[tuple[float, tuple[int, int], tuple[int, int]]]:

@@ -26,7 +26,7 @@ def _chart(run: ReportedRun) -> Chart:
 
 def _ours(run: ReportedRun) -> str:
     part = float(run.data["phase_share"]) if run.has("phase_share") else float("nan")
-    of_run = "" if np.isnan(part) else f"; {share(part)} of the run's change inside the band"
+    of_run = "" if np.isnan(part) or not run.forms_induction else f"; {share(part)} of the run's change inside the band"
     return f"{before_after(run, 'icl_windowed')} nats{of_run}"
 
 

@@ -216,7 +216,7 @@ function figureRow(figure) {
 // Rows of the table scroll sideways together.
 const strips = [];
 function strip(...cells) {
-  const element = make("div", { class: "strip", tabindex: 0 }, ...cells);
+  const element = make("div", { class: "strip", tabindex: 0, role: "group", "aria-label": "a column for each model" }, ...cells);
   strips.push(element);
   element.addEventListener("scroll", () => {
     for (const other of strips) if (other !== element && Math.abs(other.scrollLeft - element.scrollLeft) > 1) other.scrollLeft = element.scrollLeft;
@@ -236,7 +236,7 @@ const prose = (text) => make("p", { class: "prose" }, text);
 
 function table(id, header, body) {
   const head = make("tr", {}, ...header.map((text) => make("th", { scope: "col" }, text)));
-  return make("div", { class: "scroll", tabindex: 0 }, make("table", { id }, make("thead", {}, head), make("tbody", {}, ...body)));
+  return make("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "table" }, make("table", { id }, make("thead", {}, head), make("tbody", {}, ...body)));
 }
 
 const td = (text, kind = "") => make("td", { class: kind }, text);
