@@ -1,5 +1,6 @@
 """What the slider over training moves: loss by position, head scores and attention patterns at the same moment."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -60,16 +61,21 @@ def example_sequences(run: ReportedRun) -> dict[str, np.ndarray]:
     return {"random tokens, repeated": repeated, "held-out row": held_out.rows[0, :n_ctx]}
 
 
-def patterns_of(run: ReportedRun, steps: list[int], tokens: np.ndarray) -> np.ndarray:
-    """Attention of every head on one sequence, float32 [step, layer, head, query, key]."""
+def patterns_of(run: ReportedRun, steps: list[int], sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Attention of every head on each sequence of tokens, float32 [step, layer, head, query, key]."""
     model = run.config.model
 
     @jax.jit
-    def one(params: dict[str, jax.Array]) -> jax.Array:
-        _, cache = run_with_cache(params, jnp.asarray(tokens[None]), model, names=("pattern",))
+    def one(params: dict[str, jax.Array], tokens_BT: jax.Array) -> jax.Array:
+        _, cache = run_with_cache(params, tokens_BT, model, names=("pattern",))
         return jnp.stack([cache["pattern", layer][0] for layer in range(model.n_layers)])
 
-    return np.stack([np.asarray(one({k: jnp.asarray(v) for k, v in run.run.load_params(s).items()})) for s in steps])
+    found: list[list[np.ndarray]] = [[] for _ in sequences]
+    for step in steps:
+        params = {name: jnp.asarray(value) for name, value in run.run.load_params(step).items()}
+        for patterns, tokens in zip(found, sequences, strict=True):
+            patterns.append(np.asarray(one(params, jnp.asarray(tokens[None]))))
+    return [np.stack(patterns) for patterns in found]
 
 
 def _patterns(run: ReportedRun, store: ArrayStore, text: TokenText) -> dict[str, Any]:
@@ -78,10 +84,12 @@ def _patterns(run: ReportedRun, store: ArrayStore, text: TokenText) -> dict[str,
     at = moment_indexes(len(steps), ends)
     heads = shown_heads(run)
     layers, numbers = zip(*heads, strict=True)
-    sequences = []
-    for name, tokens in example_sequences(run).items():
-        pattern = patterns_of(run, [int(steps[i]) for i in at], tokens)[:, list(layers), list(numbers)]
-        lower = np.tril_indices(len(tokens))
-        packed = np.round(255 * np.clip(pattern[:, :, lower[0], lower[1]], 0, 1)).astype(np.uint8)
-        sequences.append({"name": name, "texts": text.of(tokens), "pattern": store.put(packed)})
-    return {"at": [int(i) for i in at], "heads": [list(head) for head in heads], "sequences": sequences}
+    sequences = example_sequences(run)
+    shown = []
+    found = patterns_of(run, [int(steps[i]) for i in at], list(sequences.values()))
+    for (name, tokens), patterns in zip(sequences.items(), found, strict=True):
+        rows, columns = np.tril_indices(len(tokens))
+        kept = patterns[:, list(layers), list(numbers)][:, :, rows, columns]
+        packed = np.round(255 * np.clip(kept, 0, 1)).astype(np.uint8)
+        shown.append({"name": name, "texts": text.of(tokens), "pattern": store.put(packed)})
+    return {"at": [int(i) for i in at], "heads": [list(head) for head in heads], "sequences": shown}
