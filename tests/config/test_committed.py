@@ -34,9 +34,14 @@ SMALL = {
     "python-1l",
     "python-2l",
     "python-1l-smeared",
+    "stories-0l",
+    "stories-1l",
     "stories-2l",
     "markov-3",
     "triggers-5",
+    "stories-3l",
+    "stories-1l-smeared",
+    "stories-2l-mlp",
 }
 
 

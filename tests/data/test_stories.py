@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -227,6 +227,30 @@ def test_known_row(corpus: StoriesCorpus) -> None:
 # The floor.
 
 
+def test_the_card_shows_what_is_there(checkout: Path, make_config: Callable[..., Config]) -> None:
+    """docs/stories.md: its code runs, its story is that row, its figures are these."""
+    page = (checkout / "docs" / "stories.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/stories.md", "exec"), names)
+    corpus, floor = names["corpus"], names["floor"]
+    story = " ".join(line.removeprefix("> ") for line in page.splitlines() if line.startswith("> "))
+    assert " ".join(corpus.decode(corpus.held_out(25)[24])) == f"<|bos|> {story} <|bos|>"
+    counts = np.bincount(corpus.held_out_labels(512).reshape(-1))[1:]
+    text = " ".join(page.split())
+    for name, count in zip(corpus.label_names, counts, strict=True):
+        assert f"`{name}` {count:,}" in text
+    rows = dict(re.findall(r"^\| (.*?) \| ([\d.]+) \|$", page, re.MULTILINE))
+    said = {name.partition(":")[0]: float(nats) for name, nats in rows.items()}
+    assert said["mean over the positions"] == pytest.approx(floor.mean(), abs=0.01)
+    assert said["positions 64 to 96, inside of most stories"] == pytest.approx(floor[63:96].mean(), abs=0.01)
+    assert said["last position, often a second story"] == pytest.approx(floor[-1], abs=0.04)
+    for position in (1, 2, 4):
+        assert said[f"position {position}"] == pytest.approx(floor[position - 1], abs=0.02)
+    assert said["`bigram`"] == pytest.approx(names["floor_by_label"]["bigram"], abs=0.005)
+    assert f"{len(GRAMMAR.words)} words" in text
+
+
 def _frequency_is(observed: int, n: int, p: float) -> bool:
     return bool(abs(observed / n - p) <= 4.5 * np.sqrt(p * (1 - p) / n))
 
@@ -266,7 +290,7 @@ def test_probabilities_of_a_story_are_those_computed_by_hand(
         at = 1 + n_glossary
         if opening[:2] == ["one", "morning"]:
             # one morning TITLE SURNAME met A0 A1 A2 A3 and B0 B1 B2 B3 near ...
-            np.testing.assert_allclose(row[at + 1], 1, rtol=1e-5)
+            np.testing.assert_allclose(row[at : at + 2], [1 / 4 if n_glossary else 0.2 / 4, 1], rtol=1e-5)
             np.testing.assert_allclose(row[at + 2 : at + 5], [1 / 6, 1 / 10, 1], rtol=1e-5)
             np.testing.assert_allclose(row[at + 5 : at + 8], [1 / 12, 1 / 40, 1 / 39], rtol=1e-5)
             np.testing.assert_allclose(row[at + 9 : at + 13], [1, 1 / 11, 1 / 37, 1 / 36], rtol=1e-5)
