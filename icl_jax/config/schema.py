@@ -108,7 +108,7 @@ class ModelConfig:
         return self.d_model // self.n_heads
 
 
-_GENERATED = ("repeats", "stories", "markov", "triggers")
+_GENERATED = ("repeats", "patterns", "stories", "markov", "triggers")
 _MAX_CHAIN_ENTRIES = 4096
 
 
@@ -117,7 +117,7 @@ class DataConfig:
     """Where the rows of tokens come from."""
 
     source: str = "repeats"
-    """repeats | stories | markov | triggers | python | text:PATH-OR-GLOB | tfds:NAME[/CONFIG][:VERSION]"""
+    """repeats | patterns | stories | markov | triggers | python | text:PATH-OR-GLOB | tfds:NAME[/CONFIG][:VERSION]"""
     field: str = "text"
     """The text feature of a TensorFlow Datasets set."""
     split: str = "train"

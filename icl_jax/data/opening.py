@@ -17,6 +17,10 @@ def open_corpus(config: Config, *, progress: Progress | None = None) -> Corpus:
     if config.data.source == "markov":
         return MarkovCorpus(config)
     # Kept out of runs that have no use for them: they import `tokenizers`.
+    if config.data.source == "patterns":
+        from icl_jax.data.patterns import PatternsCorpus
+
+        return PatternsCorpus(config)
     if config.data.source == "stories":
         from icl_jax.data.stories import StoriesCorpus
 
