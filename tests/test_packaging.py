@@ -56,6 +56,8 @@ def test_wheel_holds_package_and_configs_only(checkout: Path, wheel: Path) -> No
     assert {name for name in names if name.endswith(".py")} == modules
     assert {Path(name).name for name in names if name.startswith("icl_jax/configs/")} == config_names(checkout)
     assert "icl_jax/py.typed" in names
+    page = {name.rpartition("/")[2] for name in names if name.startswith("icl_jax/report/page/")}
+    assert page == {"page.html", "page.css", "page.js"}
     assert {name.split("/")[0] for name in names} == {"icl_jax", about}
     assert "License-Expression: Apache-2.0" in metadata
     assert f"{about}/licenses/LICENSE" in names

@@ -182,7 +182,11 @@ def test_print_draws_everything_in_light_colours(browser: Browser, page: Path) -
     undrawn = "[...document.querySelectorAll('.cell:not([hidden]) .chart')].filter(e => !e.data).length"
     assert tab.evaluate(undrawn) == 0
     assert tab.evaluate("document.documentElement.dataset.theme") == "light"
+    # Nothing is wider than a sheet of 18 cm, which is 680 pixels.
+    wide = "[...document.querySelectorAll('.cell:not([hidden]) .main-svg')].map(e => e.getBoundingClientRect().right)"
+    assert max(tab.evaluate(wide)) <= 681
     tab.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert max(tab.evaluate(wide)) > 681
     assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
     assert wrong == []
     tab.context.close()

@@ -164,6 +164,12 @@ function tracesOf(chart) {
   return traces;
 }
 
+// While printing at the size that the element has now: Plotly itself follows a new width only later.
+function layoutIn(element, chart) {
+  const size = root.classList.contains("printing") && element.clientWidth ? { width: element.clientWidth, height: element.clientHeight } : {};
+  return { ...layoutOf(chart), ...size };
+}
+
 function layoutOf(chart) {
   const shapes = bandShapes(chart.band, chart.x, Boolean(chart.heat));
   if (chart.zero) shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, line: { color: css("--other"), width: 1 }, layer: "below" });
@@ -179,7 +185,7 @@ function layoutOf(chart) {
 function drawChart(element, chart, run) {
   drawn.add(element);
   element.redraw = () => {
-    Plotly.react(element, tracesOf(chart), layoutOf(chart), { responsive: true, displayModeBar: false });
+    Plotly.react(element, tracesOf(chart), layoutIn(element, chart), { responsive: true, displayModeBar: false });
     highlight(element, run);
   };
   element.redraw();
@@ -329,7 +335,7 @@ function lossAtMoment(run, found, tokens) {
   const top = curves.reduce((most, curve) => Math.max(most, ...curve), 0);
   const redraw = () => {
     const now = curves[lastUpTo(tokens, moment.tokens)];
-    const layout = layoutOf({ x: { label: "token index", log: true }, y: { label: "loss (nats)", range: [0, top * 1.03] }, series: [] });
+    const layout = layoutIn(chart, { x: { label: "token index", log: true }, y: { label: "loss (nats)", range: [0, top * 1.03] }, series: [] });
     layout.xaxis.range = [0, Math.log10(positions[positions.length - 1])];
     Plotly.react(chart, [trace(curves[0], "start", css("--other"), 1.2), trace(now, "now", css("--accent"), 2)], layout, { responsive: true, displayModeBar: false });
   };
@@ -522,10 +528,14 @@ document.getElementById("theme").addEventListener("click", () => setTheme(root.d
 let themeBeforePrint = null;
 addEventListener("beforeprint", () => {
   themeBeforePrint = root.dataset.theme;
+  root.classList.add("printing");
   [...pending.keys()].forEach(drawPending);
   setTheme("light");
 });
-addEventListener("afterprint", () => setTheme(themeBeforePrint));
+addEventListener("afterprint", () => {
+  root.classList.remove("printing");
+  setTheme(themeBeforePrint);
+});
 
 // ---- the page
 
