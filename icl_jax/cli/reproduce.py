@@ -13,7 +13,7 @@ from icl_jax.cli import process
 from icl_jax.cli.jobs import Job, Stopped, device_slots, run_jobs
 from icl_jax.config import Config, UserError, dump_config
 from icl_jax.config.builtin import builtin_suite_names, builtin_suite_path
-from icl_jax.config.suite import Suite, load_suite
+from icl_jax.config.suite import Analysis, Suite, load_suite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ def reproduce(args: ReproduceArgs, console: Console) -> int:
     out = Path(args.out or Path("runs") / suite.name)
     runs = {name: config for member in suite.members for name, config in member.runs().items()}
     _prepare(runs, out, console)
-    jobs = [_job(name, out, suite) for name in runs]
+    jobs = [_job(name, out, member.analysis) for member in suite.members for name in member.runs()]
     slots = device_slots(len(jobs), args.jobs)
     try:
         failed = run_jobs(jobs, slots, out / "logs", console)
@@ -97,11 +97,12 @@ def _prepare(runs: dict[str, Config], out: Path, console: Console) -> None:
             open_corpus(config, console)
 
 
-def _job(name: str, out: Path, suite: Suite) -> Job:
+def _job(name: str, out: Path, analysis: Analysis) -> Job:
     run = str(out / name)
     analyze = ["analyze", run]
-    analyze += ["--snapshots", str(suite.snapshots)] if suite.snapshots else []
-    analyze += ["--rows", str(suite.rows)] if suite.rows else []
+    analyze += ["--snapshots", str(analysis.snapshots)] if analysis.snapshots else []
+    analyze += ["--rows", str(analysis.rows)] if analysis.rows else []
+    analyze += ["--only", ",".join(analysis.only)] if analysis.only else []
     return Job(name, [["train", str(out / "configs" / f"{name}.toml"), "--run", run], analyze])
 
 

@@ -3,9 +3,10 @@
 title = "What can a model of n layers do?"
 seeds = [0, 1, 2]                    # of the initial parameters; a member may have its own
 
-[analysis]
+[analysis]                           # how each run is analyzed; a member may have its own
 snapshots = 30                       # per run; 0: all
 rows = 512                           # held-out rows; 0: the default
+only = ["labelled_tokens", "icl"]    # measurements; left out: all that apply
 
 [[member]]
 config = "stories-2l"                # a config that comes with icl-jax, or a path beside the suite's file
@@ -31,6 +32,18 @@ from icl_jax.config.toml import build_config, load_config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Analysis:
+    """Options of `icl-jax analyze` for a run."""
+
+    snapshots: int = 0
+    """How many; 0: all."""
+    rows: int = 0
+    """Held-out rows; 0: the default of `icl-jax analyze`."""
+    only: tuple[str, ...] = ()
+    """Measurements; empty: all that apply."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
     """One architecture of a suite, trained once for each seed."""
 
@@ -39,6 +52,7 @@ class Member:
     config: Config
     """Resolved, but for the seed."""
     seeds: tuple[int, ...]
+    analysis: Analysis
 
     def runs(self) -> dict[str, Config]:
         """Folder name and config of each run. The seed is of the initial parameters: all see the same rows in order."""
@@ -56,15 +70,11 @@ class Suite:
     name: str
     title: str
     members: tuple[Member, ...]
-    snapshots: int
-    """Snapshots to analyze in each run; 0: all."""
-    rows: int
-    """Held-out rows to analyze on; 0: the default of `icl-jax analyze`."""
 
 
 _KEYS = {"title", "seeds", "analysis", "member"}
-_MEMBER_KEYS = {"config", "name", "title", "seeds", "set"}
-_ANALYSIS_KEYS = {"snapshots", "rows"}
+_MEMBER_KEYS = {"config", "name", "title", "seeds", "set", "analysis"}
+_ANALYSIS_KEYS = {"snapshots", "rows", "only"}
 
 
 def load_suite(path: Path) -> Suite:
@@ -77,24 +87,34 @@ def load_suite(path: Path) -> Suite:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     _check_keys(raw, _KEYS, path, "")
     title = _text(raw.get("title", path.stem), f"{path}: title")
-    analysis = raw.get("analysis", {})
-    if not isinstance(analysis, dict):
-        raise UserError(f"{path}: analysis = {analysis!r}: must be a table, [analysis]")
-    _check_keys(analysis, _ANALYSIS_KEYS, path, "analysis.")
-    counts = {key: _count(analysis.get(key, 0), f"{path}: analysis.{key}") for key in _ANALYSIS_KEYS}
+    analysis = _analysis(raw.get("analysis", {}), Analysis(), path)
     raw_members = raw.get("member", [])
     if not isinstance(raw_members, list) or not raw_members:
         raise UserError(f"{path}: member is missing: a suite has one [[member]] or more")
     seeds = _seeds(raw.get("seeds", [0]), f"{path}: seeds")
-    members = tuple(_member(each, seeds, path) for each in raw_members)
+    members = tuple(_member(each, seeds, analysis, path) for each in raw_members)
     names = [member.name for member in members]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise UserError(f"{path}: member.name = {twice!r}: names two members; give one of them another name")
-    return Suite(name=path.stem, title=title, members=members, **counts)
+    return Suite(name=path.stem, title=title, members=members)
 
 
-def _member(raw: Any, seeds: tuple[int, ...], path: Path) -> Member:
+def _analysis(raw: Any, default: Analysis, path: Path) -> Analysis:
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: analysis = {raw!r}: must be a table, [analysis]")
+    _check_keys(raw, _ANALYSIS_KEYS, path, "analysis.")
+    only = raw.get("only", list(default.only))
+    if not isinstance(only, list):
+        raise UserError(f"{path}: analysis.only = {only!r}: must be a list of names; icl-jax analyze --list has them")
+    return Analysis(
+        snapshots=_count(raw.get("snapshots", default.snapshots), f"{path}: analysis.snapshots"),
+        rows=_count(raw.get("rows", default.rows), f"{path}: analysis.rows"),
+        only=tuple(_text(name, f"{path}: analysis.only") for name in only),
+    )
+
+
+def _member(raw: Any, seeds: tuple[int, ...], analysis: Analysis, path: Path) -> Member:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: member = {raw!r}: must be a table, [[member]]")
     _check_keys(raw, _MEMBER_KEYS, path, "member.")
@@ -108,7 +128,8 @@ def _member(raw: Any, seeds: tuple[int, ...], path: Path) -> Member:
     config = _with_fields(load_config(file), raw.get("set", {}), f"{path}: member.set of {name}")
     own_seeds = _seeds(raw["seeds"], f"{path}: member.seeds") if "seeds" in raw else seeds
     title = _text(raw.get("title", name), f"{path}: member.title")
-    return Member(name=name, title=title, config=config, seeds=own_seeds)
+    own_analysis = _analysis(raw.get("analysis", {}), analysis, path)
+    return Member(name=name, title=title, config=config, seeds=own_seeds, analysis=own_analysis)
 
 
 def _with_fields(config: Config, changes: Any, where: str) -> Config:

@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from icl_jax.analysis.table import TABLE
 from icl_jax.config import UserError, load_config
 from icl_jax.config.builtin import builtin_config_path, builtin_suite_names, builtin_suite_path
-from icl_jax.config.suite import Suite, load_suite
+from icl_jax.config.suite import Analysis, Suite, load_suite
 
 GOOD = """
 title = "Layers"
 seeds = [3, 4]
 [analysis]
 snapshots = 7
+only = ["icl"]
 [[member]]
 config = "repeats-2l"
 title = "two layers"
@@ -20,6 +22,7 @@ title = "two layers"
 config = "mine.toml"
 name = "three"
 seeds = [0]
+analysis = { only = ["bump", "pca"], rows = 5 }
 set = { model = { n_layers = 3 }, optimizer = { lr = 1e-4 } }
 """
 
@@ -32,8 +35,10 @@ def _write(folder: Path, text: str) -> Path:
 
 def test_members_runs_and_changes(tmp_path: Path) -> None:
     suite = load_suite(_write(tmp_path, GOOD))
-    assert (suite.name, suite.title, suite.snapshots, suite.rows) == ("layers", "Layers", 7, 0)
+    assert (suite.name, suite.title) == ("layers", "Layers")
     two, three = suite.members
+    assert two.analysis == Analysis(snapshots=7, rows=0, only=("icl",))
+    assert three.analysis == Analysis(snapshots=7, rows=5, only=("bump", "pca"))
     assert (two.name, two.title, three.title) == ("repeats-2l", "two layers", "three")
     builtin = builtin_config_path("repeats-2l")
     assert builtin is not None
@@ -63,6 +68,8 @@ BAD = {
     "a negative seed": ("seeds = [-1]\n[[member]]\nconfig = 'mine.toml'", ["seeds = -1", "0 or more"]),
     "a seed twice": ("seeds = [1, 1]\n[[member]]\nconfig = 'mine.toml'", ["seeds = [1, 1]", "different"]),
     "a number of snapshots": ("[analysis]\nsnapshots = 1.5\n[[member]]", ["analysis.snapshots = 1.5", "whole number"]),
+    "names that are no list": ("[analysis]\nonly = 'icl'\n[[member]]", ["analysis.only = 'icl'", "a list of names"]),
+    "an analysis that is no table": ("[[member]]\nconfig = 'mine.toml'\nanalysis = 3", ["analysis = 3"]),
     "an unknown section": (
         "[[member]]\nconfig = 'mine.toml'\nset = { modle = { n_layers = 3 } }", ["unknown key 'modle'"]
     ),
@@ -104,10 +111,15 @@ def test_suites_that_come_along_load_and_say_what_they_are_for(name: str) -> Non
     comment = path.read_text(encoding="utf-8").split("\n\n")[0]
     assert "\n# Cost: " in comment
     assert "\n# Expect: " in comment
-    # Members are to be compared: nothing but the architecture differs.
-    assert len({(m.config.data, m.config.train.n_steps, m.config.tokens_per_step) for m in suite.members}) == 1
+    known = {entry.name for entry in TABLE}
+    assert all(set(member.analysis.only) <= known for member in suite.members)
+    # Members on one corpus are to be compared: nothing but the architecture differs.
+    for data in {member.config.data for member in suite.members}:
+        same = [member.config for member in suite.members if member.config.data == data]
+        assert len({(config.train.n_steps, config.tokens_per_step) for config in same}) == 1
 
 
 def test_the_quick_suite_compares_the_papers_four() -> None:
-    models = [member.config.model for member in _builtin("quick").members]
+    members = _builtin("quick").members
+    models = [member.config.model for member in members if member.config.data.source == "repeats"]
     assert [(model.n_layers, model.smeared_keys) for model in models] == [(0, False), (1, False), (2, False), (1, True)]
