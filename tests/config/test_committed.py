@@ -39,6 +39,7 @@ SMALL = {
     "stories-2l",
     "markov-3",
     "triggers-5",
+    "patterns-2l",
     "stories-3l",
     "stories-1l-smeared",
     "stories-2l-mlp",
