@@ -67,7 +67,10 @@ def reproduce(args: ReproduceArgs, console: Console) -> int:
 
     titles = {member.title: [str(out / name) for name in member.runs()] for member in suite.members}
     page = write_report([str(out / name) for name in runs], out / "report")
-    curves = [load_curve(paths[0], title) for title, paths in titles.items()]
+    # One corpus a picture: the first member's.
+    source = suite.members[0].config.data.source
+    compared = [member for member in suite.members if member.config.data.source == source]
+    curves = [load_curve(titles[member.title][0], member.title) for member in compared]
     plot_phase_change(curves, out / "phase_change.png")
     console.print(suite_table(titles))
     if found := behaviour_tables(titles):

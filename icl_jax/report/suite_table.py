@@ -16,16 +16,18 @@ def suite_table(titles: dict[str, list[str]]) -> Table:
     """One row for each title: where the phase change lies, ICL score and best prefix matching across it.
 
     `titles`: paths of the analyzed runs under each title, one a seed. Means over seeds with 95 % intervals.
-    Without an induction head there is no change: the scores are then those of a tenth of the run and of its end.
+    Without an induction head (prefix matching on random tokens) the scores are those of a tenth of the run and its end.
     """
-    table = Table(Column("model", no_wrap=True), "phase change", "ICL score (nats)", "best prefix matching", box=None)
+    table = Table(
+        Column("model", no_wrap=True), "induction heads form", "ICL score (nats)", "best prefix matching", box=None
+    )
     for title, paths in titles.items():
         runs = open_runs(paths)
         n_changed = sum(run.forms_induction for run in runs)
         name = title if len(runs) == 1 else f"{title} ({len(runs)} seeds)"
         table.add_row(
             name,
-            _window(runs) if n_changed == len(runs) else "none" if not n_changed else f"in {n_changed} of {len(runs)}",
+            _window(runs) if n_changed == len(runs) else "no" if not n_changed else f"in {n_changed} of {len(runs)}",
             " -> ".join(_mean([_icl(run)[end] for run in runs]) for end in (0, 1)),
             " -> ".join(_mean([_best_matching(run)[end] for run in runs]) for end in (0, 1)),
         )
