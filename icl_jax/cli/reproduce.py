@@ -59,26 +59,40 @@ def reproduce(args: ReproduceArgs, console: Console) -> int:
         name, line = next(iter(failed.items()))
         more = f" ({len(failed)} runs failed)" if len(failed) > 1 else ""
         raise UserError(f"{out / name}: {line.removeprefix('icl-jax: ')}{more}; see {out / 'logs' / name}.log")
-    # The report draws patterns: JAX is the jobs' until here.
+    _report(suite, out, console)
+    return 0
+
+
+def _report(suite: Suite, out: Path, console: Console) -> None:
+    """Write pictures, page and tables, and say where they are."""
+    # The report draws patterns; until here JAX was the jobs'.
     process.configure_jax(process.cpu_count())
+    from icl_jax.analysis.opened_run import open_run
     from icl_jax.report import write_report
     from icl_jax.report.phase_change import load_curve, plot_phase_change
-    from icl_jax.report.suite_table import behaviour_table, behaviour_tables, suite_table, write_behaviours
+    from icl_jax.report.suite_table import behaviour_tables, behaviours_by_title, suite_table, write_behaviours
+    from icl_jax.report.tasks import PICTURES
 
     titles = {member.title: [str(out / name) for name in member.runs()] for member in suite.members}
-    page = write_report([str(out / name) for name in runs], out / "report")
+    page = write_report([path for paths in titles.values() for path in paths], out / "report")
+    pictures = [out / "phase_change.png"]
     # One corpus a picture: the first member's.
     source = suite.members[0].config.data.source
-    compared = [member for member in suite.members if member.config.data.source == source]
-    curves = [load_curve(titles[member.title][0], member.title) for member in compared]
-    plot_phase_change(curves, out / "phase_change.png")
+    compared = [member.title for member in suite.members if member.config.data.source == source]
+    plot_phase_change([load_curve(titles[title][0], title) for title in compared], pictures[0])
+    for member in suite.members:
+        if draw := PICTURES.get(member.config.data.source):
+            pictures.append(out / f"{member.name}.png")
+            draw(open_run(titles[member.title][0]), pictures[-1])
     console.print(suite_table(titles))
-    if found := behaviour_tables(titles):
-        console.print(behaviour_table(found))
+    found = behaviours_by_title(titles)
+    for table in behaviour_tables(found):
+        console.print(table)
+    if found:
         write_behaviours(found, out / "report" / "behaviours.csv")
-    _say(console, f"the picture: {out / 'phase_change.png'}")
+    for picture in pictures:
+        _say(console, f"the picture: {picture}")
     _say(console, f"the report: {page}")
-    return 0
 
 
 def _prepare(runs: dict[str, Config], out: Path, console: Console) -> None:

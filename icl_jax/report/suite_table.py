@@ -1,7 +1,7 @@
 """The short table that a suite ends with, and its behaviours as CSV and Markdown."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,20 +64,21 @@ def _mean(values: Sequence[float], digits: int = 2) -> str:
     return f"{mean:.{digits}f}" if half is None else f"{mean:.{digits}f} ±{half:.{digits}f}"
 
 
-def behaviour_tables(titles: dict[str, list[str]]) -> dict[str, list[Behaviour]]:
+def behaviours_by_title(titles: dict[str, list[str]]) -> dict[str, list[Behaviour]]:
     """The behaviours of each title's runs; without those whose corpus labels no tokens."""
     found = {title: behaviours(open_runs(paths)) for title, paths in titles.items()}
     return {title: each for title, each in found.items() if each}
 
 
-def behaviour_table(found: dict[str, list[Behaviour]]) -> Table:
-    """Models down, behaviours across: probability of the right token before the phase change -> at the end."""
-    labels = list(dict.fromkeys(b.label for each in found.values() for b in each))
-    table = Table(Column("probability of the right token", no_wrap=True), *labels, box=None)
-    for title, each in found.items():
-        cells = {b.label: f"{b.before.prob:.2f} -> {_with_half(b.after)}" for b in each}
-        table.add_row(title, *(cells.get(label, "") for label in labels))
-    return table
+def behaviour_tables(found: dict[str, list[Behaviour]]) -> Iterator[Table]:
+    """Models down, behaviours across: probability of the right token before the change -> at the end; one a corpus."""
+    labels_of = {title: tuple(b.label for b in each) for title, each in found.items()}
+    for labels in dict.fromkeys(labels_of.values()):
+        table = Table(Column("probability of the right token", no_wrap=True), *labels, box=None)
+        for title, each in found.items():
+            if labels_of[title] == labels:
+                table.add_row(title, *(f"{b.before.prob:.2f} -> {_with_half(b.after)}" for b in each))
+        yield table
 
 
 def _with_half(measured: Measured) -> str:

@@ -1,6 +1,6 @@
 """Pictures of the two tasks in which an induction head is all there is to learn: Markov chains and triggers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,10 @@ def plot_triggers(run: OpenedRun, path: Path) -> None:
         _legend_below(losses, 1)
         figure.savefig(path, dpi=110)
         plt.close(figure)
+
+
+PICTURES: dict[str, Callable[[OpenedRun, Path], None]] = {"markov": plot_markov, "triggers": plot_triggers}
+"""By data.source, what draws a run of that corpus."""
 
 
 def _analysis(run: OpenedRun, needs: dict[str, str]) -> xr.Dataset:
