@@ -77,6 +77,10 @@ class GeneratedCorpus(ABC, Generic[Hidden]):
         """Training rows int32 [len(ids), n_ctx + 1]. Fast for ids near each other: rows are made 512 at a time."""
         return self._gather(Stream.TRAINING_ROWS, ids, "tokens")
 
+    def row_labels(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Labels of training rows, uint8 [len(ids), n_ctx + 1], as :meth:`held_out_labels`."""
+        return self._gather(Stream.TRAINING_ROWS, ids, "labels")
+
     def held_out(self, n: int) -> NDArray[np.int32]:
         """The first n held-out rows, int32 [n, n_ctx + 1]. Raises IndexError unless 0 <= n <= n_held_out."""
         return self._gather(Stream.HELD_OUT_ROWS, self._held_out_ids(n), "tokens")

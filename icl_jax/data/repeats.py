@@ -4,32 +4,19 @@ What can be learned without context is the chain; what can only be learned in co
 copying what followed the same token before. Every row is made on demand from (seed, row id).
 """
 
-import hashlib
-import json
-from collections.abc import Sequence
-from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icl_jax.config import Config
-from icl_jax.data.probe_tokens import eligible_tokens
+from icl_jax.data.generated import BLOCK_ROWS, Block, GeneratedCorpus
 from icl_jax.data.streams import Stream, random_stream
 
 VERSION = 1
 """Goes up whenever the rows of a given config change."""
 
-BLOCK_ROWS = 512
-"""Rows generated together; part of the definition of a row, for they share one stream of random numbers."""
-
 _MAX_CHAIN_ENTRIES = 2**24
-_N_BLOCKS_COUNTED = 4
-
-
-class _Block(NamedTuple):
-    tokens: NDArray[np.int32]
-    labels: NDArray[np.uint8]
 
 
 def successor_ranks(vocab_size: int) -> NDArray[np.float64]:
@@ -57,32 +44,24 @@ def bigram_chain(seed: int, vocab_size: int) -> NDArray[np.uint16] | NDArray[np.
     return chain
 
 
-class RepeatsCorpus:
-    """Rows without end; a pure function of (data.seed, row id). Held-out rows come from a stream of their own.
+class RepeatsCorpus(GeneratedCorpus[None]):
+    """Phrases in a chain.
 
     From left to right, at each free position one of the row's ``n_phrases`` phrases starts with chance
     ``phrase_prob`` (all equally likely) and is said whole; else the chain continues from the token before. A
     phrase is ``phrase_len`` tokens drawn uniformly from 1 .. vocab_size - 1, anew for each row.
     """
 
-    bos_id = 0
     label_names = ("phrase_new", "phrase_again")
     """Tokens inside a phrase, its first left out for nothing tells it: of one first said, and of one said again."""
-    n_rows = None
-    tokenizer_json = None
 
     def __init__(self, config: Config) -> None:
-        self.vocab_size = config.model.vocab_size
-        self.n_ctx = config.model.n_ctx
-        self.n_held_out = config.data.held_out_rows
-        self._seed = config.data.seed
+        super().__init__(config)
         self._phrase_len = config.data.phrase_len
         self._n_phrases = config.data.n_phrases
         self._phrase_prob = config.data.phrase_prob
         self._chain = bigram_chain(self._seed, self.vocab_size)
         self._rank_cdf = np.cumsum(successor_ranks(self.vocab_size))
-        # A batch touches one or two blocks; held-out rows take their turn in between.
-        self._block = lru_cache(maxsize=4)(self._make_block)
 
     def _phrase_starts(self, coins_TB: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Where phrases start: at each coin that shows True while no phrase is being said. Position 0 is BOS."""
@@ -94,10 +73,8 @@ class RepeatsCorpus:
             np.copyto(next_free_B, t + self._phrase_len, where=starts_TB[t])
         return starts_TB
 
-    def _make_block(self, stream: Stream, index: int) -> _Block:
-        """Rows from index * BLOCK_ROWS on of a stream."""
+    def _make_block(self, rng: np.random.Generator) -> Block[None]:
         # Arrays are [position, row] (TB) in here, so that the rows' tokens at one position lie side by side.
-        rng = random_stream(self._seed, stream, index)
         shape_TB = (self.n_ctx + 1, BLOCK_ROWS)
         phrases_BxPL = rng.integers(1, self.vocab_size, (BLOCK_ROWS, self._n_phrases * self._phrase_len))
         coins_TB = rng.random(shape_TB, np.float32) < self._phrase_prob
@@ -133,68 +110,14 @@ class RepeatsCorpus:
             chain.take(link_B, out=next_B, mode="clip")
             np.copyto(tokens_TB[t], next_B, where=is_free_TB[t])
         tokens = np.ascontiguousarray(tokens_TB.T, dtype=np.int32)
-        for array in (tokens, labels_BT):
-            array.setflags(write=False)
-        return _Block(tokens, labels_BT)
+        return Block(tokens, labels_BT, None)
 
-    def _gather(self, stream: Stream, ids: NDArray[np.int64], part: str, dtype: type) -> NDArray[Any]:
-        ids = np.asarray(ids, np.int64)
-        if ids.ndim != 1 or (len(ids) and ids.min() < 0):
-            raise IndexError(f"row ids must be one-dimensional and 0 or more, got {ids!r}")
-        out: NDArray[Any] = np.empty((len(ids), self.n_ctx + 1), dtype)
-        indices, places = np.divmod(ids, BLOCK_ROWS)
-        for index in np.unique(indices):
-            here = indices == index
-            out[here] = getattr(self._block(stream, int(index)), part)[places[here]]
-        return out
-
-    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int32]:
-        """Training rows int32 [len(ids), n_ctx + 1]. Fast for ids near each other: rows are made 512 at a time."""
-        return self._gather(Stream.TRAINING_ROWS, ids, "tokens", np.int32)
-
-    def row_labels(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Labels of training rows, uint8 [len(ids), n_ctx + 1], as :meth:`held_out_labels`."""
-        return self._gather(Stream.TRAINING_ROWS, ids, "labels", np.uint8)
-
-    def held_out(self, n: int) -> NDArray[np.int32]:
-        """The first n held-out rows, int32 [n, n_ctx + 1]. Raises IndexError unless 0 <= n <= n_held_out."""
-        return self._gather(Stream.HELD_OUT_ROWS, self._held_out_ids(n), "tokens", np.int32)
-
-    def held_out_labels(self, n: int) -> NDArray[np.uint8]:
-        """uint8 [n, n_ctx + 1]: 1 inside a phrase that is said for the first time, 2 inside one said again, else 0."""
-        return self._gather(Stream.HELD_OUT_ROWS, self._held_out_ids(n), "labels", np.uint8)
-
-    def _held_out_ids(self, n: int) -> NDArray[np.int64]:
-        if not 0 <= n <= self.n_held_out:
-            raise IndexError(f"{n} held-out rows asked for: there are {self.n_held_out}")
-        return np.arange(n)
-
-    def probe_tokens(self) -> NDArray[np.int32]:
-        """Eligible ids by their counts in the first 2,048 training rows."""
-        counts_V = np.zeros(self.vocab_size, np.int64)
-        for index in range(_N_BLOCKS_COUNTED):
-            tokens = self._block(Stream.TRAINING_ROWS, index).tokens
-            counts_V += np.bincount(tokens.reshape(-1), minlength=self.vocab_size)
-        return eligible_tokens(counts_V, self.bos_id)
-
-    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> list[str]:
-        """Each id's number."""
-        return [str(int(i)) for i in ids]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """See :class:`~icl_jax.data.corpus.Corpus`."""
-        fixed = {
+    @property
+    def _definition(self) -> dict[str, Any]:
+        return {
             "corpus": "repeats",
             "version": VERSION,
-            "seed": self._seed,
-            "vocab_size": self.vocab_size,
-            "n_ctx": self.n_ctx,
-            "held_out_rows": self.n_held_out,
             "phrase_len": self._phrase_len,
             "n_phrases": self._n_phrases,
             "phrase_prob": self._phrase_prob,
-            # NumPy may change how it draws from a bit generator: rows themselves tell.
-            "first_rows": hashlib.sha256(self.rows(np.arange(8)).tobytes()).hexdigest(),
         }
-        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from icl_jax.config import Config
 from icl_jax.data import open_corpus
+from icl_jax.data.generated import BLOCK_ROWS
 from icl_jax.data.probe_tokens import eligible_tokens
-from icl_jax.data.repeats import BLOCK_ROWS, RepeatsCorpus, bigram_chain, successor_ranks
+from icl_jax.data.repeats import RepeatsCorpus, bigram_chain, successor_ranks
 
 V, T, LENGTH, N_PHRASES, PROB = 13, 61, 5, 3, 0.2
 
