@@ -47,8 +47,8 @@ class GeneratedCorpus(ABC, Generic[Hidden]):
         self._block = lru_cache(maxsize=4)(self._fresh_block)
 
     @abstractmethod
-    def _make_block(self, rng: np.random.Generator) -> Block[Hidden]:
-        """BLOCK_ROWS rows: tokens and labels [BLOCK_ROWS, n_ctx + 1]."""
+    def _make_block(self, rng: np.random.Generator, is_held_out: bool) -> Block[Hidden]:
+        """BLOCK_ROWS rows, of training or held out: tokens and labels [BLOCK_ROWS, n_ctx + 1]."""
 
     @property
     @abstractmethod
@@ -56,7 +56,7 @@ class GeneratedCorpus(ABC, Generic[Hidden]):
         """What fixes the rows besides seed, vocabulary and length: JSON values, the corpus's name and version."""
 
     def _fresh_block(self, stream: Stream, index: int) -> Block[Hidden]:
-        block = self._make_block(random_stream(self._seed, stream, index))
+        block = self._make_block(random_stream(self._seed, stream, index), stream == Stream.HELD_OUT_ROWS)
         for array in (block.tokens, block.labels):
             array.setflags(write=False)
         return block

@@ -53,7 +53,7 @@ class MarkovCorpus(GeneratedCorpus[NDArray[np.float64]]):
         self.order = config.data.chain_order
         self._prior = config.data.chain_prior
 
-    def _make_block(self, rng: np.random.Generator) -> Block[NDArray[np.float64]]:
+    def _make_block(self, rng: np.random.Generator, is_held_out: bool) -> Block[NDArray[np.float64]]:
         chains = draw_chains(rng, BLOCK_ROWS, self.n_states, self.order, self._prior)
         cdf = np.cumsum(chains, axis=2)[:, :, :-1]  # the last state takes what rounding leaves
         coins_TB = rng.random((self.n_ctx, BLOCK_ROWS))

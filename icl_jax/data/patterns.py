@@ -85,7 +85,7 @@ class PatternsCorpus(GeneratedCorpus[NDArray[np.int64]]):
         super().__init__(config)
         self.vocab_size = len(VOCABULARY)
 
-    def _make_block(self, rng: np.random.Generator) -> Block[NDArray[np.int64]]:
+    def _make_block(self, rng: np.random.Generator, is_held_out: bool) -> Block[NDArray[np.int64]]:
         n_lines, n_words = max(-(-self.n_ctx // _LINE_LEN), _N_DIFFERENT[1]), _CLASS_WORDS.shape[1]
         row_B1 = np.arange(BLOCK_ROWS)[:, None]
         dealt_BxC = rng.permuted(np.tile(np.arange(len(CLASSES)), (BLOCK_ROWS, 1)), axis=1)

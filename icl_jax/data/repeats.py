@@ -73,7 +73,7 @@ class RepeatsCorpus(GeneratedCorpus[None]):
             np.copyto(next_free_B, t + self._phrase_len, where=starts_TB[t])
         return starts_TB
 
-    def _make_block(self, rng: np.random.Generator) -> Block[None]:
+    def _make_block(self, rng: np.random.Generator, is_held_out: bool) -> Block[None]:
         # Arrays are [position, row] (TB) in here, so that the rows' tokens at one position lie side by side.
         shape_TB = (self.n_ctx + 1, BLOCK_ROWS)
         phrases_BxPL = rng.integers(1, self.vocab_size, (BLOCK_ROWS, self._n_phrases * self._phrase_len))

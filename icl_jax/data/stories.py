@@ -5,11 +5,9 @@ by a fixed hash: held-out rows draw from the held-out quarter, which training ro
 under the grammar (``stories_grammar.py``) is known, and with it the loss that no model can beat.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,16 +15,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from icl_jax.config import Config, UserError
 from icl_jax.data import stories_grammar as words
-from icl_jax.data.probe_tokens import eligible_tokens
+from icl_jax.data.generated import BLOCK_ROWS, Block, GeneratedCorpus
 from icl_jax.data.stories_grammar import GRAMMAR
-from icl_jax.data.streams import Stream, random_stream
+from icl_jax.data.streams import Stream
 from icl_jax.data.tokenizing import BOS, decode_tokens, parse_tokenizer
 
 VERSION = 1
 """Goes up whenever the rows of a given config change."""
-
-BLOCK_ROWS = 512
-"""Rows generated together; part of the definition of a row, for they share one stream of random numbers."""
 
 N_CLASSES = 4
 """A name's last syllable, a sum's second number and a foreign word each are of one of four classes; the hash of what
@@ -34,7 +29,6 @@ stands before says which of them is held out."""
 
 LABELS = ("bigram", "known_name", "novel_name", "repeated_sum", "new_sum", "glossary")
 
-_N_BLOCKS_COUNTED = 4
 _PERSON_A, _PERSON_B, _TITLED, _SUM_1, _SUM_2, _GLOSSARY, _NOTHING = range(7)
 
 
@@ -198,14 +192,6 @@ def _symbols() -> _Symbols:
     return table
 
 
-class _Block(NamedTuple):
-    """Rows of one block, [row, position]."""
-
-    tokens: NDArray[np.int32]
-    labels: NDArray[np.uint8]
-    loss_nats: NDArray[np.float32]
-
-
 def _stories_per_row(n_ctx: int) -> int:
     """As many of the shortest stories as could begin in a row."""
     lengths = [len(template.symbols) for template in GRAMMAR.templates]
@@ -249,7 +235,7 @@ def _choose_sentences(rng: np.random.Generator, n: int) -> _Sentences:
     return _Sentences(templates, states, said.cumsum(axis=1) > said)
 
 
-def make_rows(rng: np.random.Generator, n_rows: int, n_ctx: int, is_held_out: bool) -> _Block:
+def make_rows(rng: np.random.Generator, n_rows: int, n_ctx: int, is_held_out: bool) -> Block[NDArray[np.float32]]:
     """Rows of whole stories, BOS before each, the last one of a row cut off."""
     n = n_rows * _stories_per_row(n_ctx)
     slots, sentences = _fill_slots(rng, n, is_held_out), _choose_sentences(rng, n)
@@ -301,7 +287,7 @@ def _pack(
     loss: NDArray[np.float32],
     n_rows: int,
     n_ctx: int,
-) -> _Block:
+) -> Block[NDArray[np.float32]]:
     """Rows from the stories' tokens, which lie story after story, and as many stories for each row."""
     n_stories = story[-1] + 1
     n_each = n_stories // n_rows
@@ -314,7 +300,7 @@ def _pack(
     shape = (n_rows, n_ctx + 1)
     tokens, labels, losses = np.full(shape, GRAMMAR.id_of[BOS], np.int32), np.zeros(shape, np.uint8), np.zeros(shape)
     tokens[row, position], labels[row, position], losses[row, position] = token[is_kept], label[is_kept], loss[is_kept]
-    block = _Block(tokens, labels, losses.astype(np.float32))
+    block = Block(tokens, labels, losses.astype(np.float32))
     for array in block:
         array.setflags(write=False)
     return block
@@ -332,51 +318,22 @@ def label_floor_nats() -> dict[str, float]:
     return floors
 
 
-class StoriesCorpus:
-    """Rows without end; a pure function of (data.seed, row id). A row is whole stories, the last one cut off."""
+class StoriesCorpus(GeneratedCorpus[NDArray[np.float32]]):
+    """A row is whole stories, the last one cut off. Hidden: -log P of each token under the grammar, nats."""
 
     bos_id = GRAMMAR.id_of[BOS]
     label_names = LABELS
-    n_rows = None
 
     def __init__(self, config: Config) -> None:
         """Raises UserError if ``model.vocab_size`` is less than the number of words."""
+        super().__init__(config)
         self.vocab_size = len(GRAMMAR.words)
         if config.model.vocab_size < self.vocab_size:
             allowed = f"must be {self.vocab_size} or more, the words of data.source = 'stories'"
             raise UserError(f"model.vocab_size = {config.model.vocab_size}: {allowed}")
-        self.n_ctx = config.model.n_ctx
-        self.n_held_out = config.data.held_out_rows
-        self._seed = config.data.seed
-        # A batch touches one or two blocks; held-out rows take their turn in between.
-        self._block = lru_cache(maxsize=4)(self._make_block)
 
-    def _make_block(self, stream: Stream, index: int) -> _Block:
-        rng = random_stream(self._seed, stream, index)
-        return make_rows(rng, BLOCK_ROWS, self.n_ctx, stream == Stream.HELD_OUT_ROWS)
-
-    def _gather(self, stream: Stream, ids: NDArray[np.int64]) -> _Block:
-        ids = np.asarray(ids, np.int64)
-        if ids.ndim != 1 or (len(ids) and ids.min() < 0):
-            raise IndexError(f"row ids must be one-dimensional and 0 or more, got {ids!r}")
-        shape = (len(ids), self.n_ctx + 1)
-        out = _Block(np.empty(shape, np.int32), np.empty(shape, np.uint8), np.empty(shape, np.float32))
-        indices, places = np.divmod(ids, BLOCK_ROWS)
-        for index in np.unique(indices):
-            here = indices == index
-            block = self._block(stream, int(index))
-            out.tokens[here] = block.tokens[places[here]]
-            out.labels[here] = block.labels[places[here]]
-            out.loss_nats[here] = block.loss_nats[places[here]]
-        return out
-
-    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int32]:
-        """Training rows int32 [len(ids), n_ctx + 1]. Fast for ids near each other: rows are made 512 at a time."""
-        return self._gather(Stream.TRAINING_ROWS, ids).tokens
-
-    def row_labels(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Labels of training rows, uint8 [len(ids), n_ctx + 1], as :meth:`held_out_labels`."""
-        return self._gather(Stream.TRAINING_ROWS, ids).labels
+    def _make_block(self, rng: np.random.Generator, is_held_out: bool) -> Block[NDArray[np.float32]]:
+        return make_rows(rng, BLOCK_ROWS, self.n_ctx, is_held_out)
 
     def row_floor_nats(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """-log P of each token of training rows under the grammar, given all before it, nats; 0 at position 0.
@@ -384,25 +341,7 @@ class StoriesCorpus:
         float32 [len(ids), n_ctx + 1]. Its mean over rows is an unbiased estimate of the entropy at each position, the
         loss that no model beats on average.
         """
-        return self._gather(Stream.TRAINING_ROWS, ids).loss_nats
-
-    def held_out(self, n: int) -> NDArray[np.int32]:
-        """The first n held-out rows, int32 [n, n_ctx + 1]. Raises IndexError unless 0 <= n <= n_held_out."""
-        return self._gather(Stream.HELD_OUT_ROWS, self._held_out_ids(n)).tokens
-
-    def held_out_labels(self, n: int) -> NDArray[np.uint8]:
-        """uint8 [n, n_ctx + 1]: i for the i-th of LABELS from 1 where the token shows that behaviour, else 0."""
-        return self._gather(Stream.HELD_OUT_ROWS, self._held_out_ids(n)).labels
-
-    def _held_out_ids(self, n: int) -> NDArray[np.int64]:
-        if not 0 <= n <= self.n_held_out:
-            raise IndexError(f"{n} held-out rows asked for: there are {self.n_held_out}")
-        return np.arange(n)
-
-    def probe_tokens(self) -> NDArray[np.int32]:
-        """Eligible ids by their counts in the first 2,048 training rows."""
-        rows = self.rows(np.arange(_N_BLOCKS_COUNTED * BLOCK_ROWS))
-        return eligible_tokens(np.bincount(rows.reshape(-1), minlength=self.vocab_size), self.bos_id)
+        return self._gather(Stream.TRAINING_ROWS, ids, "hidden")
 
     @cached_property
     def tokenizer_json(self) -> str:
@@ -416,17 +355,6 @@ class StoriesCorpus:
         """The word of each id."""
         return decode_tokens(parse_tokenizer(self.tokenizer_json), ids)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """See :class:`~icl_jax.data.corpus.Corpus`."""
-        fixed = {
-            "corpus": "stories",
-            "version": VERSION,
-            "seed": self._seed,
-            "n_ctx": self.n_ctx,
-            "held_out_rows": self.n_held_out,
-            # The grammar and how NumPy draws may change: rows themselves tell.
-            "first_rows": hashlib.sha256(self.rows(np.arange(8)).tobytes()).hexdigest(),
-            "words": GRAMMAR.words,
-        }
-        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+    @property
+    def _definition(self) -> dict[str, Any]:
+        return {"corpus": "stories", "version": VERSION, "words": GRAMMAR.words}

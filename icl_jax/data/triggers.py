@@ -80,7 +80,7 @@ class TriggersCorpus(GeneratedCorpus[NDArray[np.int32]]):
         np.put_along_axis(outputs, triggers, np.take_along_axis(others, places, axis=1).astype(np.int32), axis=1)
         return outputs
 
-    def _make_block(self, rng: np.random.Generator) -> Block[NDArray[np.int32]]:
+    def _make_block(self, rng: np.random.Generator, is_held_out: bool) -> Block[NDArray[np.int32]]:
         triggers = self._draw_triggers(rng)
         outputs = self._draw_outputs(rng, triggers)
         coins_TB = rng.random((self.n_ctx, BLOCK_ROWS))

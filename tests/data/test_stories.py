@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 
 from icl_jax.config import Config, UserError
 from icl_jax.data import open_corpus, stories_grammar
-from icl_jax.data.stories import BLOCK_ROWS, StoriesCorpus, held_out_class, label_floor_nats
+from icl_jax.data.generated import BLOCK_ROWS
+from icl_jax.data.stories import StoriesCorpus, held_out_class, label_floor_nats
 from icl_jax.data.stories_grammar import GRAMMAR
 from icl_jax.data.text_ids import encode_text
 
