@@ -71,18 +71,22 @@ def behaviours_by_title(titles: dict[str, list[str]]) -> dict[str, list[Behaviou
 
 
 def behaviour_tables(found: dict[str, list[Behaviour]]) -> Iterator[Table]:
-    """Models down, behaviours across: probability of the right token before the change -> at the end; one a corpus."""
+    """Models down, behaviours across: probability of the right token at the end of the runs; a table for each corpus.
+
+    With the half width of its 95 % interval where that does not round to 0.
+    """
     labels_of = {title: tuple(b.label for b in each) for title, each in found.items()}
     for labels in dict.fromkeys(labels_of.values()):
-        table = Table(Column("probability of the right token", no_wrap=True), *labels, box=None)
+        table = Table(Column("right token at the end", no_wrap=True), *labels, box=None)
         for title, each in found.items():
             if labels_of[title] == labels:
-                table.add_row(title, *(f"{b.before.prob:.2f} -> {_with_half(b.after)}" for b in each))
+                table.add_row(title, *(_with_half(b.after) for b in each))
         yield table
 
 
 def _with_half(measured: Measured) -> str:
-    return f"{measured.prob:.2f}" + ("" if measured.half is None else f" ±{measured.half:.2f}")
+    half = f"{measured.half or 0:.2f}"
+    return f"{measured.prob:.2f}" + ("" if half == "0.00" else f" ±{half}")
 
 
 _FIELDS = ("model", "behaviour", "when", "probability", "half_width_95", "mean_rank", "held_out_tokens")
