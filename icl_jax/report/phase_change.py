@@ -118,9 +118,12 @@ def _plot_icl(axes: Any, curves: list[Curve]) -> None:
     axes.margins(x=0.01)
     axes.legend(
         title="line: training batches   dots: held-out rows\nband: the phase change",
+        title_fontsize=8.5,
+        fontsize=9,
+        labelspacing=0.3,
         frameon=False,
         loc="center right",
-        bbox_to_anchor=(1.0, 0.56),
+        bbox_to_anchor=(1.0, 0.52),
     )
 
 
