@@ -319,6 +319,7 @@ def test_probabilities_of_a_story_are_those_computed_by_hand(
                 assert row[again + 1] == pytest.approx(1 / 2, rel=1e-5), said
                 np.testing.assert_allclose(row[again + 2 : again + 6], 1, rtol=1e-5)
                 found["again"] += 1
+    assert _frequency_is(sum(words[1] == "in" for words in training_words), len(training_words), 0.8)
     assert min(found[name] for name in ("morning", "so number", "so word", "again")) >= 10, found
 
 
