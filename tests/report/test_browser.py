@@ -138,6 +138,12 @@ def test_hostile_tokens_are_text(browser: Browser, page: Path) -> None:
     change = tab.evaluate(colours)
     tab.locator('#text [data-mode="after"]').click()
     assert tab.evaluate(colours) != change
+    tab.locator("#label").select_option("second_label")
+    shown = tab.locator(f"#text {_RUN} .text span:not(.faded)")
+    assert 0 < shown.count() < tab.locator(f"#text {_RUN} .text span").count()
+    assert all("; second label" in title for title in tab.evaluate(
+        f"[...document.querySelectorAll('#text {_RUN} .text span:not(.faded)')].map(e => e.title)"
+    ))  # fmt: skip
     tab.locator(f"#text {_RUN} .text span").nth(3).hover()
     assert "nats before" in tab.locator(f"#text {_RUN} .readout").inner_text()
 

@@ -3,15 +3,16 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from icl_jax.config import ModelConfig
+from icl_jax.config import ModelConfig, UserError
 from icl_jax.report.arrays import ArrayStore, read_array
 from icl_jax.report.figures.figure import log_positions
 from icl_jax.report.moments import example_sequences, moment_indexes, moments, shown_heads
 from icl_jax.report.token_text import TokenText
 from tests.analysis.small_runs import make_run, random_rows
 from tests.model.random_params import random_params
-from tests.report.made_runs import made_run
+from tests.report.made_runs import add_tokenizer, made_run
 
 _MODEL = ModelConfig(
     n_layers=1, d_model=6, n_heads=2, n_ctx=13, vocab_size=11, position_embedding="learned", norm="none"
@@ -91,3 +92,13 @@ def test_positions_are_all_at_first_and_sparse_later() -> None:
     assert list(positions[:6]) == [0, 1, 2, 3, 4, 5]
     assert positions[-1] == 8191
     assert len(positions) <= 96
+
+
+def test_a_damaged_tokenizer_is_one_line(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", _MODEL, {})
+    assert TokenText(run).of(np.array([3, 10])) == ["3", "10"]
+    add_tokenizer(tmp_path / "run")
+    assert TokenText(run).of([3]) == ["&lt;b&gt;"]
+    (tmp_path / "run" / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"run/tokenizer\.json: cannot read the tokenizer: "):
+        TokenText(run).of([3])

@@ -465,7 +465,7 @@ function behavioursSection() {
 
 // ---- token text
 
-const reading = { row: 0, mode: "change" };
+const reading = { row: 0, mode: "change", label: "" };
 const readingListeners = [];
 
 function textSection() {
@@ -476,9 +476,12 @@ function textSection() {
   readingListeners.push(() => buttons.forEach((b) => b.setAttribute("aria-pressed", String(b.dataset.mode === reading.mode))));
   const pick = make("select", { id: "row", "aria-label": "Held-out row", onchange: (e) => { reading.row = Number(e.target.value); readingListeners.forEach((f) => f()); } },
     ...Array.from({ length: nRows }, (_, i) => make("option", { value: i }, rowTitle(i))));
+  const labels = [...new Set(data.token_losses.flatMap((found) => found.label_names ?? []))];
+  const pickLabel = make("select", { id: "label", "aria-label": "Behaviour", onchange: (e) => { reading.label = e.target.value; readingListeners.forEach((f) => f()); } },
+    make("option", { value: "" }, "all tokens"), ...labels.map((label) => make("option", { value: label }, label.replaceAll("_", " "))));
   const legend = make("p", { class: "legend" }, swatch("high loss, or worse after the change", "--induction"), swatch("better after the change", "--previous"));
-  section("text", "Token by token", prose("Held-out rows, each token coloured by its loss. Tokens that stood earlier in the row after the same token get better; those whose predecessor led elsewhere before get worse."),
-    make("div", { class: "controls" }, ...(nRows ? [pick] : []), ...buttons), legend, strip(...data.runs.map((_, run) => cell(run, ...textCell(run)))));
+  section("text", "Token by token", prose("Held-out rows, each token coloured by its loss. Tokens that stood earlier in the row after the same token get better; those whose predecessor led elsewhere before get worse. Tokens that show a behaviour are underlined."),
+    make("div", { class: "controls" }, ...(nRows ? [pick] : []), ...(labels.length ? [pickLabel] : []), ...buttons), legend, strip(...data.runs.map((_, run) => cell(run, ...textCell(run)))));
 }
 
 function rowTitle(i) {
@@ -499,13 +502,14 @@ function textCell(run) {
     const now = losses[lastUpTo(array(found.tokens), moment.tokens)];
     const shown = { before, after, slider: now, change: after.map((value, i) => value - before[i]) }[reading.mode];
     const labels = new Map(row.labels);
-    text.replaceChildren(...row.texts.map((token, i) => {
+    text.replaceChildren(...row.texts.flatMap((token, i) => {
       const share = Math.min(1, Math.abs(shown[i]) / top);
       const colour = shown[i] < 0 ? "var(--previous)" : "var(--induction)";
       const label = labels.has(i) ? found.label_names[labels.get(i)] : "";
       const words = `token ${i + 1} “${token}”: ${nats(before[i])} before, ${nats(after[i])} after${label ? `; ${label.replaceAll("_", " ")}` : ""}`;
-      return make("span", { class: label ? "labelled" : "", title: words, style: `background: color-mix(in srgb, ${colour} ${Math.round(62 * share)}%, transparent)`,
+      const span = make("span", { class: `${label ? "labelled" : ""} ${reading.label && label !== reading.label ? "faded" : ""}`, title: words, style: `background: color-mix(in srgb, ${colour} ${Math.round(62 * share)}%, transparent)`,
         onpointerenter: () => { readout.textContent = words; } }, token);
+      return token.endsWith("\\n") ? [span, "\n"] : [span];
     }));
   };
   text.redraw = update;
