@@ -1,4 +1,4 @@
-"""One picture of several runs: the ICL score over training, and the loss by position before and after."""
+"""One picture of several runs: the ICL score and the heads over training, and the loss by position before and after."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,15 +85,17 @@ def icl_windows(record: xr.Dataset) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def plot_phase_change(curves: list[Curve], path: Path) -> None:
-    """Write the picture as PNG. Above, all runs' ICL score against tokens; below, one panel a run."""
+    """Write the picture as PNG. Above, all runs' ICL score and best heads against tokens; below, one panel a run."""
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = plt.figure(figsize=(10, 7.2), layout="constrained")
-        halves: Any = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+        figure = plt.figure(figsize=(10, 9), layout="constrained")
+        halves: Any = figure.subfigures(2, 1, height_ratios=[1.9, 1])
         above, below = halves
-        _plot_icl(above.subplots(), curves)
+        score, heads = above.subplots(2, 1, sharex=True, height_ratios=[1.7, 1])
+        _plot_icl(score, curves)
+        _plot_heads(heads, curves)
         panels = below.subplots(1, len(curves), sharey=True, squeeze=False)[0]
         for axes, curve in zip(panels, curves, strict=True):
             _plot_positions(axes, curve)
@@ -108,10 +110,8 @@ def _plot_icl(axes: Any, curves: list[Curve]) -> None:
         axes.plot(record["tokens"].values / 1e6, icl_per_step(record), color=colour, lw=1.6, label=curve.name)
         axes.plot(curve.tokens / 1e6, record["icl_windowed"].values, "o", color=colour, ms=2.5, alpha=0.5)
         if curve.has_induction:
-            start, end = curve.tokens[curve.change.start] / 1e6, curve.tokens[curve.change.end] / 1e6
-            axes.axvspan(start, end, color=colour, alpha=0.12, lw=0)
+            _plot_band(axes, curve, colour)
     (early_a, early_b), (late_a, late_b) = icl_windows(curves[0].record)
-    axes.set_xlabel("training tokens (millions)")
     axes.set_ylabel(f"ICL score, windowed (nats)\ntokens {late_a}-{late_b} minus tokens {early_a}-{early_b}")
     axes.set_title("In-context learning forms in one abrupt change, where induction heads can", loc="left", fontsize=11)
     axes.axhline(0, color="#cccccc", lw=0.8, zorder=0)
@@ -125,6 +125,28 @@ def _plot_icl(axes: Any, curves: list[Curve]) -> None:
         loc="center right",
         bbox_to_anchor=(1.0, 0.52),
     )
+
+
+def _plot_band(axes: Any, curve: Curve, colour: str) -> None:
+    start, end = curve.tokens[curve.change.start] / 1e6, curve.tokens[curve.change.end] / 1e6
+    axes.axvspan(start, end, color=colour, alpha=0.12, lw=0)
+
+
+def _plot_heads(axes: Any, curves: list[Curve]) -> None:
+    """Solid: prefix matching of the head that is best at the end; dashed: previous token, of layer 0's best head."""
+    for curve, colour in zip(curves, COLOURS * len(curves), strict=False):
+        if curve.best_head is None:
+            continue
+        axes.plot(curve.tokens / 1e6, curve.prefix_matching, color=colour, lw=1.6)
+        previous = curve.record["previous_token"].values[:, 0]
+        axes.plot(curve.tokens / 1e6, previous[:, np.argmax(previous[-1])], color=colour, lw=1.1, ls="--")
+        if curve.has_induction:
+            _plot_band(axes, curve, colour)
+    axes.set_xlabel("training tokens (millions)")
+    axes.set_ylabel("attention of the best head")
+    axes.set_title("solid: prefix matching   dashed: previous token, layer 0", loc="left", fontsize=9)
+    axes.set_ylim(0, None)
+    axes.margins(x=0.01)
 
 
 def _plot_positions(axes: Any, curve: Curve) -> None:
