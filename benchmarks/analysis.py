@@ -97,8 +97,26 @@ def _ours(run: Any) -> dict[str, list[float]]:
     return {name: values[1:] for name, values in seconds.items()}
 
 
+def _word(token: int) -> str:
+    """The text of an id; BOS, a special token, must not be part of another."""
+    return f"t{token}" if token else "<bos>"
+
+
+def _numbers_as_words(vocab_size: int) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({_word(token): token for token in range(vocab_size)}, unk_token=_word(0)))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), _word(0))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, add_bos_token=True, name_or_path="", **special)
+
+
 def _transformer_lens(run: Any, n_snapshots: int) -> dict[str, list[float]]:
-    """The same parts: losses of the same rows, diagonals of patterns on the same sequences, composition."""
+    """The same parts by its own calls: losses of the same rows, heads detected on the same sequences, composition.
+
+    `detect_head` takes text: a tokenizer whose words are the numbers of the ids stands between.
+    """
     import warnings
 
     import torch
@@ -109,26 +127,28 @@ def _transformer_lens(run: Any, n_snapshots: int) -> dict[str, list[float]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformer_lens import HookedTransformer, HookedTransformerConfig
+        from transformer_lens.head_detector import detect_head
 
-        model = HookedTransformer(HookedTransformerConfig(**hooked_config(run.config.model), device="cpu")).eval()
+        model = HookedTransformer(
+            HookedTransformerConfig(**hooked_config(run.config.model), device="cpu"),
+            tokenizer=_numbers_as_words(run.config.model.vocab_size),
+        ).eval()
     context = make_context(run)
-    rows, *sequences = (
-        torch.from_numpy(tokens.astype(np.int64))
-        for tokens in (context.held_out, context.repeated, context.repeated_once, context.natural)
+    rows = torch.from_numpy(context.held_out[:, :-1].astype(np.int64))
+    repeated, natural = (
+        # detect_head takes less than a whole context.
+        [" ".join(_word(token) for token in row[1 : run.config.model.n_ctx - 1]) for row in tokens]
+        for tokens in (context.repeated, context.natural)
     )
 
     def losses() -> None:
         for batch in rows.split(16):
-            logits = model(batch[:, :-1])
-            torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
+            model(batch, return_type="loss", loss_per_token=True)
 
     def head_scores() -> None:
-        for tokens in sequences:
-            _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_pattern"))
-            half = tokens.shape[1] // 2
-            for layer in range(run.config.model.n_layers):
-                for offset in (0, -1, -(half - 1), -half):
-                    cache["pattern", layer].diagonal(offset, dim1=-2, dim2=-1).mean((0, -1))
+        detect_head(model, repeated, "induction_head")
+        detect_head(model, repeated, "duplicate_token_head")
+        detect_head(model, natural, "previous_token_head")
 
     def composition() -> None:
         for mode in ("Q", "K", "V"):
