@@ -55,7 +55,7 @@ def probe(args: ProbeArgs, console: Console) -> int:
     columns["predicted"] = ["", *(_COLUMN_GAP.join(f"{shown[i]} {p:.2f}" for i, p in pairs) for pairs in predicted)]
     terms = last.attribution
     if model.n_layers:
-        columns["heads for the token"] = ["", *(_heads(heads, args.heads) for heads in terms.heads), ""]
+        columns["heads for the token"] = ["", *(_heads(heads, args.heads) for heads in np.asarray(terms.heads)), ""]
     columns["embedding"] = ["", *(f"{value:+.1f}" for value in terms.embedding), ""]
     if model.d_mlp:
         columns["MLPs"] = ["", *(f"{value:+.1f}" for value in terms.mlps.sum(axis=-1)), ""]

@@ -36,9 +36,11 @@ def bigram_chain(seed: int, vocab_size: int) -> NDArray[np.uint16] | NDArray[np.
     n_successors = len(successor_ranks(vocab_size))
     dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
     tokens = np.arange(1, vocab_size, dtype=dtype)
-    if n_successors == len(tokens):
-        return rng.permuted(np.tile(tokens, (vocab_size, 1)), axis=1)
     chain = np.empty((vocab_size, n_successors), dtype)
+    if n_successors == len(tokens):
+        chain[:] = tokens
+        rng.permuted(chain, axis=1, out=chain)
+        return chain
     for row in chain:
         row[:] = rng.choice(tokens, n_successors, replace=False)
     return chain
