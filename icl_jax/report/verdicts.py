@@ -25,6 +25,8 @@ _MOST = 0.5
 _CONTROL = 0.5
 # Share of the phase change that the induction heads must undo when ablated, as a mean over them.
 _UNDOES = 0.1
+# Probability of the right token from which on a model has a behaviour.
+_HAS = 0.5
 # Standard deviations above random heads.
 _COMPOSES = 3.0
 _MIN_SIZES = 3
@@ -176,12 +178,36 @@ def _mean(values: np.ndarray, heads: list[tuple[int, int]]) -> float:
 
 
 def generality(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
-    """Never more than a description: which heads do a behaviour is not measured behaviour by behaviour."""
+    """Partly at most, where one head looks up what followed before for two behaviours or more that the model has."""
     rows = behaviours(runs)
-    effect = [f"{row.label} in {row.group}: {row.before.prob:.2f} → {row.after.prob:.2f}" for row in rows]
     if not rows:
         return "not tested", [], "the corpora of these runs label no behaviours beyond literal copying"
-    return "not tested", effect, "probability of the right token; that the same heads do it is not measured"
+    effect = []
+    for group in dict.fromkeys(row.group for row in rows):
+        parts = [f"{row.label} {row.before.prob:.2f} → {row.after.prob:.2f}" for row in rows if row.group == group]
+        effect.append(f"{group}: {', '.join(parts)}")
+    shared = [text for run in runs if (text := _shared_heads(run))]
+    finding: Finding = "partly" if shared else "not tested"
+    return (
+        finding,
+        effect + shared,
+        "probability of the right token, attention of the heads; small models, and all copy",
+    )
+
+
+def _shared_heads(run: ReportedRun) -> str:
+    """In words: the heads that look up what followed before for two behaviours or more; empty if there is none."""
+    if not run.has("label_matching", "label_prob"):
+        return ""
+    matching, prob = run.last("label_matching"), run.last("label_prob")
+    labels_of: dict[tuple[int, int], list[str]] = {}
+    for label, score, p in zip(run.data["label"].values, matching, prob, strict=True):
+        # A behaviour that the model has, and the head that attends most where it is asked for.
+        if p >= _HAS and np.isfinite(score).all() and score.max() >= HEAD_THRESHOLD:
+            layer, head = np.unravel_index(np.argmax(score), score.shape)
+            labels_of.setdefault((int(layer), int(head)), []).append(f"{label} ({score.max():.2f})")
+    found = [f"head {a}.{b} for {', '.join(labels)}" for (a, b), labels in labels_of.items() if len(labels) > 1]
+    return f"{run.name}: what followed the same token before is looked up by {'; '.join(found)}" if found else ""
 
 
 def mechanism(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:

@@ -217,7 +217,31 @@ def test_behaviours_before_and_after_with_intervals(tmp_path: Path) -> None:
     assert (row.group, row.after.n) == ("a (2 seeds)", 6)
     assert row.after.prob == pytest.approx(0.6)
     assert row.after.half == pytest.approx(12.706 * 0.1, rel=1e-4)
-    assert generality([first])[:2] == ("not tested", ["again in a: 0.10 → 0.50"])
+    assert generality([first])[:2] == ("not tested", ["a: again 0.10 → 0.50"])
+
+
+def test_generality_names_the_head_of_several_behaviours(tmp_path: Path) -> None:
+    labels = ("name", "sum", "glossary", "lacking", "absent")
+    at_end = np.full((5, 2, 2), 0.1)
+    at_end[:4, 1, 0] = 0.9, 0.6, 0.3, 0.9  # head 1.0; the glossary below the threshold, a behaviour that is lacking
+    at_end[4] = np.nan
+    prob = np.array([0.9, 0.8, 0.9, 0.4, 0.9])
+    fields = {
+        "label": (("label",), np.array(labels)), "label_n": (("label",), np.full(5, 3)),
+        "label_prob": (("snapshot", "label"), np.tile(prob, (11, 1))),
+        "label_rank": (("snapshot", "label"), np.ones((11, 5))),
+        "labelled_label": (("labelled",), np.arange(5)),
+        "labelled_prob": (("snapshot", "labelled"), np.tile(prob, (11, 1))),
+        "label_matching": (("snapshot", "label", "layer", "head"), np.tile(at_end, (11, 1, 1, 1))),
+    }  # fmt: skip
+    run = _run(tmp_path / "two", forms=True, model=_model(), **fields)
+    finding, effect, _ = generality([run])
+    assert finding == "partly"
+    assert effect[1:] == [
+        "two: what followed the same token before is looked up by head 1.0 for name (0.90), sum (0.60)"
+    ]
+    fields["label_matching"] = (fields["label_matching"][0], np.full((11, 5, 2, 2), 0.3))
+    assert generality([_run(tmp_path / "none", forms=True, model=_model(), **fields)])[0] == "not tested"
 
 
 def test_runs_that_differ_in_seeds_alone_are_one_curve(tmp_path: Path) -> None:
