@@ -10,10 +10,10 @@ examples of 512 tokens; several tokens a row where the paper takes one (see `Con
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from icl_jax.analysis.map_rows import map_rows
 from icl_jax.analysis.map_snapshots import as_jax, map_snapshots
 from icl_jax.analysis.measurement import Context, Measurement, StackedParams, Variable
 from icl_jax.analysis.token_classes import CLASSES, class_means, classify_tokens
@@ -23,25 +23,18 @@ from icl_jax.model.icl_score import icl_positions
 from icl_jax.model.loss import token_loss
 from icl_jax.model.params import Params
 
-# Tokens that go through the model at a time: activations then stay in cache, and memory is bounded.
-_TOKENS_AT_A_TIME = 4096
-
 
 def held_out_loss(
     params: Params | dict[str, np.ndarray], config: ModelConfig, rows: Int[Array, "B tokens"] | np.ndarray
 ) -> Float[Array, "B T"]:
     """Loss in nats of predicting each token of each row but its first."""
     params = as_jax(params)
-    n_rows, n_ctx = rows.shape[0], rows.shape[1] - 1
-    n_each = min(n_rows, max(1, _TOKENS_AT_A_TIME // n_ctx))
-    filled = jnp.pad(jnp.asarray(rows), ((0, -n_rows % n_each), (0, 0)))
 
     def some_rows(rows: jax.Array) -> jax.Array:
         x_BTD = final_resid(params, rows[:, :-1], config)
         return token_loss(x_BTD, unembedding_DV(params).astype(x_BTD.dtype), rows[:, 1:], config.loss_chunk)
 
-    loss_IBT = jax.lax.map(some_rows, filled.reshape(-1, n_each, n_ctx + 1))
-    return loss_IBT.reshape(-1, n_ctx)[:n_rows]
+    return map_rows(some_rows, rows)
 
 
 def _one(config: ModelConfig, params: Params, rows: jax.Array) -> dict[str, jax.Array]:

@@ -16,22 +16,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from icl_jax.analysis.head_scores import patterns
+from icl_jax.analysis.map_rows import map_rows
 from icl_jax.analysis.map_snapshots import map_snapshots
 from icl_jax.analysis.measurement import Context, Measurement, StackedParams, Variable, needs_layers
 from icl_jax.config import ModelConfig
+from icl_jax.model.head_scores import followers
 from icl_jax.model.params import Params
 
 _MAX_ROWS = 128
 _ROWS_AT_A_TIME = 8
-
-
-def followers(tokens: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """For query q (second axis), the keys k + 1 <= q where the token at k < q is the token at q."""
-    is_same_BQK = tokens[:, :, None] == tokens[:, None, :]
-    n_ctx = tokens.shape[1]
-    is_earlier_QK = jnp.tril(jnp.ones((n_ctx, n_ctx), bool), k=-1)
-    is_match_BQK = is_same_BQK & is_earlier_QK[None]
-    return jnp.pad(is_match_BQK, ((0, 0), (0, 0), (1, 0)))[:, :, :-1]
 
 
 def matching_by_query(
@@ -50,20 +43,15 @@ def label_matching(
     """The score of every label and head; NaN for a label without a query to measure."""
     numbers = jnp.arange(1, n_labels + 1)
 
-    def some_rows(args: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        rows, labels = args
+    def some_rows(rows: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         matched_NHBQ, is_there_BQ = matching_by_query(config, params, rows[:, :-1])
         is_here_LBQ = (labels[None, :, 1:] == numbers[:, None, None]) & is_there_BQ[None]
         weight_LBQ = is_here_LBQ.astype(jnp.float32)
-        return jnp.einsum("NHBQ,LBQ->LNH", matched_NHBQ, weight_LBQ), jnp.sum(weight_LBQ, axis=(1, 2))
+        return jnp.einsum("NHBQ,LBQ->BLNH", matched_NHBQ, weight_LBQ), jnp.sum(weight_LBQ, axis=2).T
 
-    n_rows, n_tokens = rows.shape
-    n_each = min(n_rows, _ROWS_AT_A_TIME)
-    # Rows that fill up the last group carry no labels.
-    filled = [jnp.pad(array, ((0, -n_rows % n_each), (0, 0))).reshape(-1, n_each, n_tokens) for array in (rows, labels)]
-    total_ILNH, count_IL = jax.lax.map(some_rows, (filled[0], filled[1]))
-    count_L = jnp.sum(count_IL, axis=0)
-    return jnp.sum(total_ILNH, axis=0) / jnp.where(count_L > 0, count_L, jnp.nan)[:, None, None]
+    total_BLNH, count_BL = map_rows(some_rows, rows, labels, n_at_a_time=_ROWS_AT_A_TIME)
+    count_L = jnp.sum(count_BL, axis=0)
+    return jnp.sum(total_BLNH, axis=0) / jnp.where(count_L > 0, count_L, jnp.nan)[:, None, None]
 
 
 def _one(

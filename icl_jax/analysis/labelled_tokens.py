@@ -19,13 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from icl_jax.analysis.map_rows import map_rows
 from icl_jax.analysis.map_snapshots import as_jax, map_snapshots
 from icl_jax.analysis.measurement import Context, Measurement, StackedParams, Variable
 from icl_jax.config import ModelConfig
 from icl_jax.model.forward import final_resid, unembedding_DV
 from icl_jax.model.params import Params
-
-_TOKENS_AT_A_TIME = 4096
 
 
 def predictions(
@@ -33,9 +32,6 @@ def predictions(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Loss (nats) and rank of every token of each row but its first. Rank 1 is the likeliest; ties count half."""
     params = as_jax(params)
-    n_rows, n_ctx = rows.shape[0], rows.shape[1] - 1
-    n_each = min(n_rows, max(1, _TOKENS_AT_A_TIME // n_ctx))
-    filled = jnp.pad(jnp.asarray(rows), ((0, -n_rows % n_each), (0, 0)))
 
     def some_rows(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
         x_BTD = final_resid(params, rows[:, :-1], config)
@@ -47,8 +43,7 @@ def predictions(
         equal_BT = jnp.sum(logits_BTV == right_BT1, axis=-1, dtype=jnp.float32)  # the right token itself among them
         return loss_BT, above_BT + (equal_BT + 1) / 2
 
-    loss_IBT, rank_IBT = jax.lax.map(some_rows, filled.reshape(-1, n_each, n_ctx + 1))
-    return loss_IBT.reshape(-1, n_ctx)[:n_rows], rank_IBT.reshape(-1, n_ctx)[:n_rows]
+    return map_rows(some_rows, rows)
 
 
 def _one(config: ModelConfig, params: Params, rows: jax.Array) -> dict[str, jax.Array]:

@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from icl_jax.analysis.head_scores import patterns
+from icl_jax.analysis.map_rows import map_rows
 from icl_jax.analysis.map_snapshots import map_snapshots
 from icl_jax.analysis.measurement import Context, Measurement, StackedParams, Variable, needs_layers
 from icl_jax.config import ModelConfig
@@ -36,7 +37,6 @@ from icl_jax.model.forward import forward
 from icl_jax.model.params import Params
 
 N_LATE = 20
-_TOKENS_AT_A_TIME = 4096
 _ATTENTION_TOKENS = 2**14
 
 
@@ -90,11 +90,11 @@ def match_keys(tokens: Int[np.ndarray, "B T"], order: int) -> Bool[np.ndarray, "
 
 def _log_prob(config: ModelConfig, params: Params, rows: jax.Array) -> dict[str, jax.Array]:
     """Log-probabilities of the states, [row, position, state]."""
-    n_rows, n_ctx = rows.shape
-    n_each = min(n_rows, max(1, _TOKENS_AT_A_TIME // n_ctx))
-    filled = jnp.pad(rows, ((0, -n_rows % n_each), (0, 0))).reshape(-1, n_each, n_ctx)
-    log_prob = jax.lax.map(lambda tokens: jax.nn.log_softmax(forward(params, tokens, config), axis=-1)[..., 1:], filled)
-    return {"log_prob": log_prob.reshape(-1, *log_prob.shape[2:])[:n_rows]}
+
+    def some_rows(tokens: jax.Array) -> jax.Array:
+        return jax.nn.log_softmax(forward(params, tokens, config), axis=-1)[..., 1:]
+
+    return {"log_prob": map_rows(some_rows, rows)}
 
 
 def _match_attention(config: ModelConfig, params: Params, tokens: jax.Array, match: jax.Array) -> dict[str, jax.Array]:

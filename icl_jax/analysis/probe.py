@@ -14,7 +14,7 @@ from icl_jax.analysis.map_snapshots import map_snapshots
 from icl_jax.analysis.run_measurements import load_stacked
 from icl_jax.config import ModelConfig, UserError
 from icl_jax.data.text_ids import encode_text
-from icl_jax.data.tokenizing import decode_tokens, parse_tokenizer
+from icl_jax.data.tokenizing import decode_tokens, run_tokenizer
 from icl_jax.model.forward import forward
 from icl_jax.model.params import Params
 from icl_jax.rundir import RunDir
@@ -58,13 +58,7 @@ def probe(run: RunDir, text: str, step: int | None = None) -> Probe:
     context, for a step without a snapshot and for a run without snapshots or held-out rows.
     """
     model = run.config.model
-    tokenizer_path = run.path / "tokenizer.json"
-    tokenizer = None
-    if tokenizer_path.exists():
-        try:
-            tokenizer = parse_tokenizer(tokenizer_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{tokenizer_path}: not a tokenizer of the tokenizers library: {error}") from None
+    tokenizer = run_tokenizer(run.path / "tokenizer.json")
     found = encode_text(text, tokenizer, model.vocab_size)
     if len(found) >= model.n_ctx:
         allowed = f"must be at most {model.n_ctx - 1}: model.n_ctx = {model.n_ctx}, and BOS takes one position"

@@ -107,8 +107,12 @@ class GeneratedCorpus(ABC, Generic[Hidden]):
         return eligible_tokens(counts_V, self.bos_id)
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> list[str]:
-        """Each id's number."""
-        return [str(int(i)) for i in ids]
+        """Each id's token, or its number where the corpus has no tokenizer."""
+        if self.tokenizer_json is None:
+            return [str(int(i)) for i in ids]
+        from icl_jax.data.tokenizing import decode_tokens, parse_tokenizer  # which most runs have no use for
+
+        return decode_tokens(parse_tokenizer(self.tokenizer_json), ids)
 
     @property
     def tokenizer_json(self) -> str | None:

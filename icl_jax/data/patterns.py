@@ -11,7 +11,6 @@ of the same pairs. Source: Olsson et al. 2022, Argument 4, "Pattern matching". D
 change places; a label and its colon are one token, so that what predicts the label is the line's second word.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from icl_jax.config import Config, UserError
 from icl_jax.data.generated import BLOCK_ROWS, Block, GeneratedCorpus
-from icl_jax.data.tokenizing import BOS, decode_tokens
+from icl_jax.data.tokenizing import BOS
 
 VERSION = 1
 """Goes up whenever the rows of a given config change."""
@@ -119,10 +118,6 @@ class PatternsCorpus(GeneratedCorpus[NDArray[np.int64]]):
             return np.concatenate([np.full((BLOCK_ROWS, 1), first, lines.dtype), tokens], axis=1)
 
         return Block(row(self.bos_id, lines_BxLx4), row(0, shown_BxLx4), pair_BxL)
-
-    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> list[str]:
-        """The words; a line end shows as its escape."""
-        return decode_tokens(tokenizer(), (int(i) for i in ids))
 
     @property
     def tokenizer_json(self) -> str:

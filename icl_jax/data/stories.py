@@ -5,7 +5,6 @@ by a fixed hash: held-out rows draw from the held-out quarter, which training ro
 under the grammar (``stories_grammar.py``) is known, and with it the loss that no model can beat.
 """
 
-from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from icl_jax.data import stories_grammar as words
 from icl_jax.data.generated import BLOCK_ROWS, Block, GeneratedCorpus
 from icl_jax.data.stories_grammar import GRAMMAR
 from icl_jax.data.streams import Stream
-from icl_jax.data.tokenizing import BOS, decode_tokens, parse_tokenizer
+from icl_jax.data.tokenizing import BOS
 
 VERSION = 1
 """Goes up whenever the rows of a given config change."""
@@ -350,10 +349,6 @@ class StoriesCorpus(GeneratedCorpus[NDArray[np.float32]]):
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer.add_special_tokens([BOS])
         return tokenizer.to_str()
-
-    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> list[str]:
-        """The word of each id."""
-        return decode_tokens(parse_tokenizer(self.tokenizer_json), ids)
 
     @property
     def _definition(self) -> dict[str, Any]:

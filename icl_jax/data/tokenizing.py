@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -109,6 +110,16 @@ def parse_tokenizer(text: str) -> Tokenizer:
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(" ".join(str(error).split())[:200]) from None
     return _without_extras(tokenizer)
+
+
+def run_tokenizer(path: epath.Path) -> Tokenizer | None:
+    """The tokenizer.json of a run; None where its corpus has none. Raises UserError if it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        return parse_tokenizer(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a tokenizer of the tokenizers library: {error}") from None
 
 
 def _without_extras(tokenizer: Tokenizer) -> Tokenizer:

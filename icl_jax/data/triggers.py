@@ -8,7 +8,6 @@ stands in front of each row; outputs are never triggers, for where a trigger may
 cycle that it never leaves.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from icl_jax.config import Config, UserError
 from icl_jax.data.character_bigrams import N_CHARACTERS, load_character_bigrams
 from icl_jax.data.generated import BLOCK_ROWS, Block, GeneratedCorpus
-from icl_jax.data.tokenizing import BOS, decode_tokens
+from icl_jax.data.tokenizing import BOS
 
 VERSION = 1
 """Goes up whenever the rows of a given config change."""
@@ -101,10 +100,6 @@ class TriggersCorpus(GeneratedCorpus[NDArray[np.int32]]):
             is_here = tokens[:, 1:-1] == trigger_B[:, None] + 1
             labels[:, 2:][is_here] = 1 + (np.cumsum(is_here, axis=1)[is_here] > 1)
         return Block(tokens, labels, outputs)
-
-    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> list[str]:
-        """The characters."""
-        return decode_tokens(tokenizer(), (int(i) for i in ids))
 
     @property
     def tokenizer_json(self) -> str:

@@ -2,7 +2,17 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+
+def followers(tokens: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """For query q (second axis), the keys k + 1 <= q where the token at k < q is the token at q."""
+    n_ctx = tokens.shape[1]
+    same_BQK = tokens[:, :, None] == tokens[:, None, :]
+    is_earlier_QK = jnp.tril(jnp.ones((n_ctx, n_ctx), bool), k=-1)
+    earlier_BQK = same_BQK & is_earlier_QK[None]
+    # The successor of an occurrence is one key to the right.
+    return jnp.pad(earlier_BQK[:, :, :-1], ((0, 0), (0, 0), (1, 0)))
 
 
 def prefix_matching(pattern: Float[Array, "B H T T"], tokens: Int[Array, "B T"]) -> Float[Array, " H"]:
@@ -13,12 +23,7 @@ def prefix_matching(pattern: Float[Array, "B H T T"], tokens: Int[Array, "B T"])
     Source: Olsson et al. 2022, appendix "Head activation evaluators" with the correction of its changelog; the sum over
     earlier copies is our reading of "fraction of attention".
     """
-    n_ctx = tokens.shape[1]
-    same_BQK = tokens[:, :, None] == tokens[:, None, :]
-    is_earlier_QK = jnp.tril(jnp.ones((n_ctx, n_ctx), bool), k=-1)
-    earlier_BQK = same_BQK & is_earlier_QK[None]
-    # The target is the occurrence's successor: one key to the right.
-    target_BQK = jnp.pad(earlier_BQK[:, :, :-1], ((0, 0), (0, 0), (1, 0)))
+    target_BQK = followers(tokens)
     weight_BHQ = jnp.sum(jnp.where(target_BQK[:, None], pattern, 0.0), axis=-1)
     has_target_BQ = jnp.any(target_BQK, axis=-1)
     n_queries = jnp.sum(has_target_BQ, dtype=weight_BHQ.dtype)

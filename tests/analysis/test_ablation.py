@@ -105,7 +105,7 @@ def test_a_single_row_has_no_other_to_draw_from(rows: np.ndarray) -> None:
 def test_held_out_loss_is_that_of_another_implementation(
     rows: np.ndarray, tokens_at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("icl_jax.analysis.held_out_loss._TOKENS_AT_A_TIME", tokens_at_a_time)
+    monkeypatch.setattr("icl_jax.analysis.map_rows.TOKENS_AT_A_TIME", tokens_at_a_time)
     params = random_params(CONFIG)
     expected = NumpyModel({name: np.asarray(value, np.float64) for name, value in params.items()}, rows).loss()
     np.testing.assert_allclose(held_out_loss(params, CONFIG, rows), expected, atol=1e-5)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from icl_jax.analysis import patterns
-from icl_jax.analysis.label_matching import MEASUREMENT, followers
+from icl_jax.analysis.label_matching import MEASUREMENT
 from icl_jax.analysis.measurement import Context
 from icl_jax.config import ModelConfig
+from icl_jax.model.head_scores import followers
 from tests.analysis.random_snapshots import context, stacked
 from tests.hand_built import induction_model
 

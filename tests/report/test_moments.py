@@ -100,5 +100,5 @@ def test_a_damaged_tokenizer_is_one_line(tmp_path: Path) -> None:
     add_tokenizer(tmp_path / "run")
     assert TokenText(run).of([3]) == ["&lt;b&gt;"]
     (tmp_path / "run" / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match=r"run/tokenizer\.json: cannot read the tokenizer: "):
+    with pytest.raises(UserError, match=r"run/tokenizer\.json: not a tokenizer"):
         TokenText(run).of([3])
