@@ -56,7 +56,7 @@ def device_slots(n_jobs: int, n_slots: int = 0) -> list[Slot]:
     gpus = _gpus()
     if gpus:
         return [Slot(environment={"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus[: n_slots or n_jobs]]
-    if Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists():
+    if _has_tpu():
         return [Slot()]  # a TPU host's chips belong to one process
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     n = min(n_slots or process.cpu_count(), n_jobs)
@@ -64,6 +64,15 @@ def device_slots(n_jobs: int, n_slots: int = 0) -> list[Slot]:
         return [Slot()] * n
     bounds = [len(cores) * i // n for i in range(n + 1)]
     return [Slot(frozenset(cores[a:b])) for a, b in pairwise(bounds)]
+
+
+def has_accelerators() -> bool:
+    """Whether there are GPUs or TPU chips here. JAX is not asked: it would take them."""
+    return bool(_gpus()) or _has_tpu()
+
+
+def _has_tpu() -> bool:
+    return Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()
 
 
 def _gpus() -> list[str]:

@@ -110,6 +110,14 @@ def _reproduce(args: Sequence[str], console: Console) -> int:
     return reproduce(parse(ReproduceArgs, args, prog="icl-jax reproduce", description=description), console)
 
 
+def _compile(args: Sequence[str], console: Console) -> int:
+    """Compile a config's step for a TPU slice: memory, speed, cost. Example: icl-jax compile paper-attn-2l"""
+    from icl_jax.cli.compile import CompileArgs, compile_configs
+
+    description = _compile.__doc__ or ""
+    return compile_configs(parse(CompileArgs, args, prog="icl-jax compile", description=description), console)
+
+
 _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
     "train": _train,
     "analyze": _analyze,
@@ -119,6 +127,7 @@ _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
     "verify": _verify,
     "data": _data,
     "reproduce": _reproduce,
+    "compile": _compile,
 }
 
 
@@ -138,7 +147,10 @@ class _Console(Console):
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run one command and return its exit status: 0; 2 for a user's mistake; 3 for a loss that is not finite."""
+    """Run one command and return its exit status.
+
+    0; 1 where `compile` finds that something does not fit; 2 for a user's mistake; 3 for a loss that is not finite.
+    """
     args = [arg for arg in argv if arg != "--debug"]
     is_debug = len(args) < len(argv)
     console = _Console()

@@ -74,3 +74,19 @@ def configure_jax(n_cpu_devices: int) -> None:
     jax.config.update("jax_num_cpu_devices", n_cpu_devices)
     jax.config.update("jax_compilation_cache_dir", os.path.join(platformdirs.user_cache_dir("icl_jax"), "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def compile_for_tpu() -> None:
+    """Imports JAX on the CPU with a libtpu that compiles for slices that are elsewhere.
+
+    Otherwise libtpu asks for a TPU host's metadata server, takes the machine for itself, and complains of both.
+    """
+    os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+    for name, value in (
+        ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_ACCELERATOR_TYPE", "v5litepod-16"), ("TPU_MIN_LOG_LEVEL", "3"),
+        ("TPU_STDERR_LOG_LEVEL", "3"),
+    ):  # fmt: skip
+        os.environ.setdefault(name, value)
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")

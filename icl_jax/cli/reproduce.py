@@ -10,7 +10,8 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from icl_jax.cli import process
-from icl_jax.cli.jobs import Job, Stopped, device_slots, run_jobs
+from icl_jax.cli.compile import plan_suite, table_rows
+from icl_jax.cli.jobs import Job, Stopped, device_slots, has_accelerators, run_jobs
 from icl_jax.config import Config, UserError, dump_config
 from icl_jax.config.builtin import builtin_suite_names, builtin_suite_path
 from icl_jax.config.suite import Analysis, Suite, load_suite
@@ -46,6 +47,9 @@ def reproduce(args: ReproduceArgs, console: Console) -> int:
     suite = find_suite(args.suite)
     out = Path(args.out or Path("runs") / suite.name)
     runs = {name: config for member in suite.members for name, config in member.runs().items()}
+    if any(config.launch.topology for config in runs.values()) and not has_accelerators():
+        _plan(runs, out, console)
+        return 0
     _prepare(runs, out, console)
     jobs = [_job(name, out, member.analysis) for member in suite.members for name in member.runs()]
     slots = device_slots(len(jobs), args.jobs)
@@ -61,6 +65,18 @@ def reproduce(args: ReproduceArgs, console: Console) -> int:
         raise UserError(f"{out / name}: {line.removeprefix('icl-jax: ')}{more}; see {out / 'logs' / name}.log")
     _report(suite, out, console)
     return 0
+
+
+def _plan(runs: dict[str, Config], out: Path, console: Console) -> None:
+    """What the suite needs on TPU slices, from the compiled programs, in place of training it on a CPU."""
+    _say(console, "no accelerator here: the plan of each run on its slice, compiled for it; a bound, not a forecast")
+    plans = plan_suite({name: config for name, config in runs.items() if config.launch.topology}, out / "plan", console)
+    for line in table_rows(plans):
+        _say(console, line)
+    estimates = [plan.estimate for plan in plans if plan.estimate is not None]
+    usd = sum(estimate.usd or 0.0 for estimate in estimates)
+    _say(console, f"{len(plans)} runs, {sum(e.chip_hours for e in estimates):,.0f} chip-hours, ${usd:,.0f} at best")
+    _say(console, "where there are chips, the same command trains; a run alone: icl-jax train CONFIG")
 
 
 def _report(suite: Suite, out: Path, console: Console) -> None:

@@ -4,6 +4,7 @@ from icl_jax.config.errors import NonFiniteLossError, UserError
 from icl_jax.config.schema import (
     Config,
     DataConfig,
+    LaunchConfig,
     ModelConfig,
     OptimizerConfig,
     ProbeConfig,
@@ -16,6 +17,7 @@ from icl_jax.config.toml import dump_config, load_config, numeric_differences, p
 __all__ = [
     "Config",
     "DataConfig",
+    "LaunchConfig",
     "ModelConfig",
     "NonFiniteLossError",
     "OptimizerConfig",

@@ -6,6 +6,7 @@ Every field can be set in a TOML file (``[model] n_layers = 2``) and overridden 
 """
 
 import math
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -317,6 +318,28 @@ class TrackerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchConfig:
+    """Where a config is meant to run; changes no number of a run."""
+
+    topology: str = ""
+    """TPU slice, such as v5e:4x4 or v5p:4x4x8; empty: whatever devices there are."""
+
+    def __post_init__(self) -> None:
+        _check_types("launch", self)
+        allowed = "must be a TPU slice such as 'v5e:4x4' or 'v5p:4x4x8', or empty"
+        _require(re.fullmatch(_TOPOLOGY, self.topology) is not None, "launch.topology", self.topology, allowed)
+
+    @property
+    def n_chips(self) -> int:
+        """Chips of the slice; 0 without one."""
+        return math.prod(int(n) for n in self.topology.partition(":")[2].split("x")) if self.topology else 0
+
+
+# v5e and v6e slices are flat, v4 and v5p slices have three sides.
+_TOPOLOGY = r"(v(5e|6e):[1-9]\d{0,2}(x[1-9]\d{0,2})|v(4|5p):[1-9]\d{0,2}(x[1-9]\d{0,2}){2})?"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """Everything that fixes a run."""
 
@@ -327,6 +350,7 @@ class Config:
     snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     probes: ProbeConfig = field(default_factory=ProbeConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:
         allowed = f"must be less than model.n_ctx = {self.model.n_ctx}"

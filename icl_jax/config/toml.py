@@ -92,7 +92,7 @@ def numeric_differences(a: Config, b: Config) -> list[str]:
     found = []
     b_sections = asdict(b)
     for section, values in asdict(a).items():
-        if section == "tracker":
+        if section in ("tracker", "launch"):
             continue
         for name, value in values.items():
             other = b_sections[section][name]

@@ -36,6 +36,11 @@ _MAX_UNROLLED_LAYERS = 8
 NORM_EPS = 1e-5
 
 
+def is_rematerialised(config: ModelConfig) -> bool:
+    """Whether training keeps one residual stream per layer and computes the rest again in the backward pass."""
+    return config.n_layers > _MAX_UNROLLED_LAYERS
+
+
 def normalise(
     x: Float[Array, "B T D"], weight: Float[Array, " D"] | None, config: ModelConfig
 ) -> Float[Array, "B T D"]:
@@ -138,7 +143,7 @@ def final_resid(
         whole = {name: load(name, value) for name, value in layer.items()}
         return _block(resid, whole, pos_TD, config, attend_fn, tap, index)
 
-    if tap is not None or config.n_layers <= _MAX_UNROLLED_LAYERS:
+    if tap is not None or not is_rematerialised(config):
         for index in range(config.n_layers):
             resid = block(resid, {name: value[index] for name, value in stacked.items()}, index)
     else:

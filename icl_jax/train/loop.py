@@ -18,7 +18,6 @@ from icl_jax.train.probes import make_probe_fn
 from icl_jax.train.progress import Progress
 from icl_jax.train.recorder import Recorder
 from icl_jax.train.state_arrays import state_from_arrays, state_to_arrays
-from icl_jax.train.step import init_state
 from icl_jax.train.stop import StopSignal
 from icl_jax.train.tracker import Tracker
 from icl_jax.train.writer import Writer
@@ -54,10 +53,10 @@ def train(
     if start_step == config.train.n_steps:
         return Outcome(start_step, 0)
     parallel = ParallelStep(config, devices)
-    state = init_state(config)
     if start_step:
-        state = state_from_arrays(run.load_state(start_step), state)
-    state = parallel.put_state(state)
+        state = parallel.put_state(state_from_arrays(run.load_state(start_step), parallel.state_shape))
+    else:
+        state = parallel.init_state()
     probe_fn = make_probe_fn(config, corpus)
     with Writer() as writer, local_batches(config, corpus, start_step) as batches:
         session = _Session(run, parallel, writer, progress, tracker)

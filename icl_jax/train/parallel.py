@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from icl_jax.config import Config
@@ -35,6 +36,17 @@ def sharded_axes(config: Config) -> dict[str, int]:
     return chosen
 
 
+def _arranged(devices: list[jax.Device], shape: tuple[int, int]) -> np.ndarray:
+    """Devices in a grid of this shape, on a TPU slice such that a row of the grid is one or more sides of the torus.
+
+    Only then does the TPU compiler gather and scatter a row's shards along the links; for rows in another order it adds
+    up arrays that are zero but for a shard, which sends twice the bytes.
+    """
+    if devices[0].platform == "tpu":
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return np.array(devices).reshape(shape)
+
+
 class ParallelStep:
     """The compiled step on a set of devices.
 
@@ -45,6 +57,7 @@ class ParallelStep:
         self.n_devices = len(devices)
         config.train.rows_per_device(self.n_devices)
         self._devices = devices
+        self._config = config
         self._n_local = sum(device.process_index == jax.process_index() for device in devices)
         self._is_pmap = config.train.parallel == "pmap"
         self.platform = devices[0].platform
@@ -52,12 +65,13 @@ class ParallelStep:
             self._mesh = Mesh(np.array(devices), ("devices",))
             axes = Axes(("devices",), {})
         else:
-            self._mesh = Mesh(np.array(devices).reshape(-1, config.train.fsdp), ("data", "fsdp"))
+            shape = (self.n_devices // config.train.fsdp, config.train.fsdp)
+            self._mesh = Mesh(_arranged(devices, shape), ("data", "fsdp"))
             axes = Axes(("data", "fsdp"), sharded_axes(config))
         self._rows_sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
         step = partial(train_step, config=config, axes=axes, platform=self.platform)
-        abstract = jax.eval_shape(lambda: init_state(config))
-        specs = self._specs(abstract, axes)
+        self.state_shape = jax.eval_shape(lambda: init_state(config))
+        specs = self._specs(self.state_shape, axes)
         self.state_sharding = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), specs)
         if self._is_pmap:
             self.step = jax.pmap(step, "devices", in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=0)
@@ -68,6 +82,23 @@ class ParallelStep:
             )
             self.step = jax.jit(mapped, donate_argnums=0)
 
+    @property
+    def devices(self) -> list[jax.Device]:
+        """In the order in which a compiled program numbers them."""
+        return list(self._mesh.devices.flat)
+
+    def lower(self) -> jax.stages.Lowered:
+        """The step for shapes alone. Nothing is put on a device, which may be one of a slice that is not here."""
+
+        def shape(value: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
+
+        state = jax.tree.map(shape, self.state_shape, self.state_sharding)
+        n_rows, n_tokens = self._config.train.batch_size, self._config.model.n_ctx + 1
+        per_device = (self.n_devices, n_rows // self.n_devices)
+        rows_shape = (*per_device, n_tokens) if self._is_pmap else (n_rows, n_tokens)
+        return self.step.lower(state, jax.ShapeDtypeStruct(rows_shape, np.int32, sharding=self._rows_sharding))
+
     @staticmethod
     def _specs(abstract: TrainState, axes: Axes) -> Any:
         def spec(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
@@ -77,6 +108,10 @@ class ParallelStep:
             return PartitionSpec(*(axes.names[-1] if i == axes.sharded[name] else None for i in range(leaf.ndim)))
 
         return jax.tree_util.tree_map_with_path(spec, abstract)
+
+    def init_state(self) -> TrainState:
+        """The state of step 0 over the devices. Each makes its own shards: a large model would not fit on one."""
+        return jax.jit(lambda: init_state(self._config), out_shardings=self.state_sharding)()
 
     def put_state(self, state: TrainState) -> TrainState:
         """Lay a state, equal on every process, out over the devices."""
@@ -104,5 +139,5 @@ class ParallelStep:
         return jax.tree.map(lambda x: x.addressable_data(0), whole)
 
     def to_host(self, tree: Any) -> Any:
-        """Copies as NumPy arrays that outlive the donation of the originals."""
-        return jax.tree.map(lambda x: np.array(x, copy=True), self.replicate(tree))
+        """Copies as NumPy arrays that outlive the donation of the originals. One at a time is whole on a device."""
+        return jax.tree.map(lambda x: np.array(self.replicate(x), copy=True), tree)

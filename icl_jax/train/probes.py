@@ -15,8 +15,9 @@ from icl_jax.model.loss import token_loss
 from icl_jax.model.params import Params
 from icl_jax.rundir.record import ProbeResult
 
-# Rows at a time on the held-out set, and positions of the previous-token score: they bound the probes' memory.
+# They bound the probes' memory: rows and tokens at a time on the held-out set, positions of the previous-token score.
 _ROWS_AT_A_TIME = 32
+_TOKENS_AT_A_TIME = 65536
 _MAX_PATTERN_CTX = 512
 
 ProbeFn = Callable[[int, Params], ProbeResult]
@@ -31,7 +32,8 @@ def _held_out_loss(params: Params, rows: jax.Array, config: Config) -> jax.Array
         return jnp.sum(token_loss(x_BTD, W_U, rows[:, 1:], config.model.loss_chunk), axis=0)
 
     n_rows = rows.shape[0]
-    at_a_time = max(n for n in range(1, min(n_rows, _ROWS_AT_A_TIME) + 1) if n_rows % n == 0)
+    at_most = min(n_rows, _ROWS_AT_A_TIME, max(1, _TOKENS_AT_A_TIME // config.model.n_ctx))
+    at_a_time = max(n for n in range(1, at_most + 1) if n_rows % n == 0)
     return jnp.sum(jax.lax.map(batch_loss, rows.reshape(-1, at_a_time, rows.shape[1])), axis=0) / n_rows
 
 
