@@ -159,15 +159,16 @@ def _describe(config: Config, plan: "Plan") -> Iterator[str]:
         f" {_gib(program.temporary_bytes):.2f}, code {_gib(program.code_bytes):.2f}"
     )
     yield (
-        f"  arithmetic    {short(e.step_flops)}FLOP a step by the model's sizes, {short(e.executed_flops)}FLOP with what is"
-        f" computed again; the compiler counts {short(program.xla_flops)}FLOP a chip, loops once and no kernels"
+        f"  arithmetic    {short(e.step_flops, 'FLOP')} a step by the model's sizes, {short(e.executed_flops, 'FLOP')}"
+        f" with what is computed again; the compiler's count, {short(program.xla_flops, 'FLOP')} a chip, has loops once"
+        " and no kernels"
     )
     yield (
-        f"  traffic       {short(program.hbm_bytes)}B a chip between memory and cores, loops counted as they run; the"
-        f" compiler's count with loops once is {short(program.xla_bytes)}B"
+        f"  traffic       {short(program.hbm_bytes, 'B')} a chip between memory and cores, loops counted as they run; the"
+        f" compiler's count with loops once is {short(program.xla_bytes, 'B')}"
     )
     for c in program.collectives:
-        yield f"  collective    {c.kind} of {short(c.n_bytes)}B over {len(c.group)} chips, {c.count} a step"
+        yield f"  collective    {c.kind} of {short(c.n_bytes, 'B')} over {len(c.group)} chips, {c.count} a step"
     yield (
         f"  step          at least {e.step_s:.3g} s, bound by {e.bound}: arithmetic {e.compute_s:.3g}, memory"
         f" {e.hbm_s:.3g}, interconnect {e.interconnect_s:.3g}"
@@ -187,12 +188,11 @@ def _gib(n_bytes: float) -> float:
     return n_bytes / 2**30
 
 
-def short(number: float) -> str:
-    """Three digits and a prefix: 1.23 G."""
-    for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {prefix}"
-    return f"{number:.3g} "
+def short(number: float, unit: str = "") -> str:
+    """Three digits and a prefix: 1.23 GB."""
+    prefixes = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
+    prefix, size = next((entry for entry in prefixes if number >= entry[1]), ("", 1))
+    return f"{number / size:.3g} {prefix}{unit}".rstrip()
 
 
 def _say(console: Console, text: str) -> None:

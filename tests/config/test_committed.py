@@ -25,6 +25,15 @@ PAPER = {
     "paper-smeared-1l": (1, False, True),
     "paper-smeared-2l": (2, False, True),
 }
+# The same, the full-scale models: name -> layers, d_model, heads, d_head.
+FULL = {
+    "paper-full-4l": (4, 512, 8, 64),
+    "paper-full-6l": (6, 768, 12, 64),
+    "paper-full-10l": (10, 1280, 20, 64),
+    "paper-full-16l": (16, 2048, 32, 64),
+    "paper-full-24l": (24, 3072, 48, 64),
+    "paper-full-40l": (40, 5120, 40, 128),
+}
 SMALL = {
     "smoke",
     "repeats-0l",
@@ -53,11 +62,11 @@ def load(name: str):
 
 
 def test_each_config_is_known_here(checkout) -> None:
-    assert set(builtin_config_names()) == PAPER.keys() | SMALL
-    assert {path.stem for path in (checkout / "configs").glob("*.toml")} == PAPER.keys() | SMALL
+    assert set(builtin_config_names()) == PAPER.keys() | FULL.keys() | SMALL
+    assert {path.stem for path in (checkout / "configs").glob("*.toml")} == PAPER.keys() | FULL.keys() | SMALL
 
 
-@pytest.mark.parametrize("name", sorted(PAPER.keys() | SMALL))
+@pytest.mark.parametrize("name", sorted(PAPER.keys() | FULL.keys() | SMALL))
 def test_config_loads_and_says_what_it_is_for(name: str) -> None:
     load(name)
     path = builtin_config_path(name)
@@ -92,13 +101,30 @@ def test_paper_config_has_the_disclosed_values(name: str) -> None:
     assert (config.probes.n_sequences, config.probes.repeat_len, config.probes.n_repeats) == (10, 25, 4)
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", FULL)
+def test_full_scale_config_has_the_disclosed_values(name: str) -> None:
+    config = load(name)
+    model = config.model
+    assert (model.n_layers, model.d_model, model.n_heads, model.d_head) == FULL[name]
+    assert (model.n_ctx, model.vocab_size, model.norm) == (8192, 65536, "layernorm")
+    assert config.tokens_per_step == 2**20
+    assert config.train.n_steps >= 2**17
+
+
+@pytest.mark.parametrize("name", sorted(PAPER.keys() | FULL.keys()))
+def test_paper_config_names_a_slice_that_its_batch_divides_among(name: str) -> None:
+    config = load(name)
+    assert config.train.rows_per_device(config.launch.n_chips) >= 1
+
+
+@pytest.mark.parametrize("name", sorted(PAPER.keys() | FULL.keys()))
 def test_paper_config_marks_what_is_ours(name: str) -> None:
     path = builtin_config_path(name)
     assert path is not None
     lines = path.read_text(encoding="utf-8").splitlines()
     ours = {line.split(" = ")[0] for line in lines if "ours" in line and not line.startswith("#")}
-    assert ours >= {"source", "tokenizer", "lr", "schedule", "weight_decay", "decay_change_factor", "b1", "b2"}
+    assert ours >= {"source", "tokenizer", "lr", "schedule", "weight_decay", "b1", "b2", "topology"}
+    assert name in FULL or "decay_change_factor" in ours
     assert ours.isdisjoint({"n_layers", "d_model", "n_heads", "n_ctx", "vocab_size", "n_steps", "warmup_steps"})
 
 

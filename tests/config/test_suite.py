@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from icl_jax.analysis.table import TABLE
-from icl_jax.config import UserError, load_config
+from icl_jax.config import Config, UserError, load_config
 from icl_jax.config.builtin import builtin_config_path, builtin_suite_names, builtin_suite_path
 from icl_jax.config.suite import Analysis, Suite, load_suite
 
@@ -114,9 +114,22 @@ def test_suites_that_come_along_load_and_say_what_they_are_for(name: str) -> Non
     known = {entry.name for entry in TABLE}
     assert all(set(member.analysis.only) <= known for member in suite.members)
     # Members on one corpus are to be compared: nothing but the architecture differs.
-    for data in {member.config.data for member in suite.members}:
-        same = [member.config for member in suite.members if member.config.data == data]
+    # The paper trains its full-scale models longer than the small ones.
+    groups: dict[object, list[Config]] = {}
+    for member in suite.members:
+        groups.setdefault((member.config.data, member.name.startswith("paper-full")), []).append(member.config)
+    for same in groups.values():
         assert len({(config.train.n_steps, config.tokens_per_step) for config in same}) == 1
+
+
+def test_the_paper_suite_has_the_papers_34_models() -> None:
+    members = _builtin("paper").members
+    assert len(members) == 34 - 2  # the two controls of smeared keys are the small models of one and two layers
+    assert all(member.config.launch.topology for member in members)
+    books = [member.config for member in members if member.name.startswith("books-")]
+    small = [member.config for member in members if member.name.startswith(("paper-attn", "paper-mlp"))]
+    assert [config.model for config in books] == [config.model for config in small]
+    assert {config.data.source for config in books} == {"tfds:pg19"}
 
 
 def test_the_quick_suite_compares_the_papers_four() -> None:

@@ -162,7 +162,7 @@ def changed(value: Any, annotation: Any) -> Any:
 
 
 FIELDS = [(section.name, name) for section in fields(Config) for name in get_type_hints(section.type)]
-# Fields that a resumed run may change, beside all of [tracker]: they change no recorded number.
+# Fields that a resumed run may change, beside all of [tracker] and [launch]: they change no recorded number.
 FREE = {
     "train.parallel",
     "train.fsdp",
@@ -184,7 +184,7 @@ def test_numeric_differences_names_each_changed_field(section: str, name: str) -
     )
     part = getattr(base, section)
     old = getattr(part, name)
-    new = changed(old, get_type_hints(type(part))[name])
+    new = "v5e:4x4" if name == "topology" else changed(old, get_type_hints(type(part))[name])
     other = replace(base, **{section: replace(part, **{name: new})})
     is_free = section in ("tracker", "launch") or f"{section}.{name}" in FREE
     assert numeric_differences(base, other) == ([] if is_free else [f"{section}.{name}: {old!r} != {new!r}"])

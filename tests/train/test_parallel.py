@@ -92,6 +92,15 @@ def test_fsdp_cuts_the_parameters_and_pmap_does_not() -> None:
     assert all(value.sharding.is_fully_replicated for value in whole.params.values())
 
 
+@pytest.mark.parametrize("fields", [{}, {"parallel": "mesh", "fsdp": 2}], ids=["pmap", "fsdp"])
+def test_devices_make_the_same_first_state_as_one(fields: dict[str, Any]) -> None:
+    parallel = ParallelStep(_config(**fields), jax.devices()[:4])
+    made, expected = parallel.init_state(), parallel.put_state(init_state(_config()))
+    for found, wanted in zip(jax.tree.leaves(made), jax.tree.leaves(expected), strict=True):
+        assert found.sharding == wanted.sharding
+        np.testing.assert_array_equal(found, wanted)
+
+
 def test_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(UserError, match=r"train\.batch_size = 16: must be divisible by 3 devices"):
         ParallelStep(_config(), jax.devices()[:3])
