@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce check test test-slow test-parity smoke bench bench-peers soak wheel clean FORCE
+.PHONY: help setup reproduce check test test-slow test-parity compile-tpu smoke bench bench-peers soak wheel clean FORCE
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.13]"
@@ -60,6 +60,17 @@ test-parity: $(VENV)/.installed-parity ## tests against TransformerLens (install
 $(VENV)/.installed-parity: $(STAMP)
 	@echo "installing TransformerLens and PyTorch in $(VENV) (about two minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,parity]" --constraint constraints.txt
+	@touch $@
+
+compile-tpu: $(VENV)-tpu/.installed ## compile the papers' models for TPU slices: memory, speed, cost (half an hour)
+	$(VENV)-tpu/bin/python -m pytest -m slow tests/train/test_compiled.py
+	$(VENV)-tpu/bin/icl-jax compile
+
+# An environment of its own: where libtpu is installed, JAX looks for a TPU whenever it starts.
+$(VENV)-tpu/.installed: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "installing icl_jax and libtpu in $(VENV)-tpu (about two minutes)"
+	@rm -rf "$(VENV)-tpu" && $(PYTHON) -m venv "$(VENV)-tpu" && echo '*' > "$(VENV)-tpu/.gitignore"
+	@$(VENV)-tpu/bin/python -m pip install -qq --disable-pip-version-check --editable ".[dev,tpu]" --constraint constraints.txt
 	@touch $@
 
 smoke: setup ## train a tiny model and verify its run directory (under 30 s)

@@ -164,8 +164,8 @@ def _describe(config: Config, plan: "Plan") -> Iterator[str]:
         " and no kernels"
     )
     yield (
-        f"  traffic       {short(program.hbm_bytes, 'B')} a chip between memory and cores, loops counted as they run; the"
-        f" compiler's count with loops once is {short(program.xla_bytes, 'B')}"
+        f"  traffic       {short(program.hbm_bytes, 'B')} a chip between memory and cores; the compiler's count,"
+        f" {short(program.xla_bytes, 'B')}, has loops once"
     )
     for c in program.collectives:
         yield f"  collective    {c.kind} of {short(c.n_bytes, 'B')} over {len(c.group)} chips, {c.count} a step"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
 from icl_jax.model import attention as attention_module
 from icl_jax.model.attention import AttentionFn, attend, attention_fn, attn_scores, reference_attention
@@ -130,6 +131,18 @@ def test_auto_takes_the_form_of_the_platform() -> None:
 def test_splash_takes_the_reference_where_its_blocks_do_not_fit(n_ctx: int) -> None:
     qkv = _qkv((1, 2, n_ctx, 4))
     np.testing.assert_array_equal(attention_fn("splash", "tpu")(*qkv), reference_attention(*qkv))
+
+
+def test_splash_equals_the_reference_when_its_kernel_is_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreted = partial(splash_attention_kernel.make_splash_mha, interpret=True)
+    monkeypatch.setattr(splash_attention_kernel, "make_splash_mha", interpreted)
+    shape = (2, 3, 256, 8)
+    qkv, direction = _qkv(shape), _qkv(shape, 1)[0]
+    z, grads = _value_and_grads(attention_fn("splash", "tpu"), qkv, direction)
+    expected, expected_grads = _value_and_grads(reference_attention, qkv, direction)
+    np.testing.assert_allclose(z, expected, atol=1e-5)
+    for found, wanted in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_blocked_never_holds_all_scores() -> None:
