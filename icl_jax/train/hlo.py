@@ -95,9 +95,15 @@ class HloProgram:
     def collectives(self) -> list[Collective]:
         """All of a step's, equal ones added up."""
         counts: dict[tuple[str, int, tuple[int, ...]], int] = {}
+        chains: set[str] = set()
         for instruction, computation, times in self._run():
             kind = instruction.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
+                # One that runs beside several fusions stands in each of them, as a link of one chain.
+                chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
+                if chain and chain.group(1) in chains:
+                    continue
+                chains |= {chain.group(1)} if chain else set()
                 group = self._group(instruction)
                 n_bytes = sum(self._operand_bytes(instruction, computation))
                 n_bytes *= len(group) if kind == "all-gather" else 1

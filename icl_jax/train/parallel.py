@@ -37,10 +37,9 @@ def sharded_axes(config: Config) -> dict[str, int]:
 
 
 def _arranged(devices: list[jax.Device], shape: tuple[int, int]) -> np.ndarray:
-    """Devices in a grid of this shape, on a TPU slice such that a row of the grid is one or more sides of the torus.
+    """Devices in a grid of this shape; on a TPU slice, rows and columns follow the sides of the torus.
 
-    Only then does the TPU compiler gather and scatter a row's shards along the links; for rows in another order it adds
-    up arrays that are zero but for a shard, which sends twice the bytes.
+    Rows then share no links with one another, nor do columns.
     """
     if devices[0].platform == "tpu":
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)

@@ -7,8 +7,10 @@ import jax
 import pytest
 
 from icl_jax.cli import jobs, process
-from icl_jax.cli.compile import short
+from icl_jax.cli.arguments import find_config
+from icl_jax.cli.compile import short, table_rows
 from icl_jax.config import Config
+from icl_jax.config.builtin import builtin_config_names
 from icl_jax.train import compiled
 from icl_jax.train.chips import Slice
 from icl_jax.train.compiled import Plan, compile_step, estimate
@@ -142,6 +144,16 @@ def test_a_suite_for_slices_is_planned_where_there_are_no_chips(
     assert not Path("out", "configs").exists()  # nothing is prepared for training
     assert command("reproduce", "suite.toml", "--out", "out")[1].splitlines()[-5:] == out.splitlines()[-5:]
     assert planned == ["tiny", "deep"]  # kept from the first time
+
+
+def test_the_page_has_a_row_for_every_config_that_names_a_slice(checkout: Path) -> None:
+    page = (checkout / "docs" / "scale.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- table -->\n")[2].partition("<!-- end -->")[0].splitlines()
+    assert table[:2] == table_rows([])
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table[2:]]
+    for name in builtin_config_names():
+        launch = find_config(name)[1].launch
+        assert [row[2] for row in rows if row[0] == name] == ([launch.topology] if launch.topology else []), name
 
 
 def test_short_numbers() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import pytest
 
+from icl_jax.cli import process
 from icl_jax.config import LaunchConfig
 from icl_jax.model.params import n_params
 from icl_jax.train import compiled
@@ -13,6 +14,7 @@ from icl_jax.train.chips import Slice
 from icl_jax.train.compiled import Plan, compile_step, estimate, plan_from_json, plan_to_json
 from icl_jax.train.flops import step_flops
 from icl_jax.train.hlo import Collective
+from icl_jax.train.parallel import ParallelStep
 from tests.train.runs import command, tiny_config
 
 
@@ -108,13 +110,25 @@ def test_compiles_for_a_slice_that_is_not_here() -> None:
 
 @pytest.mark.slow
 @needs_libtpu
-def test_fsdp_gathers_along_a_side_of_the_slice() -> None:
-    """Not with an all-reduce, which sends twice the bytes."""
-    options = ("--topology", "v5p:4x4x4", "--mesh", "data=16,fsdp=4")
-    _, out, err = command("compile", "paper-full-4l", *options)
-    assert err == ""
-    assert "all-gather" in out
-    assert "reduce-scatter" in out
+def test_devices_that_share_parameters_are_whole_sides_of_a_slice() -> None:
+    process.compile_for_tpu()
+    config = tiny_config(train={"batch_size": 128, "parallel": "mesh", "fsdp": 32})
+    devices = ParallelStep(config, compiled.slice_devices("v5p:4x4x8")).devices
+    assert len(devices) == 128
+    for first in range(0, 128, 32):
+        at = [device.coords for device in devices[first : first + 32]]
+        extents = sorted(len(set(axis)) for axis in zip(*at, strict=True))
+        assert extents == [1, 4, 8]
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_fsdp_gathers_and_scatters() -> None:
+    """Over all three sides at once the compiler takes all-reduces instead, which send twice the bytes."""
+    status, out, err = command("compile", "paper-full-4l", "--topology", "v5p:2x4x4", "--mesh", "data=2,fsdp=16")
+    assert (status, err) == (0, "")
+    assert "all-gather of 67.1 MB over 16 chips" in out  # W_E or W_U: 65,536 x 512 numbers of bfloat16
+    assert "reduce-scatter of 134 MB over 16 chips" in out  # its gradient in float32
 
 
 @pytest.mark.slow

@@ -108,6 +108,30 @@ ENTRY %main (a: (s32[], f32[16])) -> (s32[], f32[16]) {
         HloProgram(text.replace("constant(32)", "parameter(1)"), 8).collectives()
 
 
+def test_a_gather_spread_over_fusions_is_one() -> None:
+    """The TPU compiler's form of a collective that runs beside arithmetic."""
+    fused = """%fused_N (p_N: f32[4]) -> f32[16] {
+  %p_N = f32[4]{0:T(128)} parameter(0)
+  ROOT %gather_N = f32[16]{0:T(128)} all-gather(%p_N), replica_groups={{0,1,2,3}}, dimensions={0}, CHAIN
+}
+
+"""
+    main = """ENTRY %main (a: f32[4]) -> f32[16] {
+  %a = f32[4]{0:T(128)} parameter(0)
+  %start = f32[16]{0:T(128)} fusion(%a), kind=kCustom, calls=%fused_0
+  %middle = f32[16]{0:T(128)} fusion(%a), kind=kOutput, calls=%fused_1
+  ROOT %done = f32[16]{0:T(128)} fusion(%a), kind=kCustom, calls=%fused_2
+}
+"""
+    for chains, expected in (("777", 1), ("778", 2), ("789", 3)):
+        parts = [
+            fused.replace("_N", f"_{i}").replace("CHAIN", f'frontend_attributes={{chain_id="{chain}"}}')
+            for i, chain in enumerate(chains)
+        ]
+        (found,) = HloProgram("HloModule m\n\n" + "".join(parts) + main, 4).collectives()
+        assert (found.kind, found.n_bytes, found.group, found.count) == ("all-gather", 64, (0, 1, 2, 3), expected)
+
+
 @pytest.mark.parametrize(
     ("text", "everywhere", "in_memory"),
     [
