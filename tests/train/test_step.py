@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from icl_jax.config import Config, ModelConfig, OptimizerConfig, TrainConfig
 from icl_jax.model.forward import forward
@@ -18,7 +20,7 @@ from icl_jax.model.params import Params
 from icl_jax.train import step as step_module
 from icl_jax.train.optimizer import init_opt_state, is_decayed, learning_rate_fn
 from icl_jax.train.parallel import ParallelStep
-from icl_jax.train.step import Axes, StepMetrics, TrainState, train_step
+from icl_jax.train.step import Axes, StepMetrics, TrainState, loss_and_grads, n_micro_batches, train_step
 from tests.model.random_params import random_params
 
 B, T, V = 6, 7, 29
@@ -143,6 +145,45 @@ def test_accumulated_step_equals_the_whole() -> None:
         after_parts, metrics_parts = parts(b, _rows(step))
         _assert_same((after, metrics), (after_parts, metrics_parts), atol=1e-6)
         a, b = after, after_parts
+
+
+@example(n_rows=4, n_ctx=300, accum_steps=1)
+@example(n_rows=3, n_ctx=513, accum_steps=2)
+@given(n_rows=st.integers(1, 6), n_ctx=st.sampled_from([1, 3, 170, 256, 300, 513]), accum_steps=st.sampled_from([1, 2]))
+@settings(max_examples=4, deadline=None)
+def test_rows_cut_for_a_cpus_caches_give_the_uncut_losses_and_gradients(
+    n_rows: int, n_ctx: int, accum_steps: int
+) -> None:
+    n_rows *= accum_steps
+    model = dataclasses.replace(MODEL, n_ctx=513)
+    config = _config(model=model, accum_steps=accum_steps)
+    rows = jnp.asarray(np.random.default_rng(n_ctx).integers(0, V, (n_rows, n_ctx + 1), dtype=np.int32))
+    params = random_params(model)
+    axes = Axes((), {})
+    cut, uncut = (
+        jax.jit(partial(loss_and_grads, config=config, axes=axes, platform=platform))(params, rows)
+        for platform in ("cpu", "tpu")
+    )
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(cut), jax.tree.leaves(uncut), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize(
+    ("shape", "accum_steps", "platform", "expected"),
+    [
+        ((16, 257), 1, "cpu", 8),  # two rows are 512 tokens
+        ((16, 257), 4, "cpu", 8),
+        ((4, 1025), 1, "cpu", 4),  # one row is more
+        ((9, 257), 1, "cpu", 3),  # two do not divide nine
+        ((7, 129), 1, "cpu", 1),  # seven is a prime: seven rows or one, and one is too little
+        ((1, 9), 1, "cpu", 1),
+        ((16, 257), 4, "gpu", 4),
+    ],
+)
+def test_cuts_are_equal_and_as_small_as_the_caches_want(
+    shape: tuple[int, int], accum_steps: int, platform: str, expected: int
+) -> None:
+    assert n_micro_batches(shape, accum_steps, platform) == expected
 
 
 def test_bfloat16_activations_keep_float32_parameters_moments_and_loss() -> None:

@@ -1,0 +1,32 @@
+"""icl_jax's step as `icl-jax train` compiles it: every position's loss comes out of every step."""
+
+import numpy as np
+
+from icl_jax.cli import process
+from icl_jax.cli.train import default_cpu_devices
+from icl_jax.config import Config
+
+
+class Ours:
+    """On all devices; one step in flight on CPU, as in the training loop."""
+
+    def __init__(self, config: Config, device: str) -> None:
+        process.configure_jax(default_cpu_devices(config, process.cpu_count()))
+        import jax
+
+        from icl_jax.train.parallel import ParallelStep
+        from icl_jax.train.step import init_state
+
+        devices = jax.devices("cpu" if device == "cpu" else "gpu")
+        self._parallel = ParallelStep(config, devices)
+        self._state = self._parallel.put_state(init_state(config))
+        self._waits = device == "cpu"
+
+    def run(self, batches: list[np.ndarray]) -> list[float]:
+        losses = []
+        for rows in batches:
+            self._state, metrics = self._parallel.step(self._state, self._parallel.put_rows(rows))
+            if self._waits:
+                metrics.loss_T.block_until_ready()
+            losses.append(metrics.loss_T)
+        return [float(np.asarray(loss_T).mean()) for loss_T in losses]
