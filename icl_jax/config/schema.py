@@ -276,7 +276,7 @@ class SnapshotConfig:
 class ProbeConfig:
     """The live measures, taken during training on their own schedule."""
 
-    n_probes: int = 100
+    n_probes: int = 50
     """Times that the probes are taken, evenly spaced, step 0 and the last included; 0: never."""
     held_out_rows: int = 128
     """Held-out rows that the ICL score is measured on."""

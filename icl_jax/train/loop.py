@@ -57,7 +57,7 @@ def train(
         state = parallel.put_state(state_from_arrays(run.load_state(start_step), parallel.state_shape))
     else:
         state = parallel.init_state()
-    probe_fn = make_probe_fn(config, corpus)
+    probe_fn = make_probe_fn(config, corpus, parallel.local_devices)
     with Writer() as writer, local_batches(config, corpus, start_step) as batches:
         session = _Session(run, parallel, writer, progress, tracker)
         try:

@@ -57,7 +57,6 @@ class ParallelStep:
         config.train.rows_per_device(self.n_devices)
         self._devices = devices
         self._config = config
-        self._n_local = sum(device.process_index == jax.process_index() for device in devices)
         self._is_pmap = config.train.parallel == "pmap"
         self.platform = devices[0].platform
         if self._is_pmap:
@@ -80,6 +79,11 @@ class ParallelStep:
                 step, mesh=self._mesh, in_specs=(specs, rows), out_specs=(specs, PartitionSpec()), check_vma=False
             )
             self.step = jax.jit(mapped, donate_argnums=0)
+
+    @property
+    def local_devices(self) -> list[jax.Device]:
+        """Those of this process."""
+        return [device for device in self._devices if device.process_index == jax.process_index()]
 
     @property
     def devices(self) -> list[jax.Device]:
@@ -124,7 +128,7 @@ class ParallelStep:
     def put_rows(self, rows: np.ndarray) -> jax.Array:
         """Lay this process's rows (its equal share of the global batch) out over its devices."""
         if self._is_pmap:
-            per_device = rows.reshape(self._n_local, -1, rows.shape[1])
+            per_device = rows.reshape(len(self.local_devices), -1, rows.shape[1])
             sharding = NamedSharding(self._mesh, PartitionSpec("devices"))
             return jax.make_array_from_process_local_data(sharding, per_device)
         return jax.make_array_from_process_local_data(self._rows_sharding, rows)

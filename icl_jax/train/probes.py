@@ -1,10 +1,12 @@
 """The live measures, taken from parameters during training on their own schedule."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from icl_jax.config import Config
 from icl_jax.data import Corpus
@@ -14,27 +16,32 @@ from icl_jax.model.icl_score import icl_score, icl_windowed
 from icl_jax.model.loss import token_loss
 from icl_jax.model.params import Params
 from icl_jax.rundir.record import ProbeResult
+from icl_jax.train.step import CPU_TOKENS_AT_A_TIME
 
-# They bound the probes' memory: rows and tokens at a time on the held-out set, positions of the previous-token score.
-_ROWS_AT_A_TIME = 32
+# They bound the probes' memory: tokens at a time on the held-out set, positions of the previous-token score.
 _TOKENS_AT_A_TIME = 65536
 _MAX_PATTERN_CTX = 512
 
 ProbeFn = Callable[[int, Params], ProbeResult]
 
 
-def _held_out_loss(params: Params, rows: jax.Array, config: Config) -> jax.Array:
-    """Mean loss at each position, nats."""
+def divisor_up_to(n: int, at_most: int) -> int:
+    """The greatest divisor of n that is not above `at_most`."""
+    return max(d for d in range(1, min(n, at_most) + 1) if n % d == 0)
+
+
+def _held_out_loss(params: Params, rows: jax.Array, *, config: Config, platform: str) -> jax.Array:
+    """Loss summed over rows at each position, nats; a leading axis of length 1 for the device."""
 
     def batch_loss(rows: jax.Array) -> jax.Array:
-        x_BTD = final_resid(params, rows[:, :-1], config.model)
+        x_BTD = final_resid(params, rows[:, :-1], config.model, platform=platform)
         W_U = unembedding_DV(params).astype(x_BTD.dtype)
         return jnp.sum(token_loss(x_BTD, W_U, rows[:, 1:], config.model.loss_chunk), axis=0)
 
     n_rows = rows.shape[0]
-    at_most = min(n_rows, _ROWS_AT_A_TIME, max(1, _TOKENS_AT_A_TIME // config.model.n_ctx))
-    at_a_time = max(n for n in range(1, at_most + 1) if n_rows % n == 0)
-    return jnp.sum(jax.lax.map(batch_loss, rows.reshape(-1, at_a_time, rows.shape[1])), axis=0) / n_rows
+    n_tokens = CPU_TOKENS_AT_A_TIME if platform == "cpu" else _TOKENS_AT_A_TIME
+    at_a_time = divisor_up_to(n_rows, max(1, n_tokens // config.model.n_ctx))
+    return jnp.sum(jax.lax.map(batch_loss, rows.reshape(-1, at_a_time, rows.shape[1])), axis=0, keepdims=True)
 
 
 def _head_scores(
@@ -59,8 +66,11 @@ def _head_scores(
     return jnp.stack(matching), jnp.stack(previous)
 
 
-def make_probe_fn(config: Config, corpus: Corpus) -> ProbeFn:
-    """A function of (step, parameters on one device); compiled at its first call."""
+def make_probe_fn(config: Config, corpus: Corpus, devices: list[jax.Device]) -> ProbeFn:
+    """A function of (step, parameters on one device); compiled at its first call.
+
+    The held-out rows are shared out over `devices`, those of this process, as far as they divide evenly.
+    """
     held_out = corpus.held_out(config.probes.held_out_rows)
     natural = held_out[: config.probes.n_sequences, : min(config.model.n_ctx, _MAX_PATTERN_CTX)]
     repeated = repeated_tokens(
@@ -73,15 +83,22 @@ def make_probe_fn(config: Config, corpus: Corpus) -> ProbeFn:
         seed=config.data.seed,
     )
 
+    mesh = Mesh(np.array(devices[: divisor_up_to(len(held_out), len(devices))]), ("devices",))
+    whole, shared = PartitionSpec(), PartitionSpec("devices")
+    loss_fn = partial(_held_out_loss, config=config, platform=devices[0].platform)
+    losses = jax.jit(jax.shard_map(loss_fn, mesh=mesh, in_specs=(whole, shared), out_specs=shared, check_vma=False))
+    rows = jax.device_put(held_out, NamedSharding(mesh, shared))
+
     @jax.jit
-    def measure(params: Params, held_out: jax.Array, repeated: jax.Array, natural: jax.Array) -> tuple[jax.Array, ...]:
-        loss_T = _held_out_loss(params, held_out, config)
+    def head_scores(params: Params) -> tuple[jax.Array, jax.Array]:
         if config.model.n_layers == 0:
-            return loss_T, jnp.zeros((0, config.model.n_heads)), jnp.zeros((0, config.model.n_heads))
-        return loss_T, *_head_scores(params, repeated, natural, config)
+            return jnp.zeros((0, config.model.n_heads)), jnp.zeros((0, config.model.n_heads))
+        return _head_scores(params, jnp.asarray(repeated), jnp.asarray(natural), config)
 
     def probe(step: int, params: Params) -> ProbeResult:
-        loss_T, matching_NH, previous_NH = jax.device_get(measure(params, held_out, repeated, natural))
+        sums = losses(jax.device_put(params, NamedSharding(mesh, whole)), rows)
+        loss_T = np.sum(jax.device_get(sums), axis=0) / np.float32(len(held_out))
+        matching_NH, previous_NH = jax.device_get(head_scores(params))
         return ProbeResult(
             step=step,
             icl_score=icl_score(loss_T),

@@ -14,7 +14,7 @@ from icl_jax.model.params import Params, init_params
 from icl_jax.train.optimizer import adam, init_opt_state, learning_rate_fn
 
 # The best over the shapes of benchmarks/: with 256 and 2,048 steps take up to a fifth longer, uncut 20 to 70 percent.
-_CPU_TOKENS_AT_A_TIME = 512
+CPU_TOKENS_AT_A_TIME = 512
 
 
 class TrainState(NamedTuple):
@@ -64,7 +64,7 @@ def n_micro_batches(shape: tuple[int, ...], accum_steps: int, platform: str) -> 
     n_rows, n_ctx = shape[0] // accum_steps, shape[1] - 1
     if platform != "cpu":
         return accum_steps
-    fitting = (n for n in range(1, n_rows + 1) if n_rows % n == 0 and n * n_ctx >= _CPU_TOKENS_AT_A_TIME)
+    fitting = (n for n in range(1, n_rows + 1) if n_rows % n == 0 and n * n_ctx >= CPU_TOKENS_AT_A_TIME)
     return accum_steps * (n_rows // next(fitting, n_rows))
 
 

@@ -107,10 +107,10 @@ def compile_once(patch: pytest.MonkeyPatch) -> None:
     """Let the runs of `train_here` that have equal configs share their compiled functions: most of their time."""
     step, probe = (
         functools.cache(loop.ParallelStep),
-        functools.cache(lambda config: make_probe_fn(config, open_corpus(config))),
+        functools.cache(lambda config, devices: make_probe_fn(config, open_corpus(config), list(devices))),
     )
     patch.setattr(loop, "ParallelStep", lambda config, devices: step(config, tuple(devices)))
-    patch.setattr(loop, "make_probe_fn", lambda config, _corpus: probe(config))
+    patch.setattr(loop, "make_probe_fn", lambda config, _corpus, devices: probe(config, tuple(devices)))
 
 
 def start_cli(*args: str | Path, **options: Any) -> subprocess.Popen[str]:
