@@ -109,7 +109,7 @@ class ModelConfig:
         return self.d_model // self.n_heads
 
 
-_GENERATED = ("repeats", "patterns", "stories", "markov", "triggers")
+_GENERATED = ("repeats", "patterns", "stories", "markov", "triggers", "classes")
 _MAX_CHAIN_ENTRIES = 4096
 
 
@@ -118,7 +118,7 @@ class DataConfig:
     """Where the rows of tokens come from."""
 
     source: str = "repeats"
-    """repeats | patterns | stories | markov | triggers | python | text:PATH-OR-GLOB | tfds:NAME[/CONFIG][:VERSION]"""
+    """repeats | patterns | stories | markov | triggers | classes | python | text:PATH-OR-GLOB | tfds:NAME"""
     field: str = "text"
     """The text feature of a TensorFlow Datasets set."""
     split: str = "train"
@@ -145,6 +145,14 @@ class DataConfig:
     """triggers: characters whose successor is the row's own."""
     trigger_choice: Literal["fixed", "random"] = "fixed"
     """triggers: fixed: the most common characters in every row; random: drawn for each row."""
+    n_classes: int = 2048
+    """classes: classes of training rows."""
+    n_labels: int = 32
+    """classes: labels that they share."""
+    burstiness: int = 2
+    """classes: times that each class of a bursty row stands in its context."""
+    bursty: float = 1.0
+    """classes: share of training rows that are bursty."""
 
     def __post_init__(self) -> None:
         _check_types("data", self)
@@ -165,6 +173,9 @@ class DataConfig:
         is_defined = self.chain_prior != "doubly_stochastic" or self.chain_order == 1
         _require(is_defined, "data.chain_order", self.chain_order, allowed)
         _require(1 <= self.n_triggers <= 60, "data.n_triggers", self.n_triggers, "must be from 1 to 60")
+        for name in ("n_classes", "n_labels", "burstiness"):
+            _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "must be 1 or more")
+        _require(0 <= self.bursty <= 1, "data.bursty", self.bursty, "must be from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

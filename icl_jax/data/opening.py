@@ -1,6 +1,7 @@
 """From a config to its corpus."""
 
 from icl_jax.config import Config
+from icl_jax.data.classes import ClassesCorpus
 from icl_jax.data.corpus import Corpus, Progress
 from icl_jax.data.markov import MarkovCorpus
 from icl_jax.data.repeats import RepeatsCorpus
@@ -16,6 +17,8 @@ def open_corpus(config: Config, *, progress: Progress | None = None) -> Corpus:
         return RepeatsCorpus(config)
     if config.data.source == "markov":
         return MarkovCorpus(config)
+    if config.data.source == "classes":
+        return ClassesCorpus(config)
     # Kept out of runs that have no use for them: they import `tokenizers`.
     if config.data.source == "patterns":
         from icl_jax.data.patterns import PatternsCorpus

@@ -14,6 +14,7 @@ class Stream(IntEnum):
     TRAINING_ROWS = 3
     HELD_OUT_ROWS = 4
     TOKENIZER_SAMPLE = 5
+    CLASSES = 6
 
 
 def random_stream(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:

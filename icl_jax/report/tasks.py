@@ -1,4 +1,4 @@
-"""Pictures of the two tasks in which an induction head is all there is to learn: Markov chains and triggers."""
+"""Pictures of tasks in which an induction head is all there is to learn: Markov chains, triggers, few-shot classes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -139,7 +139,45 @@ def plot_triggers(run: OpenedRun, path: Path) -> None:
         plt.close(figure)
 
 
-PICTURES: dict[str, Callable[[OpenedRun, Path], None]] = {"markov": plot_markov, "triggers": plot_triggers}
+def plot_classes(run: OpenedRun, path: Path) -> None:
+    """Accuracy on the three kinds of held-out rows, and attention of the head that looks labels up, as PNG.
+
+    Dashed: a label of the context at random, burstiness over context. Raises UserError if the analysis lacks
+    `labelled_tokens` or `label_matching`.
+    """
+    data = _analysis(run, {"label_top1": "labelled_tokens", "label_matching": "label_matching"})
+    tokens = data["tokens"].values / 1e6
+    labels = [str(name) for name in data["label"].values]
+    words = {
+        "new_class": "new classes, in the context",
+        "swapped_label": "known classes, labels swapped in the context",
+        "in_weights": "known classes, not in the context",
+    }
+    with _style() as plt:
+        figure, (accuracy, attention) = plt.subplots(1, 2, figsize=(10, 3.7), layout="constrained", width_ratios=[3, 2])
+        for (name, text), colour in zip(words.items(), COLOURS, strict=False):
+            accuracy.plot(tokens, data["label_top1"].values[:, labels.index(name)], color=colour, lw=1.5, label=text)
+        guess = run.config.data.burstiness / (run.config.model.n_ctx // 3 - 1)
+        accuracy.axhline(guess, color="black", lw=0.9, ls="--")
+        accuracy.set_ylim(0, 1.02)
+        _finish(accuracy, "Accuracy on the last label (dashed: any label of the context)", "share right")
+        _legend_below(accuracy, 2)
+        match = data["label_matching"].values[:, labels.index("new_class")]
+        best = np.unravel_index(match[-1].argmax(), match.shape[1:])
+        label = f"to the labels of the same last letter, head {best[0]}.{best[1]}"
+        attention.plot(tokens, match[:, best[0], best[1]], color=COLOURS[3], lw=1.5, label=label)
+        attention.set_ylim(0, 1.02)
+        _finish(attention, "Attention from the last item, new classes", "share")
+        _legend_below(attention, 1)
+        figure.savefig(path, dpi=110)
+        plt.close(figure)
+
+
+PICTURES: dict[str, Callable[[OpenedRun, Path], None]] = {
+    "markov": plot_markov,
+    "triggers": plot_triggers,
+    "classes": plot_classes,
+}
 """By data.source, what draws a run of that corpus."""
 
 

@@ -48,6 +48,8 @@ SMALL = {
     "stories-2l",
     "markov-3",
     "triggers-5",
+    "classes-icl",
+    "classes-iwl",
     "patterns-2l",
     "stories-3l",
     "stories-1l-smeared",

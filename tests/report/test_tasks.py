@@ -12,7 +12,7 @@ from icl_jax.analysis.opened_run import OpenedRun
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, SnapshotConfig, TrainConfig, UserError
 from icl_jax.data import open_corpus
-from icl_jax.report.tasks import best_memories, formed_at, plot_markov, plot_triggers, strategy_names
+from icl_jax.report.tasks import best_memories, formed_at, plot_classes, plot_markov, plot_triggers, strategy_names
 from icl_jax.rundir import HeldOut, RunDir
 from tests.model.random_params import random_params
 
@@ -23,6 +23,11 @@ TASKS = {
         ModelConfig(n_layers=2, d_model=6, n_heads=2, n_ctx=31, vocab_size=65, positions="standard"),
         DataConfig(source="triggers", held_out_rows=200),
         ("memory_recall", "labelled_tokens", "held_out_loss"),
+    ),
+    "classes-icl": (
+        ModelConfig(n_layers=2, d_model=6, n_heads=2, n_ctx=27, vocab_size=60),
+        DataConfig(source="classes", n_classes=50, held_out_rows=200),
+        ("labelled_tokens", "label_matching"),
     ),
 }
 
@@ -97,6 +102,21 @@ def test_the_picture_of_triggers_shows_the_analysis(
         np.testing.assert_array_equal(shown, values)
 
 
+def test_the_picture_of_classes_shows_the_analysis(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = OpenedRun(str(folder / "runs" / "classes-icl"))
+    lines = lines_of(run, plot_classes, tmp_path / "a.png", monkeypatch)
+    data = run.analysis.load()
+    for i, name in enumerate(("new classes, in the", "known classes, labels swapped", "known classes, not in")):
+        (shown,) = (heights for label, heights in lines.items() if label.startswith(name))
+        np.testing.assert_array_equal(shown, data["label_top1"].values[:, i])
+    assert any(np.all(heights == 0.25) for heights in lines.values())  # two of eight
+    matching = data["label_matching"].values[:, 0].reshape(3, -1)
+    (shown,) = (heights for label, heights in lines.items() if "same last letter" in label)
+    np.testing.assert_array_equal(shown, matching[:, matching[-1].argmax()])
+
+
 def test_memories_by_hand() -> None:
     head = ("snapshot", "layer", "head")
     output = np.zeros((4, 2, 2))
@@ -139,4 +159,4 @@ def test_the_page_on_tasks_runs_as_it_stands(
     page = (checkout / "docs" / "tasks.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     exec(compile(code, "docs/tasks.md", "exec"), {})
-    assert {path.name for path in tmp_path.glob("*.png")} == {"markov.png", "triggers.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"markov.png", "triggers.png", "classes.png"}
