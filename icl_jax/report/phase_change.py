@@ -8,7 +8,9 @@ import matplotlib as mpl
 import numpy as np
 import xarray as xr
 
-from icl_jax.analysis.phase_change import PhaseChange, phase_change, smooth
+from icl_jax.analysis.opened_run import open_run
+from icl_jax.analysis.phase_change import phase_change, smooth
+from icl_jax.analysis.phase_window import window_snapshots
 from icl_jax.config import UserError
 from icl_jax.rundir import RunDir
 
@@ -26,7 +28,8 @@ class Curve:
 
     name: str
     record: xr.Dataset
-    change: PhaseChange
+    band: tuple[float, float]
+    """The phase change in training tokens: that of the analysis where it was measured, else that of the probes."""
     best_head: tuple[int, int] | None
     """Layer and head with the highest prefix matching at the end; None for a model without layers."""
 
@@ -51,7 +54,7 @@ class Curve:
         """Probes on either side of the change; without induction heads, that after a tenth of the run and the last."""
         last = self.record.sizes["probe"] - 1
         if self.has_induction:
-            return self.change.start, self.change.end
+            return window_snapshots(self.tokens, *self.band)
         return last // 10, last
 
 
@@ -61,13 +64,22 @@ def load_curve(path: str, name: str) -> Curve:
     n_probes = record.sizes.get("probe", 0)
     if n_probes < 3:
         raise UserError(f"{path}: holds {n_probes} probes; a curve needs at least 3 (probes.n_probes)")
-    change = phase_change(record["probe_tokens"].values, record["icl_windowed"].values)
     best = None
     if "prefix_matching" in record:
         scores = record["prefix_matching"].values[-1]
         layer, head = np.unravel_index(np.argmax(scores), scores.shape)
         best = (int(layer), int(head))
-    return Curve(name, record, change, best)
+    return Curve(name, record, _band(path, record), best)
+
+
+def _band(path: str, record: xr.Dataset) -> tuple[float, float]:
+    if (RunDir.open(path).path / "analysis.zarr").exists():
+        analysis = open_run(path).analysis
+        if "phase_start_tokens" in analysis:
+            return float(analysis["phase_start_tokens"]), float(analysis["phase_end_tokens"])
+    tokens = record["probe_tokens"].values
+    change = phase_change(tokens, record["icl_windowed"].values)
+    return float(tokens[change.start]), float(tokens[change.end])
 
 
 def icl_per_step(record: xr.Dataset) -> np.ndarray:
@@ -121,15 +133,16 @@ def _plot_icl(axes: Any, curves: list[Curve]) -> None:
         title_fontsize=8.5,
         fontsize=9,
         labelspacing=0.3,
-        frameon=False,
+        facecolor="white",
+        edgecolor="none",
         loc="center right",
         bbox_to_anchor=(1.0, 0.52),
     )
 
 
 def _plot_band(axes: Any, curve: Curve, colour: str) -> None:
-    start, end = curve.tokens[curve.change.start] / 1e6, curve.tokens[curve.change.end] / 1e6
-    axes.axvspan(start, end, color=colour, alpha=0.12, lw=0)
+    start, end = curve.band
+    axes.axvspan(start / 1e6, end / 1e6, color=colour, alpha=0.12, lw=0)
 
 
 def _plot_heads(axes: Any, curves: list[Curve]) -> None:
