@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce check test test-slow test-parity compile-tpu smoke bench bench-peers soak wheel clean FORCE
+.PHONY: help setup reproduce check test test-slow test-parity compile-tpu smoke bench bench-peers bench-gpu soak wheel clean FORCE
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.13]"
@@ -78,12 +78,19 @@ smoke: setup ## train a tiny model and verify its run directory (under 30 s)
 	$(BIN)/icl-jax train configs/smoke.toml --run $(SMOKE_RUN)
 	$(BIN)/icl-jax verify $(SMOKE_RUN)
 
-bench: setup ## speed and memory of training and of analysis
+bench: setup ## speed and memory of training and of analysis, how they grow, where the time goes
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.analysis
 
-bench-peers: $(VENV)/.installed-parity ## analysis beside TransformerLens (installs it and PyTorch: 1 GB)
+	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.breakdown
+
+bench-peers: $(VENV)/.installed-parity ## training and analysis beside PyTorch and TransformerLens (installs them: 1 GB)
+	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.analysis --peers
+
+bench-gpu: $(VENV)/.installed-parity ## training on one GPU beside PyTorch, bfloat16 (needs icl-jax[cuda])
+	$(BIN)/python -m benchmarks.peers --device gpu --contenders icl_jax "PyTorch eager" torch.compile
 
 soak: setup ## 10,000 steps on two host devices, watched for a hang
 	$(BIN)/python -m benchmarks.soak

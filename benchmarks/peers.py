@@ -23,10 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.contenders import MAKERS
-from benchmarks.peak import matmul_gflops
+from benchmarks.peak import gpu_gflops, matmul_gflops
 from benchmarks.shapes import SETS
 from icl_jax.cli import process
 from icl_jax.config import Config
+from icl_jax.train.flops import step_flops
 
 OURS = "icl_jax"
 # With every position's loss, which icl_jax always records and the peers do on request.
@@ -125,7 +126,7 @@ def check_agreement(losses: dict[str, list[float]], config: Config) -> None:
 
 
 def time_shape(config: Config, args: Args) -> dict[str, list[float]]:
-    """Tokens/s of each contender, round by round, and the matmul peak in GFLOP/s beside them."""
+    """Tokens/s of each contender, round by round, and beside them the peak of the machine in GFLOP/s."""
     names = [name for name in args.contenders if not (config.model.smeared_keys and name == "TransformerLens")]
     names += [name + RECORDED for name in names if name != OURS]
     if OURS not in names:
@@ -143,7 +144,7 @@ def time_shape(config: Config, args: Args) -> dict[str, list[float]]:
             for name, each in workers.items():
                 seconds, _ = each.run(10 + seed, n_steps[name])
                 found[name].append(n_steps[name] * config.tokens_per_step / seconds)
-            peak.append(matmul_gflops() if args.device == "cpu" else float("nan"))
+            peak.append(matmul_gflops() if args.device == "cpu" else gpu_gflops())
     return found | {"peak": peak}
 
 
@@ -165,10 +166,23 @@ def main(args: Args) -> None:
             name: [mine / theirs for mine, theirs in zip(found[OURS], values, strict=True)]
             for name, values in found.items()
         }
-        results["shapes"][shape] = {"tokens_per_s": found, "ours_over_theirs": ratios, "matmul_gflops": peak}
-        table = Table(f"{shape}: {args.rounds} rounds", "k tokens/s", "icl_jax / theirs", box=None)
+        per_token = step_flops(config) / config.tokens_per_step
+        shares = {
+            name: [v * per_token / top / 1e9 for v, top in zip(values, peak, strict=True)]
+            for name, values in found.items()
+        }
+        results["shapes"][shape] = {
+            "tokens_per_s": found,
+            "ours_over_theirs": ratios,
+            "flops_per_token": per_token,
+            "peak_gflops": peak,
+            "share_of_peak": shares,
+        }
+        top = f"% of {statistics.median(peak):,.0f} GFLOP/s"
+        table = Table(f"{shape}, {per_token / 1e6:.2f} MFLOP a token", "k tokens/s", "icl_jax / theirs", top, box=None)
         for name, values in found.items():
-            table.add_row(name, spread([v / 1e3 for v in values]), spread(ratios[name], 2) if name != OURS else "")
+            ratio = "" if name == OURS else spread(ratios[name], 2)
+            table.add_row(name, spread([v / 1e3 for v in values]), ratio, spread([100 * v for v in shares[name]], 0))
         console.print(table)
     out = Path(args.out or f"runs/bench/peers-{args.device}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
