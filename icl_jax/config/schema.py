@@ -118,7 +118,8 @@ class DataConfig:
     """Where the rows of tokens come from."""
 
     source: str = "repeats"
-    """repeats | patterns | stories | markov | triggers | classes | python | text:PATH-OR-GLOB | tfds:NAME"""
+    """repeats | patterns | stories | markov | triggers | classes | python | text:PATH-OR-GLOB |
+    tfds:NAME[/CONFIG][:VERSION]"""
     field: str = "text"
     """The text feature of a TensorFlow Datasets set."""
     split: str = "train"

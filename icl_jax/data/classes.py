@@ -6,7 +6,8 @@ be looked up. Held-out rows tell the two apart.
 Source: Chan et al. 2022, "Data Distributional Properties Drive Emergent In-Context Learning in Transformers"; sizes:
 Reddy 2024, "The mechanistic basis of data dependence and abrupt learning in an in-context classification task".
 Departures: an item is two letters, not a vector around its class's mean, so that new classes are new pairs of known
-letters and there is no noise within a class; and the loss counts all tokens.
+letters and there is no noise within a class; all classes are equally common (rank exponent 0); and the
+loss counts all tokens.
 """
 
 from typing import Any
@@ -22,6 +23,7 @@ VERSION = 1
 """Goes up whenever the rows of a given config change."""
 
 BOS_ID = 0
+_MAX_LETTERS = 4096  # their pairs are shuffled as one array, 128 MiB
 
 
 class ClassesCorpus(GeneratedCorpus[NDArray[np.int32]]):
@@ -51,6 +53,9 @@ class ClassesCorpus(GeneratedCorpus[NDArray[np.int32]]):
         n_pairs, n_items = max(self._n_letters, 0) ** 2, self._n_context + 1
         if self._n_classes < n_items:
             raise UserError(f"data.n_classes = {self._n_classes}: must be {n_items} or more, the items of a row")
+        if self._n_letters > _MAX_LETTERS:
+            allowed = f"must be at most {1 + self._n_labels + _MAX_LETTERS} for data.source = 'classes'"
+            raise UserError(f"model.vocab_size = {self.vocab_size}: {allowed}")
         if n_pairs < self._n_classes + n_items:
             allowed = f"must leave letters for {self._n_classes + n_items} pairs beside BOS and data.n_labels"
             raise UserError(f"model.vocab_size = {self.vocab_size}: {allowed}")

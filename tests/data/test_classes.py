@@ -107,6 +107,7 @@ def test_rows_are_a_function_of_seed_and_number(make_config: Callable[..., Confi
         ({"n_ctx": 3}, "model.n_ctx = 3: must be"),
         ({"n_classes": 6}, "data.n_classes = 6: must be 7 or more"),
         ({"vocab_size": 12}, "model.vocab_size = 12: must leave letters for 47 pairs"),
+        ({"vocab_size": 1 + N_LABELS + 4097}, "model.vocab_size = 4103: must be at most 4102"),
         ({"vocab_size": 4}, "model.vocab_size = 4: must leave letters for 47 pairs"),
     ],
 )

@@ -40,7 +40,10 @@ def test_pytorch_follows_our_losses_for_twelve_steps(name: str, per_position: bo
     batches = peers.random_rows(config, 3, 12)
     theirs = PyTorch(config, "cpu", per_position, is_compiled=False).run(batches)
     ours = losses_of_ours(config, batches)
-    tolerance = 2e-5 if config.model.compute_dtype == "float32" else 2e-2
+    if config.model.compute_dtype == "bfloat16":  # too coarse to tell optimisers apart
+        np.testing.assert_allclose(theirs, ours, rtol=peers.AGREES["bfloat16"])
+        return
+    tolerance = 2e-5
     np.testing.assert_allclose(theirs, ours, rtol=tolerance)
     other = replace(config, optimizer=replace(config.optimizer, weight_decay=0.0, lr=3e-3))
     assert not np.allclose(PyTorch(other, "cpu", per_position, is_compiled=False).run(batches), ours, rtol=tolerance)
