@@ -1,7 +1,6 @@
 """Bounds of two models on slices of 4 to 4,096 chips, compiled for each; draws docs/scaling.png. Needs icl-jax[tpu].
 
-Work per chip stays the same, so that the batch grows with the slice. The plain line takes each step's slowest resource
-as its time, the dashed one the sum of all: overlap of links, memory and arithmetic puts a run between them.
+Work per chip stays the same, so that the batch grows with the slice.
 """
 
 import json
@@ -26,6 +25,9 @@ _MODELS: tuple[tuple[str, str, int, dict[str, int]], ...] = (
         {"v5p:2x2x1": 4, "v5p:2x2x4": 8, "v5p:4x4x4": 16, "v5p:4x8x8": 32, "v5p:8x8x16": 16, "v5p:16x16x16": 16},
     ),
 )  # fmt: skip
+
+
+_TERMS = {"arithmetic": "compute_s", "memory": "hbm_s", "interconnect": "interconnect_s"}
 
 
 @dataclass(frozen=True)
@@ -65,21 +67,24 @@ def _draw(found: dict[str, list[dict[str, Any]]], picture: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    for (title, plans), colour in zip(found.items(), ("#0072b2", "#d55e00"), strict=True):
+    figure, (speed, *parts) = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
+    for (title, plans), axes, line in zip(found.items(), parts, ("-", "--"), strict=True):
         estimates = [plan["estimate"] for plan in plans if plan["estimate"]]
         chips = [e["n_chips"] for e in estimates]
-        terms = [(e["compute_s"], e["hbm_s"], e["interconnect_s"]) for e in estimates]
-        tokens = [e["tokens_per_step"] for e in estimates]
-        axes.loglog(chips, [n / max(t) for n, t in zip(tokens, terms, strict=True)], "o-", color=colour, label=title)
-        axes.loglog(chips, [n / sum(t) for n, t in zip(tokens, terms, strict=True)], "o--", color=colour, mfc="white")
-    axes.set_xticks([4, 16, 64, 256, 1024, 4096], ["4", "16", "64", "256", "1,024", "4,096"])
-    axes.set_xticks([], minor=True)
-    axes.set(xlabel="v5p chips", ylabel="tokens a second, bound")
-    axes.set_title("Plain: the slowest resource alone; dashed: nothing overlaps", fontsize="medium")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(picture, dpi=110)
+        for (label, name), colour in zip(_TERMS.items(), ("#0072b2", "#009e73", "#d55e00"), strict=True):
+            axes.plot(chips, [e[name] for e in estimates], "o-", color=colour, label=label)
+        axes.set(title=title, ylabel="seconds a step, at least", ylim=(0, None))
+        tokens = [e["tokens_per_step"] / max(e[name] for name in _TERMS.values()) for e in estimates]
+        speed.plot(chips, tokens, "o" + line, color="#333333", label=title.split(",")[0])
+    speed.set(title="Slowest resource, all else behind it", ylabel="tokens a second, at most", yscale="log")
+    for axes in (speed, *parts):
+        axes.set(xscale="log", xlabel="v5p chips")
+        axes.set_xticks([4, 16, 64, 256, 1024, 4096], ["4", "16", "64", "256", "1,024", "4,096"])
+        axes.set_xticks([], minor=True)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize="small")
+        axes.title.set_fontsize("medium")
+    figure.savefig(picture, dpi=90)
 
 
 def main() -> None:

@@ -76,7 +76,8 @@ def _plan(runs: dict[str, Config], out: Path, console: Console) -> None:
     estimates = [plan.estimate for plan in plans if plan.estimate is not None]
     usd = sum(estimate.usd or 0.0 for estimate in estimates)
     _say(console, f"{len(plans)} runs, {sum(e.chip_hours for e in estimates):,.0f} chip-hours, ${usd:,.0f} at best")
-    _say(console, "where there are chips, the same command trains; a run alone: icl-jax train CONFIG")
+    _say(console, "the same command trains on the chips of one machine; on each machine of a slice, a run at a time:")
+    _say(console, f"icl-jax train {next(iter(runs))} --coordinator auto --run gs://BUCKET/...")
 
 
 def _report(suite: Suite, out: Path, console: Console) -> None:
