@@ -10,26 +10,26 @@ startup_script="$(dirname "$0")/startup.sh"
 
 slice() { gcloud compute tpus queued-resources "$@"; }
 
-gcloud storage rm "$status_file" 2>/dev/null || true
 while true; do
     if ! slice describe "$name" >/dev/null 2>&1; then
+        gcloud storage rm "$status_file" 2>/dev/null || true
         slice create "$name" --node-id="$name" --accelerator-type={{accelerator_type}} \
             --runtime-version={{runtime_version}} --scopes=cloud-platform \
             {{spot_flag}}
             --metadata-from-file=startup-script="$startup_script"
     fi
-    while true; do
+    state=
+    while [ "$state" != SUSPENDED ] && [ "$state" != FAILED ]; do
         sleep 60
         if status=$(gcloud storage cat "$status_file" 2>/dev/null); then
             slice delete "$name" --force --quiet
             echo "$name: the run ended with status $status"
             exit "$status"
         fi
-        state=$(slice describe "$name" --format='value(state.state)' || echo UNKNOWN)
-        echo "$name: $state"
-        case "$state" in
-            SUSPENDING | SUSPENDED | FAILED) break ;;
-        esac
+        # A network that is away for a while says nothing about the slice; an empty answer does.
+        state=$(slice list --filter="name~/$name\$" --format='value(state.state)') || state=unknown
+        echo "$name: ${state:-stopped}"
+        [ -n "$state" ] || exit 1
     done
     # A preempted slice stays as a dead entry. The next one resumes from the run directory.
     slice delete "$name" --force --quiet

@@ -141,7 +141,9 @@ def _check(args: LaunchArgs, name: str) -> None:
         value = getattr(args, field)
         if value != LaunchArgs.__dataclass_fields__[field].default and not is_taken:
             raise UserError(f"--{field} = {value!r}: not with --on {args.on}{' and --topology' * (field == 'hosts')}")
-    if is_cloud and not re.fullmatch(r"gs://[^/]+/.*[^/]", args.run):
+    if is_cloud and not re.fullmatch(
+        r"gs://[^/]+/[^*?#\[\]]*[^*?#\[\]/]", args.run
+    ):  # gcloud takes *?# and [] for patterns
         raise UserError(f"--run = {args.run!r}: must be gs://BUCKET/... with --on {args.on}, whose machines go away")
     if args.on in ("queued-resources", "gke") and not args.topology:
         raise UserError(f"--topology is missing: --on {args.on} needs a slice, such as v5e:4x4")
