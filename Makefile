@@ -15,11 +15,11 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce check test test-slow test-parity compile-tpu smoke bench bench-peers bench-gpu soak wheel clean FORCE
+.PHONY: help setup reproduce check test test-slow test-parity compile-tpu smoke validate-launch bench bench-peers bench-gpu soak wheel clean FORCE
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.13]"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create the virtual environment with the pinned versions (about a minute)
 
@@ -78,10 +78,14 @@ smoke: setup ## train a tiny model and verify its run directory (under 30 s)
 	$(BIN)/icl-jax train configs/smoke.toml --run $(SMOKE_RUN)
 	$(BIN)/icl-jax verify $(SMOKE_RUN)
 
+validate-launch: setup ## what launch writes, by the real tools: SkyPilot, xpk, Kubernetes' schemas, a Slurm of its own (as root)
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v slurmctld >/dev/null; then \
+	    apt-get -qq update && apt-get -qq install --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null; fi
+	$(BIN)/python -m tests.launch.validate
+
 bench: setup ## speed and memory of training and of analysis, how they grow, where the time goes
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.analysis
-
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.breakdown
 

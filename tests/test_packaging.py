@@ -56,6 +56,8 @@ def test_wheel_holds_package_and_configs_only(checkout: Path, wheel: Path) -> No
     assert {name for name in names if name.endswith(".py")} == modules
     assert {Path(name).name for name in names if name.startswith("icl_jax/configs/")} == config_names(checkout)
     assert "icl_jax/py.typed" in names
+    launch = {name.rpartition("/")[2] for name in names if name.startswith("icl_jax/launch/")}
+    assert launch == {path.name for path in (checkout / "launch").iterdir()}
     page = {name.rpartition("/")[2] for name in names if name.startswith("icl_jax/report/page/")}
     assert page == {"page.html", "page.css", "page.js"}
     assert {name.split("/")[0] for name in names} == {"icl_jax", about}
@@ -69,6 +71,7 @@ def test_source_distribution_can_be_worked_in(checkout: Path, dist: Path) -> Non
         names = {name.partition("/")[2] for name in archive.getnames()}
     top = {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "constraints.txt", "pyproject.toml", "tests/conftest.py"}
     assert names >= top
+    assert "launch/slurm.sbatch" in names
     assert {name.removeprefix("configs/") for name in names if name.startswith("configs/")} == config_names(checkout)
 
 
@@ -77,6 +80,11 @@ def test_installed_configs_are_the_wheels(checkout: Path, installed: Path) -> No
     path, *names = run(installed, sys.executable, "-c", code).split()
     assert Path(path) == installed / "icl_jax" / "configs" / "smoke.toml"
     assert {f"{name}.toml" for name in names} == config_names(checkout)
+
+
+def test_installed_launch_finds_its_templates(installed: Path) -> None:
+    command = [installed / "bin" / "icl-jax", "launch", "smoke", "--on", "slurm", "--dry-run"]
+    assert "#SBATCH --job-name=smoke" in run(installed, *command)
 
 
 def test_installed_command_shows_its_verbs(installed: Path) -> None:

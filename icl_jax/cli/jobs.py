@@ -87,6 +87,18 @@ def _gpus() -> list[str]:
     return found.stdout.split() if found.returncode == 0 else []
 
 
+def start(command: Sequence[str], slot: Slot) -> subprocess.Popen[str]:
+    """Start `icl-jax COMMAND` on the slot's devices; standard error comes with standard output, through a pipe."""
+    own_cores = f"import os; os.sched_setaffinity(0, {set(slot.cores)}); " if slot.cores else ""
+    program = f"{own_cores}from icl_jax.cli.main import main; main()"
+    # A session of its own: a terminal's Ctrl-C comes through this process alone, once.
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace", start_new_session=True,
+        env={**os.environ, **slot.environment, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+
+
 def run_jobs(jobs: Sequence[Job], slots: Sequence[Slot], logs: Path, console: Console) -> dict[str, str]:
     """Run all jobs, as many at a time as there are slots. Returns what the jobs that failed said last, by name.
 
@@ -137,19 +149,12 @@ class _Children:
 
     def run(self, command: list[str], slot: Slot, log: Path, say: Callable[[str], None]) -> tuple[int, str]:
         """Exit status of the command, and the last line that it printed."""
-        own_cores = f"import os; os.sched_setaffinity(0, {set(slot.cores)}); " if slot.cores else ""
-        program = f"{own_cores}from icl_jax.cli.main import main; main()"
         last = ""
         with log.open("a", buffering=1, encoding="utf-8") as file:
             if self.is_stopped():
                 return 0, last
             with self._lock:
-                # A session of its own: a terminal's Ctrl-C comes through `passing_signals` alone, once.
-                child = subprocess.Popen(
-                    [sys.executable, "-c", program, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                    text=True, errors="replace", start_new_session=True,
-                    env={**os.environ, **slot.environment, "PYTHONUNBUFFERED": "1"},
-                )  # fmt: skip
+                child = start(command, slot)
                 self._running.add(child)
             if self.is_stopped():  # while it was started
                 child.send_signal(self.signum)

@@ -118,6 +118,21 @@ def _compile(args: Sequence[str], console: Console) -> int:
     return compile_configs(parse(CompileArgs, args, prog="icl-jax compile", description=description), console)
 
 
+def _launch(args: Sequence[str], console: Console) -> int:
+    """Train on a TPU slice or a cluster. Example: icl-jax launch paper-attn-2l --on slurm --processes 8 --dry-run"""
+    from icl_jax.cli import launch
+
+    description = _launch.__doc__ or ""
+    if args and args[0] in launch.TOOL_VERBS:
+        description = f"{launch.TOOL_VERBS[args[0]]}, by the target's own tool."
+        tool_args = parse(launch.ToolArgs, args[1:], prog=f"icl-jax launch {args[0]}", description=description)
+        return launch.call_tool(args[0], tool_args)
+    description += " Jobs that run: icl-jax launch list|logs|stop --on TARGET [NAME]"
+    return launch.launch(
+        parse_with_config(launch.LaunchArgs, args, prog="icl-jax launch", description=description), console
+    )
+
+
 _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
     "train": _train,
     "analyze": _analyze,
@@ -128,6 +143,7 @@ _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
     "data": _data,
     "reproduce": _reproduce,
     "compile": _compile,
+    "launch": _launch,
 }
 
 

@@ -26,6 +26,8 @@ class TrainArgs(ConfigArgs):
     """Number of processes, with --coordinator."""
     process_id: int = 0
     """This process's number, with --coordinator."""
+    sigterm_status: int = 0
+    """Exit status after SIGTERM: not 0 where a scheduler restarts only what failed, such as 143."""
 
 
 def run_path(args: TrainArgs) -> str:
@@ -46,6 +48,8 @@ def _check(args: TrainArgs) -> None:
         raise UserError(f"--processes = {args.processes}: must be 1 or more")
     if not 0 <= args.process_id < args.processes:
         raise UserError(f"--process-id = {args.process_id}: must be from 0 to --processes less 1, {args.processes - 1}")
+    if not 0 <= args.sigterm_status <= 255:
+        raise UserError(f"--sigterm-status = {args.sigterm_status}: must be from 0 to 255")
     if args.processes > 1 and not args.coordinator:
         raise UserError(f"--processes = {args.processes}: needs --coordinator HOST:PORT of process 0")
     if args.devices:
@@ -54,7 +58,7 @@ def _check(args: TrainArgs) -> None:
 
 
 def train(args: TrainArgs, console: Console) -> int:
-    """Train, and return the exit status: 0 at the end or preempted by SIGTERM, 130 on SIGINT."""
+    """Train, and return the exit status: 0 at the end, `sigterm_status` preempted by SIGTERM, 130 on SIGINT."""
     config = args.overrides
     _check(args)
     n_cores = 1 if args.coordinator else process.cpu_count()
@@ -77,4 +81,6 @@ def train(args: TrainArgs, console: Console) -> int:
         name = signal.Signals(outcome.signum).name
         again = f"icl-jax train {args.config} --run {run_path(args)}"
         console.print(f"{name}: state saved at step {outcome.step}; resume with: {again}", markup=False, soft_wrap=True)
-    return 130 if outcome.signum == signal.SIGINT else 0
+    if outcome.signum == signal.SIGINT:
+        return 130
+    return args.sigterm_status if outcome.signum else 0
