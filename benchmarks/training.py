@@ -32,7 +32,7 @@ class Args:
 
     configs: tuple[str, ...] = ("repeats-2l", "python-2l")
     """Configs whose model, batch and density of snapshots are used."""
-    steps: int = 100
+    steps: int = 250
     """Steps per timing."""
     rounds: int = 3
     """Pairs of timings."""
@@ -75,31 +75,41 @@ def _step_alone(config: Config, corpus: Any, devices: list[Any], n_steps: int) -
     return n_steps * config.tokens_per_step / (time.perf_counter() - start_s)
 
 
-def _whole_loop(config: Config, corpus: Any, devices: list[Any], n_steps: int, *, with_probes: bool) -> float:
-    """Tokens/s of `train` with recording and snapshots as dense as in the config, from the first step to the last."""
+# What the loop does besides stepping, each with all before it. The record cannot be left out.
+_LOOPS = ("record", "snapshots", "probes", "W&B offline")
+
+
+def _whole_loop(config: Config, corpus: Any, devices: list[Any], n_steps: int, n_more: int) -> float:
+    """Tokens/s of `train` from its first step to its last, with `n_more` of what `_LOOPS` has after the record.
+
+    Snapshots and probes are as dense as in the config.
+    """
     from icl_jax.train.loop import train
     from icl_jax.train.start import open_or_create
     from icl_jax.train.stop import StopSignal
-    from icl_jax.train.tracker import NullTracker
+    from icl_jax.train.tracker import make_tracker
 
     share = n_steps / config.train.n_steps
-    snapshots = SnapshotConfig(
-        n_linear=round((config.snapshots.n_linear + config.snapshots.n_log) * share), n_log=0, state_every_s=3600.0
-    )
-    n_probes = max(2, round(config.probes.n_probes * share)) if with_probes else 0
+    n_snapshots = round((config.snapshots.n_linear + config.snapshots.n_log) * share) if n_more >= 1 else 0
+    snapshots = SnapshotConfig(n_linear=n_snapshots, n_log=0, state_every_s=3600.0)
+    # The first and the last lie outside the time that is taken.
+    n_probes = 2 + round(config.probes.n_probes * share) if n_more >= 2 else 0
     short = replace(
         config,
         train=replace(config.train, n_steps=n_steps + 1),
         optimizer=replace(config.optimizer, warmup_steps=0),
         snapshots=snapshots,
         probes=replace(config.probes, n_probes=n_probes),
+        tracker=replace(config.tracker, wandb="offline" if n_more >= 3 else "disabled"),
     )
     with tempfile.TemporaryDirectory() as folder:
         run = open_or_create(str(Path(folder) / "run"), short, corpus)
         clock = _Clock()
         stop: Any = StopSignal()
         progress: Any = clock
-        train(run, corpus, devices, stop=stop, progress=progress, tracker=NullTracker("off"))
+        tracker = make_tracker(short, str(run.path), run.run_id, lambda _text: None, is_writer=True)
+        train(run, corpus, devices, stop=stop, progress=progress, tracker=tracker)
+        tracker.finish(0)
     return n_steps * config.tokens_per_step / (clock.last_s - clock.first_s)
 
 
@@ -156,24 +166,21 @@ def main(args: Args) -> None:
     rows: dict[str, list[str]] = {}
     for name, config in configs.items():
         corpus = open_corpus(config)
-        found: dict[str, list[float]] = {"step": [], "loop": [], "loop_with_probes": [], "input": []}
+        found: dict[str, list[float]] = {"step": [], **{name: [] for name in _LOOPS}, "input": []}
         for _ in range(args.rounds + 1):
             found["step"].append(_step_alone(config, corpus, devices, args.steps))
-            found["loop"].append(_whole_loop(config, corpus, devices, args.steps, with_probes=False))
-            found["loop_with_probes"].append(_whole_loop(config, corpus, devices, args.steps, with_probes=True))
+            for n_more, part in enumerate(_LOOPS):
+                found[part].append(_whole_loop(config, corpus, devices, args.steps, n_more))
             found["input"].append(_input_alone(config, corpus, args.steps))
         found = {key: values[1:] for key, values in found.items()}  # the first round compiles
-        ratios = {
-            "loop / step": [a / b for a, b in zip(found["loop"], found["step"], strict=True)],
-            "loop with probes / step": [a / b for a, b in zip(found["loop_with_probes"], found["step"], strict=True)],
-            "input / step": [a / b for a, b in zip(found["input"], found["step"], strict=True)],
-        }
+        over_step = {part: [a / b for a, b in zip(found[part], found["step"], strict=True)] for part in found}
+        ratios = {"loop with record / step": over_step["record"]}
+        ratios |= {f"  and {part} / step": over_step[part] for part in _LOOPS[1:]}
+        ratios["input / step"] = over_step["input"]
         start_up = [_start_up(name) for _ in range(4)][1:]  # the first fills the compilation cache
         results["configs"][name] = {"tokens_per_s": found, "ratios": ratios, "start_up_s": start_up}
         rows.setdefault("step alone, k tokens/s", []).append(_spread([v / 1e3 for v in found["step"]]))
-        rows.setdefault("loop with record and snapshots, k tokens/s", []).append(
-            _spread([v / 1e3 for v in found["loop"]])
-        )
+        rows.setdefault("whole loop, k tokens/s", []).append(_spread([v / 1e3 for v in found[_LOOPS[-1]]]))
         rows.setdefault("input alone, M tokens/s", []).append(_spread([v / 1e6 for v in found["input"]], 2))
         for key, values in ratios.items():
             rows.setdefault(key, []).append(_spread(values, 3))
