@@ -47,6 +47,11 @@ def config_names(checkout: Path) -> set[str]:
     return {path.name for path in (checkout / "configs").glob("*.toml")}
 
 
+def config_files(checkout: Path) -> set[str]:
+    """Configs and suites, as paths below configs/."""
+    return {path.relative_to(checkout / "configs").as_posix() for path in (checkout / "configs").rglob("*.toml")}
+
+
 def test_wheel_holds_package_and_configs_only(checkout: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -54,7 +59,8 @@ def test_wheel_holds_package_and_configs_only(checkout: Path, wheel: Path) -> No
         metadata = archive.read(f"{about}/METADATA").decode()
     modules = {path.relative_to(checkout).as_posix() for path in (checkout / "icl_jax").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
-    assert {Path(name).name for name in names if name.startswith("icl_jax/configs/")} == config_names(checkout)
+    prefix = "icl_jax/configs/"
+    assert {name.removeprefix(prefix) for name in names if name.startswith(prefix)} == config_files(checkout)
     assert "icl_jax/py.typed" in names
     launch = {name.rpartition("/")[2] for name in names if name.startswith("icl_jax/launch/")}
     assert launch == {path.name for path in (checkout / "launch").iterdir()}
@@ -72,7 +78,7 @@ def test_source_distribution_can_be_worked_in(checkout: Path, dist: Path) -> Non
     top = {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "constraints.txt", "pyproject.toml", "tests/conftest.py"}
     assert names >= top
     assert "launch/slurm.sbatch" in names
-    assert {name.removeprefix("configs/") for name in names if name.startswith("configs/")} == config_names(checkout)
+    assert {name.removeprefix("configs/") for name in names if name.startswith("configs/")} == config_files(checkout)
 
 
 def test_installed_configs_are_the_wheels(checkout: Path, installed: Path) -> None:

@@ -279,6 +279,37 @@ def test_a_job_that_cannot_be_meant_is_refused(arguments: str, said: str, capsys
     assert said in capsys.readouterr().err
 
 
+# The slice is taken away once; the second one completes the run.
+FAKE_GCLOUD = """#!/bin/bash
+cd "$(dirname "$0")" && echo "$*" >> calls
+case "$*" in
+    *queued-resources\\ describe*) [ -e slice ] ;;
+    *queued-resources\\ create*) echo x >> created; touch slice ;;
+    *queued-resources\\ list*) if [ "$(wc -l < created)" = 1 ]; then echo SUSPENDED; else echo ACTIVE; fi ;;
+    *queued-resources\\ delete*) rm slice ;;
+    storage\\ cat*) [ "$(wc -l < created)" = 2 ] && echo 0 ;;
+esac
+"""
+
+
+def test_a_slice_that_is_taken_away_is_asked_for_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files, _ = dry_run(capsys, "queued-resources", *OPTIONS["queued-resources"], "--spot")
+    (folder / "bin").mkdir()
+    for tool, text in {"gcloud": FAKE_GCLOUD, "sleep": "#!/bin/sh\n"}.items():
+        (folder / "bin" / tool).write_text(text)
+        (folder / "bin" / tool).chmod(0o755)
+    (folder / "queued-resources.sh").write_text(files["queued-resources.sh"])
+    environment = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin"}
+    command = ["bash", "queued-resources.sh"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "tiny-1: SUSPENDED\ntiny-1: the run ended with status 0\n"
+    calls = [line.split()[3] for line in (folder / "bin" / "calls").read_text().splitlines() if " queued-res" in line]
+    assert calls == ["describe", "create", "list", "delete", "describe", "create", "delete"]
+    assert f"storage cat {HOSTILE}.status" in (folder / "bin" / "calls").read_text()
+    assert not (folder / "bin" / "slice").exists()
+
+
 def test_a_configs_own_slice_is_the_default(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "Tiny_1.toml").write_text(TINY + '\n[launch]\ntopology = "v5e:4x8"\n')
     files, _ = dry_run(capsys, "queued-resources", "--run", "gs://b/r")

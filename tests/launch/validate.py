@@ -171,6 +171,13 @@ _SKY = """
 import json, shlex, sys
 import sky
 from sky.client.cli import command
+from sky.utils import accelerator_registry
+names = "names as in its catalog"
+try:
+    accelerator_registry.canonicalize_accelerator_name("H100", None)
+except Exception:  # the catalog is fetched
+    names = "its catalog of names was out of reach"
+    accelerator_registry.canonicalize_accelerator_name = lambda name, cloud: name
 path, run = sys.argv[1:3]
 task = sky.Task.from_yaml(path)
 task.validate(skip_file_mounts=False)
@@ -180,7 +187,7 @@ assert resources.use_spot
 for verb, *args in map(shlex.split, sys.argv[3:]):
     verb = {"queue": "jobs_queue", "launch": "jobs_launch", "logs": "jobs_logs", "cancel": "jobs_cancel"}[verb]
     getattr(command, verb).make_context(verb, args)
-print(task.num_nodes, json.dumps(resources.accelerators))
+print(task.num_nodes, json.dumps(resources.accelerators), names)
 """
 
 
