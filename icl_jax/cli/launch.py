@@ -202,6 +202,8 @@ def _folder(name: str) -> Path:
 
 def _plan(args: LaunchArgs, name: str) -> _Plan:
     tpu = _parse_topology(args.topology) if args.topology else None
+    if tpu:
+        args.overrides.train.rows_per_device(tpu.n_chips)  # refused here, and not on a slice that costs money
     kind, _, count = args.accelerator.partition(":")
     folder = _folder(name)
     run = args.run or str(Path("runs") / Path(args.config).stem)
@@ -231,6 +233,8 @@ def _plan(args: LaunchArgs, name: str) -> _Plan:
             selector["cloud.google.com/gke-spot"] = "true"
         values["node_selector"] = _yaml(selector)
         values["image"] = _yaml(args.image)
+        for text in ("config", "run"):  # Kubernetes reads $(NAME) and $$ in a container's args
+            values[text] = values[text].replace("$", "$$")
         values["chips_per_host"] = str(tpu.chips_per_host)
         values["hosts"] = str(tpu.n_chips // tpu.chips_per_host)
         file = "gke-jobset.yaml"
@@ -266,7 +270,8 @@ def _plan(args: LaunchArgs, name: str) -> _Plan:
 def launch(args: LaunchArgs, console: Console) -> int:
     """Hand the job to the target's tool and return its exit status, or print what would be handed over.
 
-    Raises UserError for options that the target has no use for or lacks, and where the tool is not installed.
+    Raises UserError for options that the target has no use for or lacks, where the tool is not installed, and where the
+    batch does not divide evenly over the slice.
     """
     if args.on in ("queued-resources", "gke", "skypilot") and not args.accelerator and not args.topology:
         args = replace(args, topology=args.overrides.launch.topology)

@@ -12,7 +12,9 @@ import yaml
 
 from icl_jax.cli import main
 from icl_jax.config import parse_config
-from tests.train.runs import TINY
+from tests.train import runs
+
+TINY = runs.TINY.replace("batch_size = 8", "batch_size = 512")  # divides over every slice here
 
 # Ends a quotation in every shell and in YAML, and looks like an expansion and like a template's.
 HOSTILE = 'gs://bucket/it\'s "$(touch pwned)" `touch pwned` $HOME {{name}} é 😀: &|;'
@@ -61,7 +63,8 @@ def script(target: str, files: dict[str, str]) -> str:
         (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
         assert container["image"] == HOSTILE
         (text,) = container["args"]
-        return str(text)
+        assert "$" not in text.replace("$$", "")  # Kubernetes would put a variable for $(NAME)
+        return str(text).replace("$$", "$")
     if target == "skypilot":
         return str(yaml.safe_load(files["skypilot.yaml"])["run"])
     return files[{"queued-resources": "startup.sh", "slurm": "slurm.sbatch"}[target]]
@@ -311,8 +314,20 @@ def test_a_slice_that_is_taken_away_is_asked_for_again(folder: Path, capsys: pyt
 
 
 def test_a_configs_own_slice_is_the_default(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "Tiny_1.toml").write_text(TINY + '\n[launch]\ntopology = "v5e:4x8"\n')
-    files, _ = dry_run(capsys, "queued-resources", "--run", "gs://b/r")
-    assert "v5litepod-32" in files["queued-resources.sh"]
-    files, _ = dry_run(capsys, "queued-resources", "--run", "gs://b/r", "--topology", "v5e:2x4")
-    assert "v5litepod-8" in files["queued-resources.sh"]
+    run, own = ("--run", "gs://bucket/a"), ("--launch.topology", "v6e:4x4")
+    files, _ = dry_run(capsys, "queued-resources", *run, *own)
+    assert "--accelerator-type=v6e-16 " in files["queued-resources.sh"]
+    files, _ = dry_run(capsys, "queued-resources", *run, *own, "--topology", "v5e:4x4")
+    assert "--accelerator-type=v5litepod-16 " in files["queued-resources.sh"]
+    files, _ = dry_run(capsys, "skypilot", *run, *own, "--accelerator", "H100:8")
+    assert 'accelerators: "H100:8"' in files["skypilot.yaml"]
+    dry_run(capsys, "slurm", *own)
+
+
+def test_a_batch_that_does_not_divide_over_the_slice_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "a.toml").write_text(runs.TINY)
+    slice_of_16 = ("--on", "skypilot", "--topology", "v5e:4x4", "--run", "gs://bucket/a", "--dry-run")
+    assert main.run(["launch", "a.toml", *slice_of_16]) == 2
+    assert "train.batch_size = 8: must be divisible by 16 devices" in capsys.readouterr().err
