@@ -60,10 +60,9 @@ def _step_alone(config: Config, corpus: Any, devices: list[Any], n_steps: int) -
 
     from icl_jax.data import Batches
     from icl_jax.train.parallel import ParallelStep
-    from icl_jax.train.step import init_state
 
     parallel = ParallelStep(config, devices)
-    state = parallel.put_state(init_state(config))
+    state = parallel.init_state()
     with Batches(corpus, seed=0, batch_size=config.train.batch_size, start_step=0) as batches:
         rows = [next(batches) for _ in range(n_steps + 1)]
     state, metrics = parallel.step(state, parallel.put_rows(rows[0]))

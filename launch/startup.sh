@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Runs on each host of a TPU slice when it boots; `journalctl -u google-startup-scripts` shows its output.
 set -euo pipefail
-export HOME=/root
+export HOME=/var/lib/icl-jax # systemd sets none
+mkdir -p "$HOME"
 
-cat > /root/{{name}}.toml <<'CONFIG'
+cat > "$HOME/{{name}}.toml" <<'CONFIG'
 {{config}}
 CONFIG
 
@@ -18,7 +19,7 @@ WANDB_API_KEY=$(gcloud secrets versions access latest --secret=wandb-api-key 2>/
 # A host that fails takes the others down; all of them start again from the last saved state.
 for _ in {1..10}; do
     status=0
-    /opt/icl-jax/bin/icl-jax train /root/{{name}}.toml --run {{run}} --coordinator auto \
+    /opt/icl-jax/bin/icl-jax train "$HOME/{{name}}.toml" --run {{run}} --coordinator auto \
         --sigterm-status 143 || status=$?
     case $status in
         0 | 3) break ;; # complete; a loss that is not finite, which comes again

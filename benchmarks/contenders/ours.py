@@ -15,11 +15,10 @@ class Ours:
         import jax
 
         from icl_jax.train.parallel import ParallelStep
-        from icl_jax.train.step import init_state
 
         devices = jax.devices("cpu" if device == "cpu" else "gpu")
         self._parallel = ParallelStep(config, devices)
-        self._state = self._parallel.put_state(init_state(config))
+        self._state = self._parallel.init_state()
         self._waits = device == "cpu"
 
     def run(self, batches: list[np.ndarray]) -> list[float]:

@@ -25,6 +25,7 @@ from icl_jax import __version__
 from icl_jax.cli import local_processes
 from icl_jax.cli.arguments import ConfigArgs
 from icl_jax.config import UserError
+from icl_jax.config.builtin import packaged_folder
 from icl_jax.config.toml import dump_config
 
 Target = Literal["queued-resources", "gke", "skypilot", "slurm", "local"]
@@ -156,10 +157,8 @@ def _check(args: LaunchArgs, name: str) -> None:
 
 
 def _template(name: str) -> str:
-    """Text of a file of launch/, which a wheel holds inside the package and a checkout beside it."""
-    package = Path(__file__).parents[1]
-    folders = (package / "launch", package.parent / "launch")
-    return next(folder / name for folder in folders if folder.is_dir()).read_text(encoding="utf-8")
+    """Text of a file of launch/."""
+    return (packaged_folder("launch") / name).read_text(encoding="utf-8")
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:

@@ -1,9 +1,12 @@
-"""The configs that come with the package, by name: ``icl-jax train repeats-2l`` works in any folder."""
+"""The files that come with the package: ``icl-jax train repeats-2l`` works in any folder."""
 
 from pathlib import Path
 
-# A wheel holds configs/ inside the package; a checkout (editable install) has it beside the package.
-_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
+
+def packaged_folder(name: str) -> Path:
+    """A folder of files that users read: a wheel holds it inside the package, a checkout has it beside the package."""
+    inside, beside = (Path(__file__).parents[i] / name for i in (1, 2))
+    return beside if beside.is_dir() and not inside.is_dir() else inside
 
 
 def builtin_config_names() -> list[str]:
@@ -27,4 +30,4 @@ def builtin_suite_path(name: str) -> Path | None:
 
 
 def _folder() -> Path:
-    return next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[0])
+    return packaged_folder("configs")

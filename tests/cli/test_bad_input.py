@@ -335,7 +335,6 @@ DAMAGES: dict[str, tuple[Damage, tuple[str, ...] | None, tuple[str, ...] | None]
 }
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's, see cli/process.py
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damaged_run(name: str, good_run: Path, files: Path, tmp_path: Path) -> None:
     damage, train_says, verify_says = DAMAGES[name]

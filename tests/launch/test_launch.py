@@ -82,7 +82,7 @@ def run_script(text: str, folder: Path) -> tuple[list[str], str]:
     (folder / "bin" / "srun").write_text('#!/bin/sh\nshift\nexec "$@"\n')
     (folder / "bin" / "srun").chmod(0o755)
     (folder / "runs" / "tiny-1.launch").mkdir(parents=True)
-    text = text.replace("/opt/icl-jax/bin/", "").replace("~/icl-jax/bin/", "").replace("/root", str(folder))
+    text = text.replace("/opt/icl-jax/bin/", "").replace("~/icl-jax/bin/", "").replace("/var/lib/icl-jax", str(folder))
     text = text.replace("/tmp/tiny-1", str(folder / "tiny-1"))
     environment = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", "HOME": str(folder), "SLURM_JOB_ID": "7"}
     done = subprocess.run(

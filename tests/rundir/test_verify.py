@@ -171,7 +171,6 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 
 
 # TensorStore reads arrays side by side. When one is damaged, Orbax closes its event loop while others may still answer.
-@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_named(root: Path, fault: str) -> None:
     damage, expected = FAULTS[fault]

@@ -119,7 +119,6 @@ def test_record_before_a_bad_step_is_flushed(config_file: Path, tmp_path: Path) 
 # --- disks ---
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's, see cli/process.py
 def test_full_disk_then_room(config_file: Path, small_disk: Path, unbroken: Path) -> None:
     run = small_disk / "run"
     options = ("train", config_file, "--run", run, "--devices", "1")
@@ -160,7 +159,6 @@ def _files_at_most(n_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's, see cli/process.py
 def test_state_that_cannot_be_written(config_file: Path, tmp_path: Path) -> None:
     """A state has larger files than all the rest: the last save fails, and the same command mends it."""
     unlimited, run = tmp_path / "unlimited", tmp_path / "run"
