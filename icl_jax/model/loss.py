@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from icl_jax.model.linear import weight_grad
+
 
 def reference_token_loss(
     x: Float[Array, "B T D"], W_U: Float[Array, "D V"], targets: Int[Array, "B T"]
@@ -73,7 +75,7 @@ def _mean_loss_fwd(
         dlogits_CV = exp_CV * (weight_C / total_C)[:, None] - jnp.where(is_target_CV, weight_C[:, None], 0.0)
         dlogits_CV = dlogits_CV.astype(x.dtype)
         dx_CD = jnp.einsum("CV,DV->CD", dlogits_CV, W_U)
-        dW_U = dW_U + jnp.einsum("CD,CV->DV", x_CD, dlogits_CV, preferred_element_type=jnp.float32)
+        dW_U = dW_U + weight_grad(x_CD, dlogits_CV, jnp.float32)
         return dW_U, (loss_C, dx_CD)
 
     dW_U, (loss_IC, dx_ICD) = jax.lax.scan(one_chunk, jnp.zeros(W_U.shape, jnp.float32), (x_ICD, targets_IC))
