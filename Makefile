@@ -62,7 +62,7 @@ $(VENV)/.installed-parity: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,parity]" --constraint constraints.txt
 	@touch $@
 
-compile-tpu: $(VENV)-tpu/.installed ## compile the papers' models for TPU slices: memory, speed, cost (an hour or more)
+compile-tpu: $(VENV)-tpu/.installed ## compile the papers' models for TPU slices: memory, speed, cost (ten minutes)
 	$(VENV)-tpu/bin/python -m pytest -m slow tests/train/test_compiled.py
 	$(VENV)-tpu/bin/icl-jax compile
 

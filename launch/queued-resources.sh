@@ -19,7 +19,7 @@ while true; do
             --metadata-from-file=startup-script="$startup_script"
     fi
     state=
-    while [ "$state" != SUSPENDED ] && [ "$state" != FAILED ]; do
+    while [ "$state" != SUSPENDED ]; do
         sleep 60
         if status=$(gcloud storage cat "$status_file" 2>/dev/null); then
             slice delete "$name" --force --quiet
@@ -30,6 +30,11 @@ while true; do
         state=$(slice list --filter="name~/$name\$" --format='value(state.state)') || state=unknown
         echo "$name: ${state:-stopped}"
         [ -n "$state" ] || exit 1
+        if [ "$state" = FAILED ]; then # it was never made: no quota, no such slice in this zone
+            slice describe "$name" --format='yaml(state)' >&2
+            echo "$name: mend what it says, then: icl-jax launch stop $name --on queued-resources, and start again" >&2
+            exit 1
+        fi
     done
     # A preempted slice stays as a dead entry. The next one resumes from the run directory.
     slice delete "$name" --force --quiet

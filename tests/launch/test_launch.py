@@ -295,22 +295,35 @@ esac
 """
 
 
-def test_a_slice_that_is_taken_away_is_asked_for_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files, _ = dry_run(capsys, "queued-resources", *OPTIONS["queued-resources"], "--spot")
+def _run_with_gcloud(gcloud: str, script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     (folder / "bin").mkdir()
-    for tool, text in {"gcloud": FAKE_GCLOUD, "sleep": "#!/bin/sh\n"}.items():
+    for tool, text in {"gcloud": gcloud, "sleep": "#!/bin/sh\n"}.items():
         (folder / "bin" / tool).write_text(text)
         (folder / "bin" / tool).chmod(0o755)
-    (folder / "queued-resources.sh").write_text(files["queued-resources.sh"])
+    (folder / "queued-resources.sh").write_text(script)
     environment = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin"}
     command = ["bash", "queued-resources.sh"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_a_slice_that_is_taken_away_is_asked_for_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files, _ = dry_run(capsys, "queued-resources", *OPTIONS["queued-resources"], "--spot")
+    done = _run_with_gcloud(FAKE_GCLOUD, files["queued-resources.sh"], folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "tiny-1: SUSPENDED\ntiny-1: the run ended with status 0\n"
     calls = [line.split()[3] for line in (folder / "bin" / "calls").read_text().splitlines() if " queued-res" in line]
     assert calls == ["describe", "create", "list", "delete", "describe", "create", "delete"]
     assert f"storage cat {HOSTILE}.status" in (folder / "bin" / "calls").read_text()
     assert not (folder / "bin" / "slice").exists()
+
+
+def test_a_slice_that_cannot_be_made_is_not_asked_for_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files, _ = dry_run(capsys, "queued-resources", *OPTIONS["queued-resources"])
+    gcloud = FAKE_GCLOUD.replace("SUSPENDED", "FAILED").replace("[ -e slice ] ;;", "[ -e slice ] && echo no quota ;;")
+    done = _run_with_gcloud(gcloud, files["queued-resources.sh"], folder)
+    assert (done.returncode, done.stdout) == (1, "tiny-1: FAILED\n")
+    assert done.stderr.splitlines()[0] == "no quota"
+    assert "icl-jax launch stop tiny-1 --on queued-resources" in done.stderr
 
 
 def test_a_configs_own_slice_is_the_default(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
