@@ -54,7 +54,7 @@ def icl_jax(*args: str, cwd: Path, environment: dict[str, str] | None = None) ->
 
 def dry_run(folder: Path, *args: str) -> dict[str, Path]:
     """The files that a launch would write, written into `folder`, by name."""
-    said = icl_jax("launch", "smoke", "--dry-run", *args, cwd=folder)
+    said = icl_jax("launch", "smoke", "--dry-run", "--train.batch-size", "1024", *args, cwd=folder)
     parts = re.split(r"^# runs/smoke\.launch/(\S+)\n", said.rpartition("\n$ ")[0] + "\n", flags=re.MULTILINE)
     found = {}
     for name, text in zip(parts[1::2], parts[2::2], strict=True):
