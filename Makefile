@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce check test test-slow test-parity compile-tpu smoke validate-launch bench bench-peers bench-gpu soak wheel clean FORCE
+.PHONY: help setup reproduce check test test-slow test-faults test-parity compile-tpu smoke validate-launch bench bench-peers bench-gpu soak wheel clean FORCE
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.13]"
@@ -53,6 +53,9 @@ test: setup ## fast tests, on 8 simulated devices
 
 test-slow: setup ## tests that take longer: packaging, kills, several processes
 	$(BIN)/python -m pytest -m slow
+
+test-faults: setup ## kills, full disks, damage, clocks, W&B that hangs: what each costs, as a table (about six minutes)
+	$(BIN)/python -m pytest -m "slow or not slow" tests/faults
 
 test-parity: $(VENV)/.installed-parity ## tests against TransformerLens (installs it and PyTorch: 1 GB)
 	$(BIN)/python -m pytest -m "slow or not slow" tests/parity

@@ -37,6 +37,8 @@ _PROBE_SCALARS = {
     "icl_windowed": ("nats", "late minus early loss on held-out rows, windows"),
 }
 _HEAD_SCORES = ("prefix_matching", "previous_token")
+# A step counts where all its scalars do, a probe where this does: written last and cleared first, whatever is killed.
+_PROBE_IS_COMPLETE = "icl_score"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,11 +130,8 @@ class Record:
     def write_probe(self, result: ProbeResult) -> None:
         """Store the live measures of one step of the probe schedule."""
         index = self._probe_index[result.step]
-        for name in (*_PROBE_SCALARS, "held_out_loss"):
+        for name in self._probe_arrays():
             self._array(name)[index] = np.asarray(getattr(result, name), np.float32)
-        if self._config.model.n_layers:
-            for name in _HEAD_SCORES:
-                self._array(name)[index] = getattr(result, name)
 
     def cut(self, step: int) -> None:
         """Forget everything from `step` on, so that a resumed run records no step twice.
@@ -143,12 +142,17 @@ class Record:
             if "://" not in str(self._path):  # a bucket shows no half-written objects
                 for partial in Path(self._path).rglob("*.partial"):
                     partial.unlink()
-            for name in ("loss", *_STEP_SCALARS):
+            for name in (*_STEP_SCALARS, "loss"):
                 self._array(name)[step:] = np.float32("nan")
             first_probe = sum(s < step for s in self._probe_index)
-            heads = _HEAD_SCORES if self._config.model.n_layers else ()
-            for name in (*_PROBE_SCALARS, "held_out_loss", *heads) if self._probe_index else ():
+            for name in reversed(self._probe_arrays()) if self._probe_index else ():
                 self._array(name)[first_probe:] = np.float32("nan")
+
+    def _probe_arrays(self) -> list[str]:
+        """In the order of writing."""
+        heads = _HEAD_SCORES if self._config.model.n_layers else ()
+        others = [name for name in _PROBE_SCALARS if name != _PROBE_IS_COMPLETE]
+        return [*heads, "held_out_loss", *others, _PROBE_IS_COMPLETE]
 
     def _array(self, name: str) -> zarr.Array:
         array = self._group[name]
@@ -175,7 +179,7 @@ def load_record(path: epath.Path) -> xr.Dataset:
         n_steps = _leading(*(np.isfinite(record[name].values) for name in _STEP_SCALARS))
         record = record.isel(step=slice(0, n_steps))
         if "probe" in record.sizes:
-            record = record.isel(probe=slice(0, _leading(np.isfinite(record["icl_score"].values))))
+            record = record.isel(probe=slice(0, _leading(np.isfinite(record[_PROBE_IS_COMPLETE].values))))
     return record.set_coords([n for n in ("tokens", "probe_step", "probe_tokens") if n in record])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from etils import epath
 
@@ -18,6 +19,8 @@ from icl_jax.rundir.manifest import Manifest, SnapshotEntry, params_sha256
 from icl_jax.rundir.record import Record, load_record
 
 SCHEMA_VERSION = 1
+# An array of each state, over all the others.
+_STATE_SHA256 = "sha256"
 _MADE_BEFORE_CONFIG = {"environment.json", "tokenizer.json", "record.zarr", "held_out.zarr"}
 
 
@@ -174,7 +177,7 @@ class RunDir:
         folder = self.path / "state"
         if step in saved_steps(folder):
             return
-        save_arrays(folder / str(step), state)
+        save_arrays(folder / str(step), state | {_STATE_SHA256: _sha256(state)})
         for old in saved_steps(folder)[: -self.config.snapshots.keep_states]:
             (folder / str(old)).rmtree()
 
@@ -184,7 +187,18 @@ class RunDir:
         return steps[-1] if steps else None
 
     def load_state(self, step: int) -> Arrays:
-        return load_arrays(self.path / "state" / str(step))
+        """What `save_state` saved. Raises UserError if it is missing, damaged or not the state of that step."""
+        path = self.path / "state" / str(step)
+        state = load_arrays(path)
+        found, sha256 = state.get("step"), state.pop(_STATE_SHA256, None)
+        if found is None or found.shape != ():
+            raise UserError(f"{path}: is not a training state: it has no step")
+        if int(found) != step:
+            raise UserError(f"{path}: swapped: it holds the state of step {int(found)}")
+        # Runs of before 2026-11-25 have none.
+        if sha256 is not None and not np.array_equal(sha256, _sha256(state)):
+            raise UserError(f"{path}: SHA-256 differs from the one saved with it: its contents have changed")
+        return state
 
     def cut(self, step: int) -> None:
         """Take the directory back to the state before step `step`: record, snapshots, manifest and states.
@@ -204,6 +218,10 @@ class RunDir:
                 for later in saved_steps(folder):
                     if later >= first_gone:
                         (folder / str(later)).rmtree()
+
+
+def _sha256(state: Arrays) -> np.ndarray:
+    return np.frombuffer(bytes.fromhex(params_sha256(state)), np.uint8)
 
 
 @contextlib.contextmanager

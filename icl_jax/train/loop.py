@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from icl_jax.config import Config, NonFiniteLossError
+from icl_jax.config import Config, NonFiniteLossError, UserError
 from icl_jax.data import Batches, Corpus
 from icl_jax.rundir import RunDir, probe_steps, snapshot_steps
 from icl_jax.rundir.record import ProbeResult
@@ -54,7 +54,7 @@ def train(
         return Outcome(start_step, 0)
     parallel = ParallelStep(config, devices)
     if start_step:
-        state = parallel.put_state(state_from_arrays(run.load_state(start_step), parallel.state_shape))
+        state = parallel.put_state(state_from_arrays(_load_state(run, start_step), parallel.state_shape))
     else:
         state = parallel.init_state()
     probe_fn = make_probe_fn(config, corpus, parallel.local_devices)
@@ -82,6 +82,13 @@ def train(
             writer.wait()
             raise NonFiniteLossError(error.step, f"{error.what}; {last_good_snapshot(run, error.step)}") from None
     return Outcome(config.train.n_steps, 0)
+
+
+def _load_state(run: RunDir, step: int) -> dict[str, np.ndarray]:
+    try:
+        return run.load_state(step)
+    except UserError as error:
+        raise UserError(f"{error}; without this folder the run resumes from the state before it") from None
 
 
 def last_good_snapshot(run: RunDir, bad_step: int) -> str:

@@ -72,6 +72,9 @@ def run(
             # W&B waits less for a run that was stopped: a preempted machine is gone in seconds.
             exit_code = 128 + outcome.signum if outcome.signum else 0
         except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                larger = "more devices, a larger train.accum_steps or train.fsdp, or a smaller train.batch_size"
+                raise UserError(f"out of memory on {devices[0].device_kind}: {reason(error)}; try {larger}") from error
             if jax.process_count() == 1:
                 raise
             where = f"process {jax.process_index()} of {jax.process_count()}"

@@ -113,13 +113,13 @@ def compile_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(loop, "make_probe_fn", lambda config, _corpus, devices: probe(config, tuple(devices)))
 
 
-def start_cli(*args: str | Path, **options: Any) -> subprocess.Popen[str]:
-    """`icl-jax ARGS` in a process of its own."""
+def start_cli(*args: str | Path, program: tuple[str, ...] = CLI, **options: Any) -> subprocess.Popen[str]:
+    """`icl-jax ARGS` in a process of its own, or another program."""
     checkout = str(Path(__file__).parents[2])
     paths = [checkout, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen([*CLI, *map(str, args)], text=True, env=env, **pipes)
+    return subprocess.Popen([*program, *map(str, args)], text=True, env=env, **pipes)
 
 
 def finish(child: subprocess.Popen[str], timeout_s: float = 120.0) -> tuple[int, str, str]:
@@ -181,3 +181,11 @@ def command(*args: str | Path) -> tuple[int, str, str]:
         except SystemExit as error:  # --help
             status = int(error.code or 0)
     return status, out.getvalue(), err.getvalue()
+
+
+def only_line(err: str) -> str:
+    """What a failed command said: one line."""
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("icl-jax: ")
+    return lines[0]
