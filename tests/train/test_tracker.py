@@ -17,8 +17,13 @@ import pytest
 import wandb
 
 from icl_jax.config import Config, ModelConfig, TrackerConfig
+from icl_jax.model.head_scores import InductionHead
+from icl_jax.rundir import RunDir, probe_steps
+from icl_jax.rundir.record import ProbeResult
+from icl_jax.train import session
 from icl_jax.train import tracker as tracker_module
 from icl_jax.train.tracker import NullTracker, Tracker, make_tracker
+from tests.train.runs import tiny_config
 from tests.train.wandb_file import read_items, read_records
 
 API_KEY = "0123456789" * 4
@@ -49,11 +54,15 @@ class FakeRun:
 
     def __init__(self, log: Callable[[int], None] = lambda n: None, finish: Callable[[], None] = lambda: None) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] = {}
         self.exit_code: int | None = None
         self._log = log
         self._finish = finish
 
     def define_metric(self, name: str, step_metric: str | None = None) -> None:
+        pass
+
+    def alert(self, title: str, text: str) -> None:
         pass
 
     def log(self, row: dict[str, Any]) -> None:
@@ -91,8 +100,8 @@ def log_step(tracker: Tracker, step: int) -> None:
     tracker.log_step(step, step * 10, scalars)
 
 
-def log_probe(tracker: Tracker, step: int) -> None:
-    score_NH = np.arange(6, dtype=np.float32).reshape(2, 3) / 8
+def log_probe(tracker: Tracker, step: int, scale: float = 1.0) -> None:
+    score_NH = np.float32(scale) * np.arange(6, dtype=np.float32).reshape(2, 3) / 8
     tracker.log_probe(
         step,
         step * 10,
@@ -177,6 +186,56 @@ def test_offline_run_holds_everything(tmp_path: Path) -> None:
     assert (summary["tokens"], summary["loss"], summary["icl_score"]) == (2000, 4 - 199 / 1024, -200 / 512)
     assert summary["prefix_matching/L1H2"] == 5 / 8
     assert [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"] == [3]
+
+
+def test_induction_heads_are_one_alert_and_stand_in_the_summary(tmp_path: Path) -> None:
+    found = InductionHead(tokens=20, layer=1, head=2, score=0.5)
+    told: list[list[str]] = []
+    for known, scales in ((None, (0.1, 0.8, 1.0)), (found, (1.0,))):  # the second resumes the first
+        tracker = make_tracker(with_wandb("offline"), str(tmp_path / str(known)), "abc123", pytest.fail, True, known)
+        for i, scale in enumerate(scales):
+            log_probe(tracker, i + 1, scale)
+        tracker.finish(0)
+        wandb.teardown()
+        records = list(read_records(only_log(tmp_path / str(known))))
+        alerts = [r.alert for r in records if r.WhichOneof("record_type") == "alert"]
+        told.append([f"{alert.title}: {alert.text}" for alert in alerts])
+        summary: dict[str, Any] = {}
+        for r in records:
+            if r.WhichOneof("record_type") == "summary":
+                summary |= read_items(r.summary.update)
+        assert (summary["induction_heads_at_tokens"], summary["induction_heads_head"]) == (20, "L1H2")
+    what = "After 20 tokens head L1H2 has prefix matching 0.50, of which 0.4 makes an induction head."
+    assert told == [[f"Induction heads have formed: {what}"], []]
+
+
+def test_a_resumed_run_knows_its_heads_from_the_record(tmp_path: Path) -> None:
+    run = RunDir.create(str(tmp_path / "run"), tiny_config(), corpus_sha256="0" * 64)
+    assert session._induction_head(run) is None
+    for i, step in enumerate(probe_steps(run.config)[:3]):
+        score_NH = np.zeros((2, 3), np.float32)
+        score_NH[1, 2] = (0.3, 0.4, 0.9)[i]
+        score_NH[0, 1] = (0.1, 0.7, 0.1)[i]
+        curve_T = np.ones(17, np.float32)
+        run.open_record().write_probe(
+            ProbeResult(
+                step=step, icl_score=0.0, icl_windowed=0.0, held_out_loss=curve_T, prefix_matching=score_NH,
+                previous_token=score_NH,
+            )
+        )  # fmt: skip
+    tokens = probe_steps(run.config)[1] * run.config.tokens_per_step
+    assert session._induction_head(run) == (tokens, 0, 1, pytest.approx(0.7))
+
+
+def test_no_second_alert_where_wandb_knows_of_the_heads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = FakeRun()
+    run.summary = {"induction_heads_at_tokens": 7}  # of a run that a crash took back behind them
+    run.alert = pytest.fail  # type: ignore[method-assign]
+    fake_init(monkeypatch, run)
+    tracker = make_tracker(with_wandb("offline"), str(tmp_path), "abc123", pytest.fail)
+    log_probe(tracker, 1)
+    tracker.finish(0)
+    assert run.summary == {"induction_heads_at_tokens": 7}
 
 
 def test_resumed_run_continues_the_same_wandb_run(tmp_path: Path) -> None:
