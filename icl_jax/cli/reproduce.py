@@ -1,7 +1,7 @@
 """`icl-jax reproduce`: a suite of runs, trained, analyzed and put into one report."""
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +46,11 @@ def reproduce(args: ReproduceArgs, console: Console) -> int:
         raise UserError(f"--jobs = {args.jobs}: must be 0 or more")
     suite = find_suite(args.suite)
     out = Path(args.out or Path("runs") / suite.name)
-    runs = {name: config for member in suite.members for name, config in member.runs().items()}
+    runs = {
+        name: _tracked(config, suite.name, member.name)
+        for member in suite.members
+        for name, config in member.runs().items()
+    }
     if any(config.launch.topology for config in runs.values()) and not has_accelerators():
         _plan(runs, out, console)
         return 0
@@ -65,6 +69,13 @@ def reproduce(args: ReproduceArgs, console: Console) -> int:
         raise UserError(f"{out / name}: {line.removeprefix('icl-jax: ')}{more}; see {out / 'logs' / name}.log")
     _report(suite, out, console)
     return 0
+
+
+def _tracked(config: Config, group: str, job_type: str) -> Config:
+    """The suite's runs are one W&B group, the seeds of a member have one job type; what the user set stays."""
+    tracker = config.tracker
+    tracker = replace(tracker, group=tracker.group or group, job_type=tracker.job_type or job_type)
+    return replace(config, tracker=tracker)
 
 
 def _plan(runs: dict[str, Config], out: Path, console: Console) -> None:

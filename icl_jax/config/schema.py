@@ -319,7 +319,9 @@ class TrackerConfig:
     entity: str = ""
     """W&B team or user; empty: W&B's default."""
     group: str = ""
-    """W&B group."""
+    """W&B group; empty: a suite's or sweep's name, else none."""
+    job_type: str = ""
+    """W&B job type; empty: the name of a suite's member, else none."""
     every_steps: int = 10
     """Steps between points sent to W&B."""
 

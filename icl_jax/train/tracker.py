@@ -237,6 +237,7 @@ def make_tracker(
         "project": config.tracker.project,
         "entity": config.tracker.entity or None,
         "group": config.tracker.group or None,
+        "job_type": config.tracker.job_type or None,
         "config": asdict(config),
     }
     tracker = WandbTracker(init, warn, temporary_dir, induction_head)

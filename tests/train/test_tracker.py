@@ -122,7 +122,7 @@ def test_offline_run_holds_everything(tmp_path: Path) -> None:
     run_path = tmp_path / "two layers"
     warnings: list[str] = []
     before = sys.excepthook, sys.exit, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    config = with_wandb("offline", project="phase", group="pairs")
+    config = with_wandb("offline", project="phase", group="pairs", job_type="two-layers")
     tracker = make_tracker(config, str(run_path), "abc123", warnings.append)
     after = sys.excepthook, sys.exit, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     assert after == before
@@ -142,7 +142,8 @@ def test_offline_run_holds_everything(tmp_path: Path) -> None:
     records = list(read_records(path))
 
     (run,) = (r.run for r in records if r.WhichOneof("record_type") == "run")
-    assert (run.run_id, run.project, run.run_group, run.display_name) == ("abc123", "phase", "pairs", "two layers")
+    assert (run.run_id, run.project, run.display_name) == ("abc123", "phase", "two layers")
+    assert (run.run_group, run.job_type) == ("pairs", "two-layers")
     sections = read_items(run.config.update)
     assert sections["model"]["n_layers"] == config.model.n_layers
     assert sections["optimizer"]["lr"] == config.optimizer.lr
