@@ -64,7 +64,7 @@ def run(
         if is_main:
             run_dir.add_start(describe_start(start_step, devices, argv))
         say(_headline(config, str(run_dir.path), devices, start_step))
-        known = _induction_head(run_dir) if is_main and start_step else None
+        known = seen_induction_head(run_dir) if is_main and start_step else None
         tracker = make_tracker(config, str(run_dir.path), run_dir.run_id, say, is_main, known)
         say(tracker.description)
         exit_code = 1
@@ -96,7 +96,7 @@ def _join(coordinator: str, n_processes: int, process_id: int) -> None:
         raise UserError(f"--coordinator = {coordinator!r}: {reason[0][:200] if reason else 'cannot join'}") from error
 
 
-def _induction_head(run: RunDir) -> InductionHead | None:
+def seen_induction_head(run: RunDir) -> InductionHead | None:
     """What the probes of the record have seen so far."""
     record = run.load_record()
     if "prefix_matching" not in record:
