@@ -142,9 +142,9 @@ def train_member() -> None:
 
 def _show(out: Path, varied: list[str], runs: Mapping[str, Config], console: Console) -> None:
     """A row for each member, on the console and in OUT/sweep.csv."""
-    header = [*varied, "final loss (nats)", "ICL score (nats)", "tokens at induction heads", "run"]
+    header = [*varied, "final loss", "ICL score", "heads form at", "run"]
     rows = [[_value(config, name) for name in varied] + _measured(out / run) for run, config in runs.items()]
-    table = Table(*(Column(name, overflow="fold") for name in header), box=None)
+    table = Table(*(Column(name, no_wrap=name != "run", overflow="fold") for name in header), box=None)
     for row in rows:
         table.add_row(*row)
     console.print(table, markup=False)
@@ -159,7 +159,7 @@ def _value(config: Config, name: str) -> str:
 
 
 def _measured(path: Path) -> list[str]:
-    """Loss of the last step, windowed ICL score of the last probe, tokens at the first induction head; the path."""
+    """Loss of the last step and windowed ICL score of the last probe, nats; tokens at which heads formed; path."""
     run = RunDir.open(str(path)) if RunDir.is_run(str(path)) else None
     if run is None or run.last_state_step() != run.config.train.n_steps:
         return ["not finished", "", "", str(path)]

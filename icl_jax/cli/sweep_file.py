@@ -76,8 +76,8 @@ class SweepFile:
         wanted = {name: self.spec[name] for name in ("method", "parameters")}
         random.seed(hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).digest())
         try:
-            runs = sweeps.next_runs(wanted, [], validate=True, n=count)
-        except Exception as error:  # jsonschema's, or ValueError
+            runs = sweeps.next_runs(wanted, [], n=count)
+        except Exception as error:  # jsonschema's, ValueError: they name the parameter
             raise UserError(f"{self.path}: {str(error).splitlines()[0]}") from None
         # A grid ends with None.
         return [{name: _plain(each["value"]) for name, each in run.config.items()} for run in runs if run is not None]
@@ -95,6 +95,9 @@ def load_sweep(path: Path) -> SweepFile:
         raise UserError(f"{path}: must hold W&B's keys method and parameters")
     if not isinstance(spec.get("method"), str):
         raise UserError(f"{path}: method = {spec.get('method')!r}: must be grid, random or another of W&B's methods")
+    cap = spec.get("run_cap", 1)
+    if not isinstance(cap, int) or cap < 1:
+        raise UserError(f"{path}: run_cap = {cap!r}: must be a whole number, 1 or more")
     parameters = spec.get("parameters")
     if not isinstance(parameters, dict) or not parameters:
         raise UserError(f"{path}: parameters = {parameters!r}: must be fields of the config, such as model.n_layers")

@@ -228,6 +228,24 @@ def test_a_resumed_run_knows_its_heads_from_the_record(tmp_path: Path) -> None:
     assert session.seen_induction_head(run) == (tokens, 0, 1, pytest.approx(0.7))
 
 
+# W&B leaves the file of drawn values open.
+@pytest.mark.filterwarnings("ignore:(?s)Exception ignored in.*drawn.yaml:pytest.PytestUnraisableExceptionWarning")
+def test_a_run_that_wandbs_agent_started_is_the_one_of_its_sweep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "drawn.yaml").write_text("optimizer.lr: {value: 0.002}\n")
+    for name, value in (("SWEEP_ID", "s1"), ("RUN_ID", "r1"), ("SWEEP_PARAM_PATH", str(tmp_path / "drawn.yaml"))):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    wandb.teardown()  # it reads the environment once
+    tracker = make_tracker(with_wandb("offline"), str(tmp_path / "run"), "abc123", pytest.fail)
+    log_step(tracker, 0)
+    tracker.finish(0)
+    wandb.teardown()
+    (run,) = (r.run for r in read_records(only_log(tmp_path / "run")) if r.WhichOneof("record_type") == "run")
+    assert (run.run_id, run.sweep_id) == ("r1", "s1")
+    assert read_items(run.config.update)["optimizer.lr"] == 0.002
+
+
 def test_no_second_alert_where_wandb_knows_of_the_heads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run = FakeRun()
     run.summary = {"induction_heads_at_tokens": 7}  # of a run that a crash took back behind them
