@@ -324,6 +324,8 @@ class TrackerConfig:
     """W&B job type; empty: the name of a suite's member, else none."""
     every_steps: int = 10
     """Steps between points sent to W&B."""
+    artifacts: bool = False
+    """Keep each snapshot as a W&B artifact too, by reference where the run directory is in a bucket."""
 
     def __post_init__(self) -> None:
         _check_types("tracker", self)

@@ -26,9 +26,11 @@ from icl_jax.train.wandb_run import (
     INIT_TIMEOUT_S,
     InductionNews,
     Point,
+    Snapshot,
     auto_mode,
     history_row,
     is_logged_in,
+    log_artifact,
     open_run,
     tear_down,
 )  # fmt: skip
@@ -64,6 +66,9 @@ class Tracker(Protocol):
     ) -> None:
         """Live measures. The arrays of a model without layers have size zero."""
 
+    def log_snapshot(self, step: int, tokens: int, path: str) -> None:
+        """A snapshot that is complete on disk. May be called from any thread."""
+
     def finish(self, exit_code: int) -> None:
         """Send what is waiting and close the run. Later calls of any method do nothing."""
 
@@ -80,6 +85,9 @@ class NullTracker:
     def log_probe(self, *_args: object, **_measures: object) -> None:
         """Do nothing."""
 
+    def log_snapshot(self, step: int, tokens: int, path: str) -> None:
+        """Do nothing."""
+
     def finish(self, exit_code: int) -> None:
         """Do nothing."""
 
@@ -88,7 +96,7 @@ class WandbTracker:
     """Sends points to Weights & Biases. Use :func:`make_tracker`.
 
     ``init`` holds the arguments of ``wandb.init``. ``temporary_dir`` is removed once everything in it is uploaded.
-    ``induction_head`` is the one that the record of a resumed run holds.
+    ``induction_head`` is the one that the record of a resumed run holds; ``keeps_snapshots``: as artifacts.
     """
 
     def __init__(
@@ -97,13 +105,15 @@ class WandbTracker:
         warn: Callable[[str], None],
         temporary_dir: str | None = None,
         induction_head: InductionHead | None = None,
+        keeps_snapshots: bool = False,
     ) -> None:
         self.description = "W&B: starting"
         self._init = init
         self._warn = warn
         self._temporary_dir = temporary_dir
         self._induction_head = induction_head
-        self._waiting: queue.Queue[Point | int] = queue.Queue(MAX_WAITING_POINTS)  # an int is the exit code
+        self._keeps_snapshots = keeps_snapshots
+        self._waiting: queue.Queue[Point | Snapshot | int] = queue.Queue(MAX_WAITING_POINTS)  # an int is the exit code
         self._is_started = threading.Event()
         self._failure: str | None = None
         self._is_off = False
@@ -148,6 +158,11 @@ class WandbTracker:
                 row[f"{name}/L{layer}H{head}"] = score
         self._send(Point(row, np.array(held_out_loss_T), np.array(prefix_matching_NH)))
 
+    def log_snapshot(self, step: int, tokens: int, path: str) -> None:
+        # The writer's thread: whether it failed is for the loop's next call to say.
+        if self._keeps_snapshots and not self._is_off and self._failure is None:
+            self._put(Snapshot(step, tokens, path))
+
     def finish(self, exit_code: int) -> None:
         self._send(exit_code)
         if self._is_off:
@@ -166,12 +181,15 @@ class WandbTracker:
         if self._is_off:
             return
         if self._failure is None:
-            try:
-                self._waiting.put_nowait(item)
-                return
-            except queue.Full:
-                self._failure = f"{MAX_WAITING_POINTS} points are waiting to be sent"
-        self._turn_off()
+            self._put(item)
+        if self._failure is not None:
+            self._turn_off()
+
+    def _put(self, item: Point | Snapshot | int) -> None:
+        try:
+            self._waiting.put_nowait(item)
+        except queue.Full:
+            self._failure = f"{MAX_WAITING_POINTS} points are waiting to be sent"
 
     def _turn_off(self) -> None:
         self._is_off = True
@@ -185,9 +203,12 @@ class WandbTracker:
             self.description = f"W&B: offline, {self._sync_dir}" if run.offline else f"W&B: online, {run.url}"
             self._is_started.set()
             news = InductionNews(run, self._induction_head)
-            while isinstance(item := self._waiting.get(), Point):
-                run.log(history_row(item))
-                news.look(item)
+            while not isinstance(item := self._waiting.get(), int):
+                if isinstance(item, Point):
+                    run.log(history_row(item))
+                    news.look(item)
+                else:
+                    log_artifact(run, item)
             run.finish(exit_code=item)
         except BaseException as error:  # in this thread, no KeyboardInterrupt nor anything of ours can be raised
             lines = str(error).strip().splitlines() or [""]
@@ -240,7 +261,7 @@ def make_tracker(
         "job_type": config.tracker.job_type or None,
         "config": asdict(config),
     }
-    tracker = WandbTracker(init, warn, temporary_dir, induction_head)
+    tracker = WandbTracker(init, warn, temporary_dir, induction_head, config.tracker.artifacts)
     if tracker.start():
         return tracker
     if temporary_dir is not None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from typing import Any, SupportsFloat
+from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
 
@@ -28,6 +28,14 @@ class Point:
         self.row = row
         self.curve_T = curve_T
         self.prefix_matching_NH = prefix_matching_NH
+
+
+class Snapshot(NamedTuple):
+    """A snapshot that is complete on disk; `path` may be a bucket's."""
+
+    step: int
+    tokens: int
+    path: str
 
 
 def open_run(init: dict[str, Any]) -> Any:
@@ -79,6 +87,22 @@ def history_row(point: Point) -> dict[str, Any]:
         title = "Held-out loss at each token position (nats)"
         row["loss_by_position"] = wandb.plot.line(table, "position", "loss_nats", title=title)
     return row
+
+
+def log_artifact(run: Any, snapshot: Snapshot) -> None:
+    """Keep a snapshot as a version of the run's model. What is in a bucket stays there and is referred to.
+
+    No copies on this disk: a snapshot never changes once it is complete.
+    """
+    import wandb
+
+    metadata = {"step": snapshot.step, "tokens": snapshot.tokens}
+    artifact = wandb.Artifact(f"{run.id}-snapshots", type="model", metadata=metadata)
+    if "://" in snapshot.path:
+        artifact.add_reference(snapshot.path)
+    else:
+        artifact.add_dir(snapshot.path, policy="immutable", skip_cache=True)
+    run.log_artifact(artifact, aliases=[f"step-{snapshot.step}", "latest"])
 
 
 class InductionNews:

@@ -50,17 +50,22 @@ class FakeRun:
     """Stands in for ``wandb.Run``."""
 
     offline = True
+    id = "abc123"
     dir = "somewhere/wandb/offline-run/files"
 
     def __init__(self, log: Callable[[int], None] = lambda n: None, finish: Callable[[], None] = lambda: None) -> None:
         self.rows: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
+        self.artifacts: list[list[str]] = []
         self.exit_code: int | None = None
         self._log = log
         self._finish = finish
 
     def define_metric(self, name: str, step_metric: str | None = None) -> None:
         pass
+
+    def log_artifact(self, _artifact: wandb.Artifact, aliases: list[str]) -> None:
+        self.artifacts.append(aliases)
 
     def alert(self, title: str, text: str) -> None:
         pass
@@ -414,6 +419,58 @@ def test_points_that_pile_up_are_one_warning(monkeypatch: pytest.MonkeyPatch, tm
     tracker.finish(0)
     assert warnings == [f"{WARNING}50 points are waiting to be sent"]
     release.set()
+
+
+def test_a_snapshot_is_an_artifact_on_request(tmp_path: Path) -> None:
+    for wanted in (True, False):
+        run_path = tmp_path / str(wanted)
+        folder = run_path / "snapshots" / "64"
+        (folder / "d").mkdir(parents=True)
+        (folder / "d" / "weights").write_bytes(b"0" * 100)
+        tracker = make_tracker(with_wandb("offline", artifacts=wanted), str(run_path), "abc123", pytest.fail)
+        tracker.log_snapshot(64, 640, str(folder))
+        tracker.finish(0)
+        wandb.teardown()
+        records = read_records(only_log(run_path))
+        artifacts = [r.artifact for r in records if r.WhichOneof("record_type") == "artifact"]
+        assert len(artifacts) == wanted
+    (artifact,) = (
+        r.artifact for r in read_records(only_log(tmp_path / "True")) if r.WhichOneof("record_type") == "artifact"
+    )
+    assert (artifact.name, artifact.type, list(artifact.aliases)) == (
+        "abc123-snapshots",
+        "model",
+        ["step-64", "latest"],
+    )
+    assert json.loads(artifact.metadata) == {"step": 64, "tokens": 640}
+    (entry,) = artifact.manifest.contents
+    assert (entry.path, entry.local_path) == (
+        "d/weights",
+        str(tmp_path / "True" / "snapshots" / "64" / "d" / "weights"),
+    )
+
+
+def test_a_snapshot_in_a_bucket_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    referred: list[str] = []
+    monkeypatch.setattr(wandb.Artifact, "add_reference", lambda _self, uri: referred.append(uri))
+    run = FakeRun()
+    fake_init(monkeypatch, run)
+    tracker = make_tracker(with_wandb("offline", artifacts=True), "gs://bucket/run", "abc123", pytest.fail)
+    tracker.log_snapshot(64, 640, "gs://bucket/run/snapshots/64")
+    tracker.finish(0)
+    assert referred == ["gs://bucket/run/snapshots/64"]
+    assert run.artifacts == [["step-64", "latest"]]
+
+
+def test_an_artifact_that_fails_is_one_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_init(monkeypatch, FakeRun())
+    warnings: list[str] = []
+    tracker = make_tracker(with_wandb("offline", artifacts=True), str(tmp_path), "abc123", warnings.append)
+    tracker.log_snapshot(64, 640, str(tmp_path / "gone"))
+    tracker.log_snapshot(65, 650, str(tmp_path / "gone"))
+    tracker.finish(0)
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"{WARNING}ValueError: Path is not a directory")
 
 
 def test_model_without_layers_has_no_head_scores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
