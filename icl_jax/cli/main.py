@@ -117,6 +117,14 @@ def _sweep(args: Sequence[str], console: Console) -> int:
     return sweep(parse(SweepArgs, args, prog="icl-jax sweep", description=_sweep.__doc__ or ""), console)
 
 
+def _workspace(args: Sequence[str], console: Console) -> int:
+    """Save a W&B workspace with the charts of a config's project. Example: icl-jax workspace repeats-2l"""
+    from icl_jax.cli.workspace import WorkspaceArgs, workspace
+
+    description = _workspace.__doc__ or ""
+    return workspace(parse_with_config(WorkspaceArgs, args, prog="icl-jax workspace", description=description), console)
+
+
 def _compile(args: Sequence[str], console: Console) -> int:
     """Compile a config's step for a TPU slice: memory, speed, cost. Example: icl-jax compile paper-attn-2l"""
     from icl_jax.cli.compile import CompileArgs, compile_configs
@@ -150,6 +158,7 @@ _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
     "data": _data,
     "reproduce": _reproduce,
     "sweep": _sweep,
+    "workspace": _workspace,
     "compile": _compile,
     "launch": _launch,
 }

@@ -62,6 +62,7 @@ def open_run(init: dict[str, Any]) -> Any:
             reinit="create_new",  # leave alone a W&B run that the caller may have open
         )
         run = wandb.init(settings=settings, resume="allow", **init)
+        wandb.termsetup(silent, None)  # again: it has taken W&B's own settings
     finally:
         sys.excepthook, sys.exit = excepthook, exit_fn
     run.define_metric("tokens")

@@ -421,7 +421,7 @@ def test_points_that_pile_up_are_one_warning(monkeypatch: pytest.MonkeyPatch, tm
     release.set()
 
 
-def test_a_snapshot_is_an_artifact_on_request(tmp_path: Path) -> None:
+def test_a_snapshot_is_an_artifact_on_request(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for wanted in (True, False):
         run_path = tmp_path / str(wanted)
         folder = run_path / "snapshots" / "64"
@@ -434,6 +434,7 @@ def test_a_snapshot_is_an_artifact_on_request(tmp_path: Path) -> None:
         records = read_records(only_log(run_path))
         artifacts = [r.artifact for r in records if r.WhichOneof("record_type") == "artifact"]
         assert len(artifacts) == wanted
+        assert capfd.readouterr() == ("", "")
     (artifact,) = (
         r.artifact for r in read_records(only_log(tmp_path / "True")) if r.WhichOneof("record_type") == "artifact"
     )
