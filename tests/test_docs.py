@@ -69,11 +69,10 @@ def test_the_examples_of_extending_work(checkout: Path, tmp_path: Path, monkeypa
     assert names["logits"].shape == (2, 17, 11)
 
 
+@pytest.mark.usefixtures("wandb_of_nobody")
 @pytest.mark.skipif(importlib.util.find_spec("sweeps") is None, reason="the extra `sweeps` is not installed")
 def test_the_commands_on_wandb_are_understood(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
     page = (checkout / "docs" / "wandb.md").read_text(encoding="utf-8")
     (sweep,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     Path("sweep.yaml").write_text(sweep)

@@ -22,6 +22,7 @@ from icl_jax.cli.sweep_file import SweepFile, load_sweep
 from icl_jax.config import Config, UserError
 from icl_jax.config.toml import numeric_differences
 from icl_jax.rundir import RunDir
+from icl_jax.rundir.files import reason
 
 _TRAIN = "from icl_jax.cli.main import main; main()"
 _MEMBER = "from icl_jax.cli.sweep import train_member; train_member()"
@@ -111,12 +112,10 @@ def _online(args: SweepArgs, file: SweepFile, path: Path, base: Config, out: Pat
             kept.write_text(wandb.sweep(spec, entity=entity, project=project), encoding="utf-8")
         sweep_id = kept.read_text(encoding="utf-8").strip()
         full = "/".join(part for part in (entity, project, sweep_id) if part)
-        _say(console, f"more runs at a time, on other devices: CUDA_VISIBLE_DEVICES=1 wandb agent {full}")
+        _say(console, f"more runs at a time, from other terminals and on other GPUs: wandb agent {full}")
         wandb.agent(sweep_id, entity=entity, project=project, count=args.count or None)
-    except OSError as error:
-        raise UserError(f"{kept}: {error.strerror}") from None
-    except wandb.errors.Error as error:
-        raise UserError(f"W&B: {str(error).strip().splitlines()[0]}") from None
+    except Exception as error:  # W&B's, requests', the file's
+        raise UserError(f"W&B sweep of {out}: {reason(error)}") from None
     found = {path.name: RunDir.open(str(path)).config for path in sorted(out.iterdir()) if RunDir.is_run(str(path))}
     _show(out, file.varied, found, console)
     return 0

@@ -40,7 +40,9 @@ class SweepFile:
     def member_name(self, values: dict[str, Any]) -> str:
         """Names a member's folder by what it varies, as Hydra does: ``model.n_layers=2,optimizer.lr=0.003``."""
         parts = [f"{name}={_short(values[name])}" for name in self.varied]
-        return re.sub(r"[^A-Za-z0-9._=,+-]+", "_", ",".join(parts)) or self.path.stem
+        name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", ",".join(parts)) or self.path.stem
+        # File systems end at 255 bytes.
+        return name if len(name) <= 200 else f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
     def config(self, base: Config, values: dict[str, Any]) -> Config:
         """The config of a member. Raises UserError for values that cannot work."""

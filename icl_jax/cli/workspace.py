@@ -7,6 +7,7 @@ from rich.console import Console
 
 from icl_jax.cli.arguments import ConfigArgs
 from icl_jax.config import UserError
+from icl_jax.rundir.files import reason
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -35,8 +36,7 @@ def workspace(args: WorkspaceArgs, console: Console) -> int:
     except ImportError:
         raise UserError('icl-jax workspace needs the package: pip install "icl-jax[workspace]"') from None
     except Exception as error:  # W&B's, requests', GraphQL's: whatever went wrong with the network or the account
-        lines = str(error).strip().splitlines() or [""]
-        raise UserError(f"W&B: {type(error).__name__}: {lines[0]}") from None
+        raise UserError(f"W&B: {reason(error)}") from None
     console.print(saved.url, markup=False, highlight=False, soft_wrap=True)
     return 0
 

@@ -129,8 +129,8 @@ class InductionNews:
             return
         self._is_told = True
         self._summarise(found)
-        scored = f"prefix matching {found.score:.2f}, of which {HEAD_THRESHOLD} makes an induction head"
-        text = f"After {found.tokens:,} tokens head L{found.layer}H{found.head} has {scored}."
+        head, score = f"L{found.layer}H{found.head}", f"{found.score:.2f}"
+        text = f"After {found.tokens:,} tokens head {head} has prefix matching {score} ({HEAD_THRESHOLD} or more)."
         self._run.alert("Induction heads have formed", text)
 
     def _summarise(self, found: InductionHead) -> None:

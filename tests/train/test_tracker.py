@@ -5,10 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -27,23 +26,8 @@ from tests.train.runs import tiny_config
 from tests.train.wandb_file import read_items, read_records
 
 API_KEY = "0123456789" * 4
+pytestmark = pytest.mark.usefixtures("wandb_of_nobody")
 WARNING = "W&B failed, training goes on without it: "
-
-
-@pytest.fixture(autouse=True)
-def wandb_of_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A W&B that finds neither the user's account nor her settings, and no process left over from another test."""
-    wandb.teardown()
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_SILENT"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("WANDB_BASE_URL", "WANDB_SERVICE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    yield
-    wandb.teardown()
 
 
 class FakeRun:
@@ -211,7 +195,7 @@ def test_induction_heads_are_one_alert_and_stand_in_the_summary(tmp_path: Path) 
             if r.WhichOneof("record_type") == "summary":
                 summary |= read_items(r.summary.update)
         assert (summary["induction_heads_at_tokens"], summary["induction_heads_head"]) == (20, "L1H2")
-    what = "After 20 tokens head L1H2 has prefix matching 0.50, of which 0.4 makes an induction head."
+    what = "After 20 tokens head L1H2 has prefix matching 0.50 (0.4 or more)."
     assert told == [[f"Induction heads have formed: {what}"], []]
 
 
