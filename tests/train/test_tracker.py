@@ -22,7 +22,7 @@ from icl_jax.rundir.record import ProbeResult
 from icl_jax.train import session
 from icl_jax.train import tracker as tracker_module
 from icl_jax.train.tracker import NullTracker, Tracker, make_tracker
-from tests.train.runs import tiny_config
+from tests.train.runs import TellingTracker, tiny_config, train_here
 from tests.train.wandb_file import read_items, read_records
 
 API_KEY = "0123456789" * 4
@@ -430,6 +430,20 @@ def test_a_snapshot_is_an_artifact_on_request(tmp_path: Path, capfd: pytest.Capt
         "d/weights",
         str(tmp_path / "True" / "snapshots" / "64" / "d" / "weights"),
     )
+
+
+def test_the_tracker_is_told_of_snapshots_that_are_complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def seen(_tracker: Tracker, step: int, tokens: int, path: str) -> None:
+        entry = RunDir.open(str(tmp_path / "run")).manifest.read()[-1]
+        assert (entry.step, entry.tokens) == (step, tokens)
+        assert Path(path, "_CHECKPOINT_METADATA").exists()
+        told.append(step)
+
+    monkeypatch.setattr(TellingTracker, "log_snapshot", seen)
+    train_here(tiny_config(train={"n_steps": 3}), tmp_path / "run")
+    assert told == [0, 1, 2, 3]
 
 
 def test_a_snapshot_in_a_bucket_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
