@@ -76,7 +76,7 @@ class SweepFile:
         except ImportError:
             raise UserError('a sweep without W&B online needs its sampler: pip install "icl-jax[sweeps]"') from None
         wanted = {name: self.spec[name] for name in ("method", "parameters")}
-        random.seed(hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).digest())
+        random.seed(hashlib.sha256(json.dumps(wanted, sort_keys=True, default=str).encode()).digest())
         try:
             runs = sweeps.next_runs(wanted, [], n=count)
         except Exception as error:  # jsonschema's, ValueError: they name the parameter
