@@ -1,6 +1,8 @@
 """The pages of docs/ that hold code: run as they stand."""
 
+import importlib.util
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from icl_jax.cli.arguments import find_config, parse_with_config
+from icl_jax.cli.train import TrainArgs
+from icl_jax.config import Config
 from tests.analysis.small_runs import hand_built_run
-from tests.train.runs import CLI
+from tests.train.runs import CLI, command
 
 _BLOCKS = re.compile(r"^```(python)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -62,3 +67,29 @@ def test_the_examples_of_extending_work(checkout: Path, tmp_path: Path, monkeypa
     inner = row[1:]
     np.testing.assert_array_equal(inner, inner[::-1])
     assert names["logits"].shape == (2, 17, 11)
+
+
+@pytest.mark.usefixtures("wandb_of_nobody")
+@pytest.mark.skipif(importlib.util.find_spec("sweeps") is None, reason="the extra `sweeps` is not installed")
+def test_the_commands_on_wandb_are_understood(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (checkout / "docs" / "wandb.md").read_text(encoding="utf-8")
+    (sweep,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    Path("sweep.yaml").write_text(sweep)
+    plain = re.sub(r"^```yaml\n.*?^```\n", "", page, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for _, code in _BLOCKS.findall(plain) for line in code.splitlines()]
+    commands = [shlex.split(line, comments=True)[1:] for line in lines]
+    assert {verb for verb, *_ in commands} == {"train", "sweep", "workspace"}
+    for verb, *args in commands:
+        if verb == "sweep":
+            status, said, _ = command(verb, *args, *([] if "--dry-run" in args else ["--dry-run"]))
+            assert status == 0
+            assert "4 runs" in said
+        elif verb == "train":
+            config = parse_with_config(TrainArgs, args, prog="", description="").overrides
+            assert config.tracker != find_config(args[0])[1].tracker
+        else:
+            assert "not logged in" in command(verb, *args)[2]
+    for name in re.findall(r"`((?:tracker|probes|train)\.\w+)`", page):
+        section, field = name.split(".")
+        assert hasattr(getattr(Config(), section), field), name

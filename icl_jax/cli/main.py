@@ -110,6 +110,21 @@ def _reproduce(args: Sequence[str], console: Console) -> int:
     return reproduce(parse(ReproduceArgs, args, prog="icl-jax reproduce", description=description), console)
 
 
+def _sweep(args: Sequence[str], console: Console) -> int:
+    """Train a W&B sweep over fields of a config. Example: icl-jax sweep sweep.yaml repeats-2l --dry-run"""
+    from icl_jax.cli.sweep import SweepArgs, sweep
+
+    return sweep(parse(SweepArgs, args, prog="icl-jax sweep", description=_sweep.__doc__ or ""), console)
+
+
+def _workspace(args: Sequence[str], console: Console) -> int:
+    """Save a W&B workspace with the charts of a config's project. Example: icl-jax workspace repeats-2l"""
+    from icl_jax.cli.workspace import WorkspaceArgs, workspace
+
+    description = _workspace.__doc__ or ""
+    return workspace(parse_with_config(WorkspaceArgs, args, prog="icl-jax workspace", description=description), console)
+
+
 def _compile(args: Sequence[str], console: Console) -> int:
     """Compile a config's step for a TPU slice: memory, speed, cost. Example: icl-jax compile paper-attn-2l"""
     from icl_jax.cli.compile import CompileArgs, compile_configs
@@ -142,6 +157,8 @@ _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
     "verify": _verify,
     "data": _data,
     "reproduce": _reproduce,
+    "sweep": _sweep,
+    "workspace": _workspace,
     "compile": _compile,
     "launch": _launch,
 }

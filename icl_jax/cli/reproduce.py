@@ -1,7 +1,8 @@
 """`icl-jax reproduce`: a suite of runs, trained, analyzed and put into one report."""
 
 import signal
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -46,15 +47,30 @@ def reproduce(args: ReproduceArgs, console: Console) -> int:
         raise UserError(f"--jobs = {args.jobs}: must be 0 or more")
     suite = find_suite(args.suite)
     out = Path(args.out or Path("runs") / suite.name)
-    runs = {name: config for member in suite.members for name, config in member.runs().items()}
+    runs = {
+        name: tracked(config, suite.name, member.name)
+        for member in suite.members
+        for name, config in member.runs().items()
+    }
     if any(config.launch.topology for config in runs.values()) and not has_accelerators():
         _plan(runs, out, console)
         return 0
-    _prepare(runs, out, console)
+    prepare(runs, out, console)
     jobs = [_job(name, out, member.analysis) for member in suite.members for name in member.runs()]
-    slots = device_slots(len(jobs), args.jobs)
+    status = run_members(jobs, args.jobs, out, console)
+    if status is not None:
+        return status
+    _report(suite, out, console)
+    return 0
+
+
+def run_members(jobs: Sequence[Job], n_slots: int, out: Path, console: Console) -> int | None:
+    """Run the jobs of the run directories OUT/NAME. Returns the exit status where a signal ended them, else None.
+
+    Raises UserError where a job failed, once all have ended.
+    """
     try:
-        failed = run_jobs(jobs, slots, out / "logs", console)
+        failed = run_jobs(jobs, device_slots(len(jobs), n_slots), out / "logs", console)
     except Stopped as stopped:
         signum = signal.Signals(stopped.args[0])
         _say(console, f"{signum.name}: states are saved; the same command goes on from there")
@@ -63,8 +79,14 @@ def reproduce(args: ReproduceArgs, console: Console) -> int:
         name, line = next(iter(failed.items()))
         more = f" ({len(failed)} runs failed)" if len(failed) > 1 else ""
         raise UserError(f"{out / name}: {line.removeprefix('icl-jax: ')}{more}; see {out / 'logs' / name}.log")
-    _report(suite, out, console)
-    return 0
+    return None
+
+
+def tracked(config: Config, group: str, job_type: str) -> Config:
+    """The suite's runs are one W&B group, the seeds of a member have one job type; what the user set stays."""
+    tracker = config.tracker
+    tracker = replace(tracker, group=tracker.group or group, job_type=tracker.job_type or job_type)
+    return replace(config, tracker=tracker)
 
 
 def _plan(runs: dict[str, Config], out: Path, console: Console) -> None:
@@ -112,7 +134,7 @@ def _report(suite: Suite, out: Path, console: Console) -> None:
     _say(console, f"the report: {page}")
 
 
-def _prepare(runs: dict[str, Config], out: Path, console: Console) -> None:
+def prepare(runs: dict[str, Config], out: Path, console: Console) -> None:
     """Write the runs' configs, and prepare each corpus once before several runs want it at the same time."""
     from icl_jax.cli.data import open_corpus
 
@@ -137,7 +159,12 @@ def _job(name: str, out: Path, analysis: Analysis) -> Job:
     analyze += ["--snapshots", str(analysis.snapshots)] if analysis.snapshots else []
     analyze += ["--rows", str(analysis.rows)] if analysis.rows else []
     analyze += ["--only", ",".join(analysis.only)] if analysis.only else []
-    return Job(name, [["train", str(out / "configs" / f"{name}.toml"), "--run", run], analyze])
+    return Job(name, [train_command(name, out), analyze])
+
+
+def train_command(name: str, out: Path) -> list[str]:
+    """Trains a config that `prepare` has written."""
+    return ["train", str(out / "configs" / f"{name}.toml"), "--run", str(out / name)]
 
 
 def _say(console: Console, text: str) -> None:

@@ -319,9 +319,13 @@ class TrackerConfig:
     entity: str = ""
     """W&B team or user; empty: W&B's default."""
     group: str = ""
-    """W&B group."""
+    """W&B group; empty: a suite's or sweep's name, else none."""
+    job_type: str = ""
+    """W&B job type; empty: the name of a suite's member, else none."""
     every_steps: int = 10
     """Steps between points sent to W&B."""
+    artifacts: bool = False
+    """Keep each snapshot as a W&B artifact too, by reference where the run directory is in a bucket."""
 
     def __post_init__(self) -> None:
         _check_types("tracker", self)

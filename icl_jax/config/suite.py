@@ -60,7 +60,7 @@ class Member:
         return {f"{self.name}-seed{seed}" if many else self.name: self._seeded(seed) for seed in self.seeds}
 
     def _seeded(self, seed: int) -> Config:
-        return _with_fields(self.config, {"train": {"seed": seed}}, f"seeds of {self.name}")
+        return with_fields(self.config, {"train": {"seed": seed}}, f"seeds of {self.name}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,14 +125,14 @@ def _member(raw: Any, seeds: tuple[int, ...], analysis: Analysis, path: Path) ->
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"{path}: member.name = {name!r}: must be letters, digits, '.', '_' and '-'; it names a folder")
     file = builtin_config_path(config_name) or path.parent / config_name
-    config = _with_fields(load_config(file), raw.get("set", {}), f"{path}: member.set of {name}")
+    config = with_fields(load_config(file), raw.get("set", {}), f"{path}: member.set of {name}")
     own_seeds = _seeds(raw["seeds"], f"{path}: member.seeds") if "seeds" in raw else seeds
     title = _text(raw.get("title", name), f"{path}: member.title")
     own_analysis = _analysis(raw.get("analysis", {}), analysis, path)
     return Member(name=name, title=title, config=config, seeds=own_seeds, analysis=own_analysis)
 
 
-def _with_fields(config: Config, changes: Any, where: str) -> Config:
+def with_fields(config: Config, changes: Any, where: str) -> Config:
     """The config with some fields changed; checked like a config's own file."""
     if not isinstance(changes, dict) or not all(isinstance(values, dict) for values in changes.values()):
         raise UserError(f"{where}: {changes!r}: must be tables of fields such as {{ model = {{ n_layers = 3 }} }}")

@@ -1,8 +1,13 @@
 """Scores of attention heads read off their patterns, cheap enough to take during training."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+# What a head must score to be called by the name of its score. The paper discloses no value; this is ARENA's.
+HEAD_THRESHOLD = 0.4
 
 
 def followers(tokens: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
@@ -37,6 +42,28 @@ def previous_token(pattern: Float[Array, "B H T T"]) -> Float[Array, " H"]:
     """
     below_diagonal = jnp.diagonal(pattern, offset=-1, axis1=-2, axis2=-1)
     return jnp.mean(below_diagonal, axis=(0, 2))
+
+
+class InductionHead(NamedTuple):
+    """The first head whose prefix matching reached `HEAD_THRESHOLD`, the highest if there were several."""
+
+    tokens: int
+    """Tokens trained on at the probe that saw it."""
+    layer: int
+    head: int
+    score: float
+    """Its prefix matching there."""
+
+
+def first_induction_head(
+    tokens: Int[np.ndarray, " P"], prefix_matching: Float[np.ndarray, "P N H"]
+) -> InductionHead | None:
+    """The first induction head of probes P in their order; None where there is none yet."""
+    for n_tokens, score_NH in zip(tokens, prefix_matching, strict=True):
+        if score_NH.size and score_NH.max() >= HEAD_THRESHOLD:
+            layer, head = np.unravel_index(np.argmax(score_NH), score_NH.shape)
+            return InductionHead(int(n_tokens), int(layer), int(head), float(score_NH.max()))
+    return None
 
 
 def repeated_tokens(

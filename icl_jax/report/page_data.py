@@ -5,13 +5,14 @@ from dataclasses import asdict
 from typing import Any
 
 from icl_jax import __version__
+from icl_jax.model.head_scores import HEAD_THRESHOLD
 from icl_jax.report.arrays import ArrayStore
 from icl_jax.report.behaviours import behaviours
 from icl_jax.report.chart import Axis, Chart, Gap, Series
 from icl_jax.report.figures.figure import Figure
 from icl_jax.report.figures.table import BEHAVIOURS, COMPARISONS, MODEL_ANALYSIS
 from icl_jax.report.moments import moments
-from icl_jax.report.reported_run import HEAD_THRESHOLD, ReportedRun, millions, signed
+from icl_jax.report.reported_run import ReportedRun, millions, signed
 from icl_jax.report.seeds import group_by_config
 from icl_jax.report.token_losses import token_losses
 from icl_jax.report.token_text import TokenText

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
-# What a head must score to be called by the name; the paper does not disclose its own.
-_THRESHOLD = 0.4
+from icl_jax.model.head_scores import HEAD_THRESHOLD
+
 _N_NAMED = 8
 _KINDS = {"full": "full", "pattern_preserving": "pattern-preserving", "mean": "mean", "resample": "resample"}
 
@@ -74,10 +74,10 @@ def _heads(dataset: xr.Dataset) -> Iterator[str]:
         if name not in dataset:
             continue
         scores, untrained = dataset[name].values[-1], dataset[name].values[0].mean()
-        n_above = int(np.sum(scores >= _THRESHOLD))
+        n_above = int(np.sum(scores >= HEAD_THRESHOLD))
         best = _named(scores)
         text = ", ".join(best[:n_above]) if n_above else f"none; the highest {', '.join(best[:3])}"
-        yield _line(title, f"{text}  ({name} {_THRESHOLD} or more at the end; {untrained:.3f} at the start)")
+        yield _line(title, f"{text}  ({name} {HEAD_THRESHOLD} or more at the end; {untrained:.3f} at the start)")
 
 
 def _composition(dataset: xr.Dataset) -> Iterator[str]:

@@ -13,11 +13,10 @@ from icl_jax.analysis.dataset import load_dataset
 from icl_jax.analysis.measurement import Derived
 from icl_jax.analysis.table import TABLE
 from icl_jax.config import Config, TrackerConfig
+from icl_jax.model.head_scores import HEAD_THRESHOLD
 from icl_jax.report.chart import Band, Gap, Role
 from icl_jax.rundir import RunDir
 
-# What a head must score at the end of a run to be called by the name. The paper discloses no value; this is ARENA's.
-HEAD_THRESHOLD = 0.4
 _N_STRETCHES = 300
 _NAMES = {"prefix_matching": "induction", "previous_token": "previous"}
 _OWNER = {variable: entry for entry in TABLE for variable in entry.variables}

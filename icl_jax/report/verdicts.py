@@ -12,9 +12,10 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
+from icl_jax.model.head_scores import HEAD_THRESHOLD
 from icl_jax.report.behaviours import behaviours
 from icl_jax.report.figures.smeared_against_plain import NEEDS_PAIR, smeared_pairs
-from icl_jax.report.reported_run import HEAD_THRESHOLD, ReportedRun, millions, share, signed
+from icl_jax.report.reported_run import ReportedRun, millions, share, signed
 from icl_jax.report.seeds import Group
 
 Finding = Literal["supported", "partly", "not supported", "not tested"]

@@ -141,8 +141,13 @@ class _Session:
     def save_snapshot(self, step: int, params: Any) -> None:
         arrays = self._to_host(step, params)
         if self.is_writer:
-            self.writer.submit(self.run.save_snapshot, step, arrays)
+            self.writer.submit(self._write_snapshot, step, arrays)
         self.recorder.pause()
+
+    def _write_snapshot(self, step: int, arrays: Any) -> None:
+        self.run.save_snapshot(step, arrays)
+        path = self.run.path / "snapshots" / str(step)
+        self.tracker.log_snapshot(step, step * self.run.config.tokens_per_step, str(path))
 
     def save_state(self, step: int, state: Any) -> None:
         arrays = self._to_host(step, state)

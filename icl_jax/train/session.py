@@ -7,6 +7,7 @@ from rich.console import Console
 
 from icl_jax.config import Config, UserError
 from icl_jax.data import Corpus
+from icl_jax.model.head_scores import InductionHead, first_induction_head
 from icl_jax.model.params import n_params
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.checkpoints import quiet_orbax
@@ -63,7 +64,8 @@ def run(
         if is_main:
             run_dir.add_start(describe_start(start_step, devices, argv))
         say(_headline(config, str(run_dir.path), devices, start_step))
-        tracker = make_tracker(config, str(run_dir.path), run_dir.run_id, say, is_writer=is_main)
+        known = seen_induction_head(run_dir) if is_main and start_step else None
+        tracker = make_tracker(config, str(run_dir.path), run_dir.run_id, say, is_main, known)
         say(tracker.description)
         exit_code = 1
         try:
@@ -95,6 +97,14 @@ def _join(coordinator: str, n_processes: int, process_id: int) -> None:
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise UserError(f"--coordinator = {coordinator!r}: {reason[0][:200] if reason else 'cannot join'}") from error
+
+
+def seen_induction_head(run: RunDir) -> InductionHead | None:
+    """What the probes of the record have seen so far."""
+    record = run.load_record()
+    if "prefix_matching" not in record:
+        return None
+    return first_induction_head(record["probe_tokens"].values, record["prefix_matching"].values)
 
 
 def _check_corpus(config: Config, vocab_size: int) -> None:

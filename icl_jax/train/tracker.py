@@ -7,11 +7,9 @@ Points carry the axis ``tokens`` and no explicit W&B step: W&B drops points whos
 do that a resumed run takes again after a crash. Such points are sent twice and are equal.
 """
 
-import contextlib
 import os
 import queue
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -22,13 +20,23 @@ import numpy as np
 from jaxtyping import Float
 
 from icl_jax.config import Config
+from icl_jax.model.head_scores import InductionHead
+from icl_jax.train.wandb_run import (
+    FINISH_TIMEOUT_S,
+    INIT_TIMEOUT_S,
+    InductionNews,
+    Point,
+    Snapshot,
+    auto_mode,
+    history_row,
+    is_logged_in,
+    log_artifact,
+    open_run,
+    tear_down,
+)  # fmt: skip
 
-INIT_TIMEOUT_S = 20.0
-"""Longest that W&B may take to start a run."""
 START_GRACE_S = 5.0
 """Time beyond that in which W&B can say itself that it gave up."""
-FINISH_TIMEOUT_S = 20.0
-"""Longest that the end of a run waits for uploads."""
 INTERRUPTED_FINISH_TIMEOUT_S = 8.0
 """The same for a run that ends with an exit code other than 0: after SIGTERM the machine may be gone in seconds."""
 MAX_WAITING_POINTS = 4096
@@ -58,6 +66,9 @@ class Tracker(Protocol):
     ) -> None:
         """Live measures. The arrays of a model without layers have size zero."""
 
+    def log_snapshot(self, step: int, tokens: int, path: str) -> None:
+        """A snapshot that is complete on disk. May be called from any thread."""
+
     def finish(self, exit_code: int) -> None:
         """Send what is waiting and close the run. Later calls of any method do nothing."""
 
@@ -74,32 +85,35 @@ class NullTracker:
     def log_probe(self, *_args: object, **_measures: object) -> None:
         """Do nothing."""
 
-    def finish(self, exit_code: int) -> None:
+    def log_snapshot(self, step: int, tokens: int, path: str) -> None:
         """Do nothing."""
 
-
-class _Point:
-    """A row of W&B's history; the curve becomes a chart in W&B's thread."""
-
-    __slots__ = ("curve_T", "row")
-
-    def __init__(self, row: dict[str, SupportsFloat], curve_T: np.ndarray | None = None) -> None:
-        self.row = row
-        self.curve_T = curve_T
+    def finish(self, exit_code: int) -> None:
+        """Do nothing."""
 
 
 class WandbTracker:
     """Sends points to Weights & Biases. Use :func:`make_tracker`.
 
     ``init`` holds the arguments of ``wandb.init``. ``temporary_dir`` is removed once everything in it is uploaded.
+    ``induction_head`` is the one that the record of a resumed run holds; ``keeps_snapshots``: as artifacts.
     """
 
-    def __init__(self, init: dict[str, Any], warn: Callable[[str], None], temporary_dir: str | None = None) -> None:
+    def __init__(
+        self,
+        init: dict[str, Any],
+        warn: Callable[[str], None],
+        temporary_dir: str | None = None,
+        induction_head: InductionHead | None = None,
+        keeps_snapshots: bool = False,
+    ) -> None:
         self.description = "W&B: starting"
         self._init = init
         self._warn = warn
         self._temporary_dir = temporary_dir
-        self._waiting: queue.Queue[_Point | int] = queue.Queue(MAX_WAITING_POINTS)  # an int is the exit code
+        self._induction_head = induction_head
+        self._keeps_snapshots = keeps_snapshots
+        self._waiting: queue.Queue[Point | Snapshot | int] = queue.Queue(MAX_WAITING_POINTS)  # an int is the exit code
         self._is_started = threading.Event()
         self._failure: str | None = None
         self._is_off = False
@@ -118,7 +132,7 @@ class WandbTracker:
         return not self._is_off
 
     def log_step(self, step: int, tokens: int, scalars: Mapping[str, SupportsFloat]) -> None:
-        self._send(_Point({"tokens": tokens, "step": step, **scalars}))
+        self._send(Point({"tokens": tokens, "step": step, **scalars}))
 
     def log_probe(
         self,
@@ -142,7 +156,12 @@ class WandbTracker:
                 row[f"{name}_max"] = score_NH.max()
             for (layer, head), score in np.ndenumerate(score_NH):
                 row[f"{name}/L{layer}H{head}"] = score
-        self._send(_Point(row, np.array(held_out_loss_T)))
+        self._send(Point(row, np.array(held_out_loss_T), np.array(prefix_matching_NH)))
+
+    def log_snapshot(self, step: int, tokens: int, path: str) -> None:
+        # The writer's thread: whether it failed is for the loop's next call to say.
+        if self._keeps_snapshots and not self._is_off and self._failure is None:
+            self._put(Snapshot(step, tokens, path))
 
     def finish(self, exit_code: int) -> None:
         self._send(exit_code)
@@ -158,16 +177,19 @@ class WandbTracker:
         elif self._temporary_dir is not None and self._init["mode"] == "online":
             shutil.rmtree(self._temporary_dir, ignore_errors=True)
 
-    def _send(self, item: _Point | int) -> None:
+    def _send(self, item: Point | int) -> None:
         if self._is_off:
             return
         if self._failure is None:
-            try:
-                self._waiting.put_nowait(item)
-                return
-            except queue.Full:
-                self._failure = f"{MAX_WAITING_POINTS} points are waiting to be sent"
-        self._turn_off()
+            self._put(item)
+        if self._failure is not None:
+            self._turn_off()
+
+    def _put(self, item: Point | Snapshot | int) -> None:
+        try:
+            self._waiting.put_nowait(item)
+        except queue.Full:
+            self._failure = f"{MAX_WAITING_POINTS} points are waiting to be sent"
 
     def _turn_off(self) -> None:
         self._is_off = True
@@ -176,111 +198,48 @@ class WandbTracker:
 
     def _work(self) -> None:
         try:
-            run = self._open()
+            run = open_run(self._init)
+            self._sync_dir = os.path.dirname(run.dir)
+            self.description = f"W&B: offline, {self._sync_dir}" if run.offline else f"W&B: online, {run.url}"
             self._is_started.set()
-            while isinstance(item := self._waiting.get(), _Point):
-                run.log(_history_row(item))
+            news = InductionNews(run, self._induction_head)
+            while not isinstance(item := self._waiting.get(), int):
+                if isinstance(item, Point):
+                    run.log(history_row(item))
+                    news.look(item)
+                else:
+                    log_artifact(run, item)
             run.finish(exit_code=item)
         except BaseException as error:  # in this thread, no KeyboardInterrupt nor anything of ours can be raised
             lines = str(error).strip().splitlines() or [""]
             self._failure = f"{type(error).__name__}: {lines[0]}".rstrip(": ")
             self._is_started.set()
-            _tear_down()
-
-    def _open(self) -> Any:
-        # wandb replaces both to learn the exit code, which finish() is told, and then prints tracebacks twice.
-        excepthook, exit_fn = sys.excepthook, sys.exit
-        try:
-            import wandb
-
-            # W&B's notices would go to stderr, into the progress display; it writes them to its own log as well.
-            silent = wandb.Settings(silent=True)
-            wandb.termsetup(silent, None)
-            settings = wandb.Settings(
-                silent=True,
-                quiet=True,
-                console="off",
-                save_code=False,
-                disable_code=True,
-                disable_git=True,
-                label_disable=True,
-                allow_val_change=True,
-                init_timeout=INIT_TIMEOUT_S,
-                finish_timeout=FINISH_TIMEOUT_S + 1,  # we give up first; then W&B's exit hook soon does too
-                reinit="create_new",  # leave alone a W&B run that the caller may have open
-            )
-            run = wandb.init(settings=settings, resume="allow", **self._init)
-        finally:
-            sys.excepthook, sys.exit = excepthook, exit_fn
-        self._sync_dir = os.path.dirname(run.dir)
-        self.description = f"W&B: offline, {self._sync_dir}" if run.offline else f"W&B: online, {run.url}"
-        run.define_metric("tokens")
-        run.define_metric("*", step_metric="tokens")
-        return run
-
-
-def _tear_down() -> None:
-    """End W&B's process and take back its exit hook, which prints a traceback if that process has died."""
-    with contextlib.suppress(BaseException):
-        import wandb
-
-        wandb.teardown(exit_code=1)
-
-
-def _history_row(point: _Point) -> dict[str, Any]:
-    row: dict[str, Any] = {name: value if isinstance(value, int) else float(value) for name, value in point.row.items()}
-    if point.curve_T is not None:
-        import wandb
-
-        data = [[position, loss] for position, loss in enumerate(point.curve_T.tolist())]
-        table = wandb.Table(columns=["position", "loss_nats"], data=data)
-        title = "Held-out loss at each token position (nats)"
-        row["loss_by_position"] = wandb.plot.line(table, "position", "loss_nats", title=title)
-    return row
-
-
-def _auto_mode() -> tuple[str, str]:
-    """What ``tracker.wandb = "auto"`` means here, and why: from the environment and files, never the network."""
-    try:
-        from wandb.sdk import wandb_setup
-    except ImportError:
-        return "disabled", "wandb is not installed"
-    settings = wandb_setup.singleton().settings  # unlike wandb.setup(), starts no process
-    if settings.mode == "disabled":
-        return "disabled", "WANDB_MODE"
-    if settings.mode in ("offline", "dryrun"):
-        return "offline", "WANDB_MODE"
-    return ("online", "logged in") if _is_logged_in() else ("disabled", "not logged in")
-
-
-def _is_logged_in() -> bool:
-    from wandb.sdk import wandb_setup
-    from wandb.sdk.lib import wbauth
-
-    settings = wandb_setup.singleton().settings
-    host = wbauth.HostUrl(settings.base_url, app_url=settings.app_url)
-    # Looks at WANDB_API_KEY, identity tokens, netrc and W&B's settings files, and asks neither user nor server.
-    auth = wbauth.authenticate_session(host=host, source="icl_jax", prompt=False, update_session=False)
-    return auth is not None
+            tear_down()
 
 
 def make_tracker(
-    config: Config, run_path: str, run_id: str, warn: Callable[[str], None], is_writer: bool = True
+    config: Config,
+    run_path: str,
+    run_id: str,
+    warn: Callable[[str], None],
+    is_writer: bool = True,
+    induction_head: InductionHead | None = None,
 ) -> Tracker:
     """Start tracking a run as ``config.tracker`` asks; never raises for a W&B that does not work.
 
     ``run_id`` is kept by the run directory: with the same id, W&B continues the same run. Only the writer process
     tracks. ``warn`` takes one line, at most once in the tracker's life, always in the thread that calls the tracker.
+    ``induction_head``: what the record of a resumed run holds already, so that nobody is told twice.
     """
     if not is_writer:
         return NullTracker("W&B: tracked by process 0")
     mode: str = config.tracker.wandb
     try:
         if mode == "auto":
-            mode, reason = _auto_mode()
+            mode, reason = auto_mode()
             if mode == "disabled":
                 return NullTracker(f"W&B: disabled ({reason})")
-        elif mode == "online" and not _is_logged_in():
+        elif mode == "online" and not is_logged_in():
             # wandb.init would ask for a key on the terminal, unseen.
             raise RuntimeError("not logged in: run `wandb login` or set WANDB_API_KEY")
     except Exception as error:
@@ -299,9 +258,10 @@ def make_tracker(
         "project": config.tracker.project,
         "entity": config.tracker.entity or None,
         "group": config.tracker.group or None,
+        "job_type": config.tracker.job_type or None,
         "config": asdict(config),
     }
-    tracker = WandbTracker(init, warn, temporary_dir)
+    tracker = WandbTracker(init, warn, temporary_dir, induction_head, config.tracker.artifacts)
     if tracker.start():
         return tracker
     if temporary_dir is not None:

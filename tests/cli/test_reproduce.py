@@ -11,6 +11,7 @@ from rich.console import Console
 
 from icl_jax.cli import jobs
 from icl_jax.cli.jobs import Job, Slot, Stopped, device_slots, run_jobs
+from icl_jax.config import load_config
 from icl_jax.rundir import RunDir
 from tests.train.runs import CLI, TINY, command
 
@@ -63,6 +64,19 @@ def test_a_suite_is_trained_analyzed_and_reported_and_then_only_looked_at(tmp_pa
     steps = {name: RunDir.open(str(out / name)).environment["starts"] for name in ("tiny", "wide")}
     assert command("reproduce", suite, "--out", out)[0] == 0
     assert {name: RunDir.open(str(out / name)).environment["starts"] for name in steps} == steps
+
+
+def test_the_runs_of_a_suite_are_one_wandb_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = "seeds = [3, 4]" + SUITE.replace("d_model = 24 }", "d_model = 24 }, tracker = { group = 'mine' }")
+    monkeypatch.setattr("icl_jax.cli.reproduce.run_jobs", lambda *_: {"tiny-seed3": "not now"})
+    assert command("reproduce", _write(tmp_path, suite), "--out", tmp_path / "out")[0] == 2
+    written = {p.stem: load_config(p) for p in (tmp_path / "out" / "configs").iterdir()}
+    assert {name: (c.tracker.group, c.tracker.job_type, c.train.seed) for name, c in written.items()} == {
+        "tiny-seed3": ("suite", "tiny", 3),
+        "tiny-seed4": ("suite", "tiny", 4),
+        "wide-seed3": ("mine", "wide", 3),
+        "wide-seed4": ("mine", "wide", 4),
+    }
 
 
 def test_a_run_that_fails_is_named_and_the_others_end(tmp_path: Path) -> None:

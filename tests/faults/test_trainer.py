@@ -180,9 +180,10 @@ def test_clock_that_jumps(
 class _BrokenWandb:
     """A run of W&B that raises or hangs where it is told to."""
 
-    offline, dir, summary = True, "somewhere/wandb/offline-run/files", {}
+    offline, dir = True, "somewhere/wandb/offline-run/files"
 
     def __init__(self, place: str, kind: str, done: threading.Event) -> None:
+        self.summary: dict[str, object] = {}
         self._place, self._kind, self._done = place, kind, done
 
     def strike(self, place: str) -> None:

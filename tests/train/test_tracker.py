@@ -5,10 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -17,43 +16,42 @@ import pytest
 import wandb
 
 from icl_jax.config import Config, ModelConfig, TrackerConfig
+from icl_jax.model.head_scores import InductionHead
+from icl_jax.rundir import RunDir, probe_steps
+from icl_jax.rundir.record import ProbeResult
+from icl_jax.train import session
 from icl_jax.train import tracker as tracker_module
 from icl_jax.train.tracker import NullTracker, Tracker, make_tracker
+from tests.train.runs import TellingTracker, tiny_config, train_here
 from tests.train.wandb_file import read_items, read_records
 
 API_KEY = "0123456789" * 4
+pytestmark = pytest.mark.usefixtures("wandb_of_nobody")
 WARNING = "W&B failed, training goes on without it: "
-
-
-@pytest.fixture(autouse=True)
-def wandb_of_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A W&B that finds neither the user's account nor her settings, and no process left over from another test."""
-    wandb.teardown()
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_SILENT"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("WANDB_BASE_URL", "WANDB_SERVICE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    yield
-    wandb.teardown()
 
 
 class FakeRun:
     """Stands in for ``wandb.Run``."""
 
     offline = True
+    id = "abc123"
     dir = "somewhere/wandb/offline-run/files"
 
     def __init__(self, log: Callable[[int], None] = lambda n: None, finish: Callable[[], None] = lambda: None) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] = {}
+        self.artifacts: list[list[str]] = []
         self.exit_code: int | None = None
         self._log = log
         self._finish = finish
 
     def define_metric(self, name: str, step_metric: str | None = None) -> None:
+        pass
+
+    def log_artifact(self, _artifact: wandb.Artifact, aliases: list[str]) -> None:
+        self.artifacts.append(aliases)
+
+    def alert(self, title: str, text: str) -> None:
         pass
 
     def log(self, row: dict[str, Any]) -> None:
@@ -91,8 +89,8 @@ def log_step(tracker: Tracker, step: int) -> None:
     tracker.log_step(step, step * 10, scalars)
 
 
-def log_probe(tracker: Tracker, step: int) -> None:
-    score_NH = np.arange(6, dtype=np.float32).reshape(2, 3) / 8
+def log_probe(tracker: Tracker, step: int, scale: float = 1.0) -> None:
+    score_NH = np.float32(scale) * np.arange(6, dtype=np.float32).reshape(2, 3) / 8
     tracker.log_probe(
         step,
         step * 10,
@@ -113,7 +111,7 @@ def test_offline_run_holds_everything(tmp_path: Path) -> None:
     run_path = tmp_path / "two layers"
     warnings: list[str] = []
     before = sys.excepthook, sys.exit, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    config = with_wandb("offline", project="phase", group="pairs")
+    config = with_wandb("offline", project="phase", group="pairs", job_type="two-layers")
     tracker = make_tracker(config, str(run_path), "abc123", warnings.append)
     after = sys.excepthook, sys.exit, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     assert after == before
@@ -133,7 +131,8 @@ def test_offline_run_holds_everything(tmp_path: Path) -> None:
     records = list(read_records(path))
 
     (run,) = (r.run for r in records if r.WhichOneof("record_type") == "run")
-    assert (run.run_id, run.project, run.run_group, run.display_name) == ("abc123", "phase", "pairs", "two layers")
+    assert (run.run_id, run.project, run.display_name) == ("abc123", "phase", "two layers")
+    assert (run.run_group, run.job_type) == ("pairs", "two-layers")
     sections = read_items(run.config.update)
     assert sections["model"]["n_layers"] == config.model.n_layers
     assert sections["optimizer"]["lr"] == config.optimizer.lr
@@ -177,6 +176,74 @@ def test_offline_run_holds_everything(tmp_path: Path) -> None:
     assert (summary["tokens"], summary["loss"], summary["icl_score"]) == (2000, 4 - 199 / 1024, -200 / 512)
     assert summary["prefix_matching/L1H2"] == 5 / 8
     assert [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"] == [3]
+
+
+def test_induction_heads_are_one_alert_and_stand_in_the_summary(tmp_path: Path) -> None:
+    found = InductionHead(tokens=20, layer=1, head=2, score=0.5)
+    told: list[list[str]] = []
+    for known, scales in ((None, (0.1, 0.8, 1.0)), (found, (1.0,))):  # the second resumes the first
+        tracker = make_tracker(with_wandb("offline"), str(tmp_path / str(known)), "abc123", pytest.fail, True, known)
+        for i, scale in enumerate(scales):
+            log_probe(tracker, i + 1, scale)
+        tracker.finish(0)
+        wandb.teardown()
+        records = list(read_records(only_log(tmp_path / str(known))))
+        alerts = [r.alert for r in records if r.WhichOneof("record_type") == "alert"]
+        told.append([f"{alert.title}: {alert.text}" for alert in alerts])
+        summary: dict[str, Any] = {}
+        for r in records:
+            if r.WhichOneof("record_type") == "summary":
+                summary |= read_items(r.summary.update)
+        assert (summary["induction_heads_at_tokens"], summary["induction_heads_head"]) == (20, "L1H2")
+    what = "After 20 tokens head L1H2 has prefix matching 0.50 (0.4 or more)."
+    assert told == [[f"Induction heads have formed: {what}"], []]
+
+
+def test_a_resumed_run_knows_its_heads_from_the_record(tmp_path: Path) -> None:
+    run = RunDir.create(str(tmp_path / "run"), tiny_config(), corpus_sha256="0" * 64)
+    assert session.seen_induction_head(run) is None
+    for i, step in enumerate(probe_steps(run.config)[:3]):
+        score_NH = np.zeros((2, 3), np.float32)
+        score_NH[1, 2] = (0.3, 0.4, 0.9)[i]
+        score_NH[0, 1] = (0.1, 0.7, 0.1)[i]
+        curve_T = np.ones(17, np.float32)
+        run.open_record().write_probe(
+            ProbeResult(
+                step=step, icl_score=0.0, icl_windowed=0.0, held_out_loss=curve_T, prefix_matching=score_NH,
+                previous_token=score_NH,
+            )
+        )  # fmt: skip
+    tokens = probe_steps(run.config)[1] * run.config.tokens_per_step
+    assert session.seen_induction_head(run) == (tokens, 0, 1, pytest.approx(0.7))
+
+
+# W&B leaves the file of drawn values open.
+@pytest.mark.filterwarnings("ignore:(?s)Exception ignored in.*drawn.yaml:pytest.PytestUnraisableExceptionWarning")
+def test_a_run_that_wandbs_agent_started_is_the_one_of_its_sweep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "drawn.yaml").write_text("optimizer.lr: {value: 0.002}\n")
+    for name, value in (("SWEEP_ID", "s1"), ("RUN_ID", "r1"), ("SWEEP_PARAM_PATH", str(tmp_path / "drawn.yaml"))):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    wandb.teardown()  # it reads the environment once
+    tracker = make_tracker(with_wandb("offline"), str(tmp_path / "run"), "abc123", pytest.fail)
+    log_step(tracker, 0)
+    tracker.finish(0)
+    wandb.teardown()
+    (run,) = (r.run for r in read_records(only_log(tmp_path / "run")) if r.WhichOneof("record_type") == "run")
+    assert (run.run_id, run.sweep_id) == ("r1", "s1")
+    assert read_items(run.config.update)["optimizer.lr"] == 0.002
+
+
+def test_no_second_alert_where_wandb_knows_of_the_heads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = FakeRun()
+    run.summary = {"induction_heads_at_tokens": 7}  # of a run that a crash took back behind them
+    run.alert = pytest.fail  # type: ignore[method-assign]
+    fake_init(monkeypatch, run)
+    tracker = make_tracker(with_wandb("offline"), str(tmp_path), "abc123", pytest.fail)
+    log_probe(tracker, 1)
+    tracker.finish(0)
+    assert run.summary == {"induction_heads_at_tokens": 7}
 
 
 def test_resumed_run_continues_the_same_wandb_run(tmp_path: Path) -> None:
@@ -336,6 +403,70 @@ def test_points_that_pile_up_are_one_warning(monkeypatch: pytest.MonkeyPatch, tm
     tracker.finish(0)
     assert warnings == [f"{WARNING}50 points are waiting to be sent"]
     release.set()
+
+
+def test_a_snapshot_is_an_artifact_on_request(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for wanted in (True, False):
+        run_path = tmp_path / str(wanted)
+        folder = run_path / "snapshots" / "64"
+        (folder / "d").mkdir(parents=True)
+        (folder / "d" / "weights").write_bytes(b"0" * 100)
+        tracker = make_tracker(with_wandb("offline", artifacts=wanted), str(run_path), "abc123", pytest.fail)
+        tracker.log_snapshot(64, 640, str(folder))
+        tracker.finish(0)
+        wandb.teardown()
+        records = read_records(only_log(run_path))
+        artifacts = [r.artifact for r in records if r.WhichOneof("record_type") == "artifact"]
+        assert len(artifacts) == wanted
+        assert capfd.readouterr() == ("", "")
+    (artifact,) = (
+        r.artifact for r in read_records(only_log(tmp_path / "True")) if r.WhichOneof("record_type") == "artifact"
+    )
+    assert (artifact.name, artifact.type) == ("abc123-snapshots", "model")
+    assert set(artifact.aliases) == {"step-64", "latest"}
+    assert json.loads(artifact.metadata) == {"step": 64, "tokens": 640}
+    (entry,) = artifact.manifest.contents
+    assert (entry.path, entry.local_path) == (
+        "d/weights",
+        str(tmp_path / "True" / "snapshots" / "64" / "d" / "weights"),
+    )
+
+
+def test_the_tracker_is_told_of_snapshots_that_are_complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def seen(_tracker: Tracker, step: int, tokens: int, path: str) -> None:
+        entry = RunDir.open(str(tmp_path / "run")).manifest.read()[-1]
+        assert (entry.step, entry.tokens) == (step, tokens)
+        assert Path(path, "_CHECKPOINT_METADATA").exists()
+        told.append(step)
+
+    monkeypatch.setattr(TellingTracker, "log_snapshot", seen)
+    train_here(tiny_config(model={"n_layers": 0}, train={"n_steps": 3}), tmp_path / "run")
+    assert told == [0, 1, 2, 3]
+
+
+def test_a_snapshot_in_a_bucket_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    referred: list[str] = []
+    monkeypatch.setattr(wandb.Artifact, "add_reference", lambda _self, uri: referred.append(uri))
+    run = FakeRun()
+    fake_init(monkeypatch, run)
+    tracker = make_tracker(with_wandb("offline", artifacts=True), "gs://bucket/run", "abc123", pytest.fail)
+    tracker.log_snapshot(64, 640, "gs://bucket/run/snapshots/64")
+    tracker.finish(0)
+    assert referred == ["gs://bucket/run/snapshots/64"]
+    assert run.artifacts == [["step-64", "latest"]]
+
+
+def test_an_artifact_that_fails_is_one_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_init(monkeypatch, FakeRun())
+    warnings: list[str] = []
+    tracker = make_tracker(with_wandb("offline", artifacts=True), str(tmp_path), "abc123", warnings.append)
+    tracker.log_snapshot(64, 640, str(tmp_path / "gone"))
+    tracker.log_snapshot(65, 650, str(tmp_path / "gone"))
+    tracker.finish(0)
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"{WARNING}ValueError: Path is not a directory")
 
 
 def test_model_without_layers_has_no_head_scores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
