@@ -6,6 +6,11 @@ import os
 from etils import epath
 
 
+def is_bucket(path: epath.Path) -> bool:
+    """Whether this is the URL of an object store, where there are no folders and nothing is renamed in one go."""
+    return "://" in str(path)
+
+
 def replace_text(path: epath.Path, text: str) -> None:
     """Write a file beside `path` and move it over `path`, so that a reader or a kill never meets half of one."""
     partial = path.parent / f".{path.name}.partial"
