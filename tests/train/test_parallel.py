@@ -196,6 +196,54 @@ def test_signal_to_one_of_two_processes_stops_both(config_file: Path, tmp_path: 
     assert len(recorded(run)["loss"]) == stop_at
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("signalled", [(0, 1), (0,), (1,)], ids=["both", "first", "second"])
+def test_preempted_and_resumed_by_other_processes_on_other_devices(
+    config_file: Path, tmp_path: Path, signalled: tuple[int, ...]
+) -> None:
+    """Two processes, then one with four devices, then two again: the numbers of one process that nobody stopped."""
+    n_steps, n_linear = 240, 30
+    run = tmp_path / "run"
+    options = ("--train.n-steps", str(n_steps), "--snapshots.n-linear", str(n_linear))
+    command = (config_file, "--run", run, *options)
+    processes = _start_two(*command)
+    _wait_for_snapshot(run, 8)
+    for i in signalled:
+        processes[i].send_signal(signal.SIGTERM)
+    results = [finish(process) for process in processes]
+    assert [status for status, _, _ in results] == [0, 0], results
+    first_stop = RunDir.open(str(run)).last_state_step() or 0
+    alone = start_cli("train", *command, "--devices", "4")
+    _wait_for_snapshot(run, first_stop + 8)
+    alone.send_signal(signal.SIGTERM)
+    status, out, err = finish(alone)
+    assert status == 0, err
+    assert f"resumes at step {first_stop}" in out
+    second_stop = RunDir.open(str(run)).last_state_step() or 0
+    assert 0 < first_stop < second_stop < n_steps
+    results = [finish(process) for process in _start_two(*command)]
+    assert [status for status, _, _ in results] == [0, 0], results
+    starts = RunDir.open(str(run)).environment["starts"]
+    assert [(start["step"], start["processes"]) for start in starts] == [(0, 2), (first_stop, 1), (second_stop, 2)]
+
+    config = tiny_config(train={"n_steps": n_steps, "batch_size": 16}, snapshots={"n_linear": n_linear})
+    train_here(config, tmp_path / "one")
+    _assert_close(run, tmp_path / "one")
+    np.testing.assert_array_equal(
+        RunDir.open(str(run)).load_held_out().rows, RunDir.open(str(tmp_path / "one")).load_held_out().rows
+    )
+    for name, values in final_state(tmp_path / "one").items():
+        np.testing.assert_allclose(final_state(run)[name], values, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def _wait_for_snapshot(run: Path, step: int) -> None:
+    """Of this step or a later one."""
+    deadline_s = time.monotonic() + 60
+    while max((int(p.name) for p in (run / "snapshots").glob("*") if p.name.isdigit()), default=-1) < step:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
 def test_what_process_0_refuses_ends_both(config_file: Path, one_process: Path) -> None:
     results = [finish(process) for process in _start_two(config_file, "--run", one_process, "--optimizer.lr", "0.1")]
     assert [status for status, _, _ in results] == [2, 2], results
