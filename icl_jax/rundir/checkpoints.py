@@ -61,16 +61,27 @@ def load_arrays(path: epath.Path) -> Arrays:
     return {name: np.asarray(value) for name, value in restored.items()}
 
 
+# Orbax writes this last where folders cannot be renamed.
+_COMMITTED = "commit_success.txt"
+
+
 def saved_steps(folder: epath.Path) -> list[int]:
-    """Steps with a complete checkpoint in `folder`, in order. Half-written ones have other names."""
+    """Steps with a complete checkpoint in `folder`, in order.
+
+    Half-written ones have other names on a disk, and no file that says that they are complete in a bucket.
+    """
     if not folder.exists():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    found = [file.parent for file in folder.glob(f"*/{_COMMITTED}")] if is_bucket(folder) else folder.iterdir()
+    return sorted(int(path.name) for path in found if path.name.isdigit())
 
 
 def remove_partial(folder: epath.Path) -> None:
     """Remove what a killed save left behind; files of others (.DS_Store) stay."""
-    if folder.exists():
-        for path in folder.iterdir():
-            if ocp.utils.TMP_DIR_SUFFIX in path.name:
-                path.rmtree()
+    if not folder.exists():
+        return
+    complete = {str(step) for step in saved_steps(folder)}
+    for path in folder.iterdir():
+        is_uncommitted = is_bucket(folder) and path.name.isdigit() and path.name not in complete
+        if is_uncommitted or ocp.utils.TMP_DIR_SUFFIX in path.name:
+            path.rmtree()

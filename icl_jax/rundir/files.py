@@ -13,6 +13,9 @@ def is_bucket(path: epath.Path) -> bool:
 
 def replace_text(path: epath.Path, text: str) -> None:
     """Write a file beside `path` and move it over `path`, so that a reader or a kill never meets half of one."""
+    if is_bucket(path):  # an object appears whole; moving it would be a copy and a removal
+        path.write_text(text, encoding="utf-8")
+        return
     partial = path.parent / f".{path.name}.partial"
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
