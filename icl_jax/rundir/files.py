@@ -11,14 +11,19 @@ def is_bucket(path: epath.Path) -> bool:
     return "://" in str(path)
 
 
-def replace_text(path: epath.Path, text: str) -> None:
+def replace_bytes(path: epath.Path, data: bytes) -> None:
     """Write a file beside `path` and move it over `path`, so that a reader or a kill never meets half of one."""
     if is_bucket(path):  # an object appears whole; moving it would be a copy and a removal
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(data)
         return
     partial = path.parent / f".{path.name}.partial"
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(data)
     partial.replace(path)
+
+
+def replace_text(path: epath.Path, text: str) -> None:
+    """`replace_bytes` of a text in UTF-8."""
+    replace_bytes(path, text.encode())
 
 
 # Said by the operating system, and buried by TensorStore deep in its own words.
