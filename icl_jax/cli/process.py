@@ -54,9 +54,7 @@ def _quiet_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _quiet_exception(
-    kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None
-) -> None:
+def _quiet_exception(kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None) -> None:
     # gcsfs closes zarr's connections to a bucket at exit, from a loop that is not zarr's; all has been written.
     if not (isinstance(error, RuntimeError) and str(error).endswith("attached to a different loop")):
         sys.__excepthook__(kind, error, traceback)

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from icl_jax.config import UserError
-from icl_jax.rundir.files import is_bucket, reason
+from icl_jax.rundir.files import absolute, is_bucket, reason
 
 Arrays = dict[str, np.ndarray]
 
@@ -26,11 +26,6 @@ def _checkpointer() -> ocp.Checkpointer:
     )
 
 
-def _absolute(path: epath.Path) -> epath.Path:
-    # etils takes a bucket's URL for a relative path, and Orbax then saves below the working directory.
-    return path if is_bucket(path) else path.resolve()
-
-
 def quiet_orbax() -> None:
     """Orbax logs every save through absl, and failures with tracebacks before it raises them; callers tell the user."""
     for name in ("absl", "asyncio"):  # asyncio: of the other arrays of a save that failed at one
@@ -40,7 +35,7 @@ def quiet_orbax() -> None:
 def save_arrays(path: epath.Path, arrays: Arrays) -> None:
     """Save under `path`, which appears only when it is complete. An existing folder is replaced."""
     with _checkpointer() as checkpointer:
-        checkpointer.save(_absolute(path), args=ocp.args.PyTreeSave(arrays), force=True)
+        checkpointer.save(absolute(path), args=ocp.args.PyTreeSave(arrays), force=True)
 
 
 def load_arrays(path: epath.Path) -> Arrays:
@@ -49,13 +44,13 @@ def load_arrays(path: epath.Path) -> Arrays:
         raise UserError(f"{path}: missing; the manifest or schedule says that it should be there")
     try:
         with _checkpointer() as checkpointer:
-            metadata: Any = checkpointer.metadata(_absolute(path))
+            metadata: Any = checkpointer.metadata(absolute(path))
             names = list(metadata.item_metadata.tree)
             restore = ocp.args.PyTreeRestore(
                 item=dict.fromkeys(names, 0),
                 restore_args=dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray)),
             )
-            restored = checkpointer.restore(_absolute(path), args=restore)
+            restored = checkpointer.restore(absolute(path), args=restore)
     except Exception as error:  # Orbax and TensorStore raise many types for a damaged folder
         raise UserError(f"{path}: damaged, cannot be loaded: {reason(error)}") from error
     return {name: np.asarray(value) for name, value in restored.items()}

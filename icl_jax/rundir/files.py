@@ -11,6 +11,11 @@ def is_bucket(path: epath.Path) -> bool:
     return "://" in str(path)
 
 
+def absolute(path: epath.Path) -> epath.Path:
+    """As Orbax needs it. `resolve` alone takes the URL of a bucket for a relative path."""
+    return path if is_bucket(path) else path.resolve()
+
+
 def replace_bytes(path: epath.Path, data: bytes) -> None:
     """Write a file beside `path` and move it over `path`, so that a reader or a kill never meets half of one."""
     if is_bucket(path):  # an object appears whole; moving it would be a copy and a removal

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -178,9 +179,7 @@ def test_signal_to_one_of_two_processes_stops_both(config_file: Path, tmp_path: 
     run = tmp_path / "run"
     options = ("--train.n-steps", str(n_steps), "--train.flush-every-s", "1")
     processes = _start_two(config_file, "--run", run, *options)
-    deadline_s = time.monotonic() + 60
-    while not any((run / "snapshots").glob("2*")) and time.monotonic() < deadline_s:
-        time.sleep(0.02)
+    _wait_for_snapshot(run, 20)
     processes[1].send_signal(signal.SIGTERM)
     results = [finish(process) for process in processes]
     assert [status for status, _, _ in results] == [0, 0], results
@@ -236,12 +235,56 @@ def test_preempted_and_resumed_by_other_processes_on_other_devices(
         np.testing.assert_allclose(final_state(run)[name], values, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-def _wait_for_snapshot(run: Path, step: int) -> None:
-    """Of this step or a later one."""
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("victim", "how"),
+    [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)],
+    ids=["worker", "coordinator", "machine"],  # one that stands still is to the others as one without power
+)
+def test_one_process_lost_ends_the_other_within_a_minute(
+    config_file: Path, tmp_path: Path, victim: int, how: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    command = (config_file, "--run", run, "--train.n-steps", "2000", "--snapshots.state-every-s", "1")
+    processes = _start_two(*command)
+    lost, other = processes[victim], processes[1 - victim]
+    try:
+        _wait_for(lambda: RunDir.is_run(str(run)) and RunDir.open(str(run)).last_state_step() is not None)
+        lost.send_signal(how)
+        lost_s = time.monotonic()
+        status, _, err = finish(other)
+        assert time.monotonic() - lost_s < 60
+    finally:
+        lost.kill()
+        lost.communicate()
+    assert status != 0
+    assert "Traceback" not in err
+    if how == signal.SIGKILL and victim == 1:
+        (line,) = _own_lines(err)
+        assert line.startswith("icl-jax: process 0 of 2: another process failed or is gone")
+    else:  # JAX's coordination service notices first, and there is no having it say less
+        assert "another task died" in err
+    # The run goes on.
+    alone = start_cli("train", *command, "--devices", "2")
+    assert alone.stdout is not None
+    assert "resumes at step" in alone.stdout.readline()
+    _wait_for_snapshot(run, (RunDir.open(str(run)).last_state_step() or 0) + 1)
+    alone.send_signal(signal.SIGTERM)
+    status, _, err = finish(alone)
+    assert status == 0, err
+    assert list(problems(RunDir.open(str(run)))) == []
+
+
+def _wait_for(is_there: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + 60
-    while max((int(p.name) for p in (run / "snapshots").glob("*") if p.name.isdigit()), default=-1) < step:
+    while not is_there():
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
+
+
+def _wait_for_snapshot(run: Path, step: int) -> None:
+    """Of this step or a later one."""
+    _wait_for(lambda: any(int(path.name) >= step for path in (run / "snapshots").glob("*") if path.name.isdigit()))
 
 
 def test_what_process_0_refuses_ends_both(config_file: Path, one_process: Path) -> None:
