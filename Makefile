@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce check test test-slow test-faults test-parity compile-tpu smoke validate-launch bench bench-peers bench-gpu soak wheel clean FORCE
+.PHONY: help setup reproduce check test test-slow test-faults test-parity test-bucket compile-tpu smoke validate-launch bench bench-peers bench-gpu soak wheel clean FORCE
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.13]"
@@ -63,6 +63,13 @@ test-parity: $(VENV)/.installed-parity ## tests against TransformerLens (install
 $(VENV)/.installed-parity: $(STAMP)
 	@echo "installing TransformerLens and PyTorch in $(VENV) (about two minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,parity]" --constraint constraints.txt
+	@touch $@
+
+test-bucket: $(VENV)/.installed-bucket ## a run in a bucket, against a Cloud Storage on this machine (installs it and gcsfs)
+	$(BIN)/python -m pytest -m slow tests/train/test_bucket.py
+
+$(VENV)/.installed-bucket: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,bucket]" --constraint constraints.txt
 	@touch $@
 
 compile-tpu: $(VENV)-tpu/.installed ## compile the papers' models for TPU slices: memory, speed, cost (ten minutes)

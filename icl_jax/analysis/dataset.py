@@ -12,7 +12,7 @@ from icl_jax.analysis.measurement import Context, Derived, Measurement, Undefine
 from icl_jax.config import UserError
 from icl_jax.model.icl_score import icl_positions
 from icl_jax.rundir import SCHEMA_VERSION, RunDir, SnapshotEntry
-from icl_jax.rundir.files import reason
+from icl_jax.rundir.files import is_bucket, reason
 
 _NOT_ASKED = "not taken: not asked for (icl-jax analyze RUN --only {name} takes it)"
 
@@ -147,19 +147,26 @@ def _attributes(run: RunDir, context: Context, absent: dict[str, str]) -> dict[s
 
 def save_dataset(dataset: xr.Dataset, path: epath.Path) -> None:
     """Write a Zarr v3 group beside `path` and move it there, so that a reader never meets half of one."""
+    if is_bucket(path):  # no folder is moved in one go; without the metadata, which come last, it is no analysis
+        _write(dataset, path)
+        return
     partial, old = path.parent / f".{path.name}.partial", path.parent / f".{path.name}.old"
     for leftover in (partial, old):
         if leftover.exists():
             leftover.rmtree()
-    with warnings.catch_warnings():
-        # Consolidated metadata is xarray's fast way in; the Zarr v3 specification has yet to adopt it.
-        warnings.simplefilter("ignore")
-        dataset.to_zarr(str(partial), mode="w", zarr_format=3, consolidated=True)
+    _write(dataset, partial)
     if path.exists():
         path.rename(old)
     partial.rename(path)
     if old.exists():
         old.rmtree()
+
+
+def _write(dataset: xr.Dataset, path: epath.Path) -> None:
+    with warnings.catch_warnings():
+        # Consolidated metadata is xarray's fast way in; the Zarr v3 specification has yet to adopt it.
+        warnings.simplefilter("ignore")
+        dataset.to_zarr(str(path), mode="w", zarr_format=3, consolidated=True)
 
 
 def load_dataset(path: epath.Path) -> xr.Dataset:

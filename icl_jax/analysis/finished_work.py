@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from icl_jax.analysis.measurement import Context, Measurement
+from icl_jax.rundir.files import replace_bytes
 
 Answer = dict[str, np.ndarray]
 _KEYS = "keys"
@@ -63,9 +64,8 @@ class FinishedWork:
         name = hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16]
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **{_KEYS: np.array(keys)}, **stacked)
-        path, partial = self._folder / f"{name}.npz", self._folder / f".{name}.partial"
-        partial.write_bytes(buffer.getvalue())
-        partial.replace(path)
+        path = self._folder / f"{name}.npz"
+        replace_bytes(path, buffer.getvalue())
         self._files[path] = set(keys)
         for i, key in enumerate(keys):
             self._answers[key] = {name: np.asarray(values[i]) for name, values in stacked.items()}

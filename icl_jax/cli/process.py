@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import sys
+import types
 import warnings
 from typing import NoReturn
 
@@ -39,6 +40,7 @@ def quiet_libraries() -> None:
     """Keep libraries' chatter out of the program's own output."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.unraisablehook = _quiet_unraisable
+    sys.excepthook = _quiet_exception
     for name in ("absl", "jax._src.compilation_cache", "jax._src.compiler"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(orbax|flax|zarr|wandb)(\..*)?")
@@ -50,6 +52,12 @@ def _quiet_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
     # Futures of a failed save call back into Orbax's event loop after it has gone; the save has raised already.
     if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(unraisable)
+
+
+def _quiet_exception(kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None) -> None:
+    # gcsfs closes zarr's connections to a bucket at exit, from a loop that is not zarr's; all has been written.
+    if not (isinstance(error, RuntimeError) and str(error).endswith("attached to a different loop")):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def end(status: int) -> NoReturn:

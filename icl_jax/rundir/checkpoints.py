@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from icl_jax.config import UserError
-from icl_jax.rundir.files import reason
+from icl_jax.rundir.files import absolute, is_bucket, reason
 
 Arrays = dict[str, np.ndarray]
 
@@ -35,7 +35,7 @@ def quiet_orbax() -> None:
 def save_arrays(path: epath.Path, arrays: Arrays) -> None:
     """Save under `path`, which appears only when it is complete. An existing folder is replaced."""
     with _checkpointer() as checkpointer:
-        checkpointer.save(path.resolve(), args=ocp.args.PyTreeSave(arrays), force=True)
+        checkpointer.save(absolute(path), args=ocp.args.PyTreeSave(arrays), force=True)
 
 
 def load_arrays(path: epath.Path) -> Arrays:
@@ -44,28 +44,39 @@ def load_arrays(path: epath.Path) -> Arrays:
         raise UserError(f"{path}: missing; the manifest or schedule says that it should be there")
     try:
         with _checkpointer() as checkpointer:
-            metadata: Any = checkpointer.metadata(path.resolve())
+            metadata: Any = checkpointer.metadata(absolute(path))
             names = list(metadata.item_metadata.tree)
             restore = ocp.args.PyTreeRestore(
                 item=dict.fromkeys(names, 0),
                 restore_args=dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray)),
             )
-            restored = checkpointer.restore(path.resolve(), args=restore)
+            restored = checkpointer.restore(absolute(path), args=restore)
     except Exception as error:  # Orbax and TensorStore raise many types for a damaged folder
         raise UserError(f"{path}: damaged, cannot be loaded: {reason(error)}") from error
     return {name: np.asarray(value) for name, value in restored.items()}
 
 
+# Orbax writes this last where folders cannot be renamed.
+_COMMITTED = "commit_success.txt"
+
+
 def saved_steps(folder: epath.Path) -> list[int]:
-    """Steps with a complete checkpoint in `folder`, in order. Half-written ones have other names."""
+    """Steps with a complete checkpoint in `folder`, in order.
+
+    Half-written ones have other names on a disk, and no file that says that they are complete in a bucket.
+    """
     if not folder.exists():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    found = [file.parent for file in folder.glob(f"*/{_COMMITTED}")] if is_bucket(folder) else folder.iterdir()
+    return sorted(int(path.name) for path in found if path.name.isdigit())
 
 
 def remove_partial(folder: epath.Path) -> None:
     """Remove what a killed save left behind; files of others (.DS_Store) stay."""
-    if folder.exists():
-        for path in folder.iterdir():
-            if ocp.utils.TMP_DIR_SUFFIX in path.name:
-                path.rmtree()
+    if not folder.exists():
+        return
+    complete = {str(step) for step in saved_steps(folder)}
+    for path in folder.iterdir():
+        is_uncommitted = is_bucket(folder) and path.name.isdigit() and path.name not in complete
+        if is_uncommitted or ocp.utils.TMP_DIR_SUFFIX in path.name:
+            path.rmtree()

@@ -6,11 +6,29 @@ import os
 from etils import epath
 
 
-def replace_text(path: epath.Path, text: str) -> None:
+def is_bucket(path: epath.Path) -> bool:
+    """Whether this is the URL of an object store, where there are no folders and nothing is renamed in one go."""
+    return "://" in str(path)
+
+
+def absolute(path: epath.Path) -> epath.Path:
+    """As Orbax needs it. `resolve` alone takes the URL of a bucket for a relative path."""
+    return path if is_bucket(path) else path.resolve()
+
+
+def replace_bytes(path: epath.Path, data: bytes) -> None:
     """Write a file beside `path` and move it over `path`, so that a reader or a kill never meets half of one."""
+    if is_bucket(path):  # an object appears whole; moving it would be a copy and a removal
+        path.write_bytes(data)
+        return
     partial = path.parent / f".{path.name}.partial"
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(data)
     partial.replace(path)
+
+
+def replace_text(path: epath.Path, text: str) -> None:
+    """`replace_bytes` of a text in UTF-8."""
+    replace_bytes(path, text.encode())
 
 
 # Said by the operating system, and buried by TensorStore deep in its own words.

@@ -21,7 +21,7 @@ import zarr
 from etils import epath
 
 from icl_jax.config import Config, UserError
-from icl_jax.rundir.files import reason
+from icl_jax.rundir.files import is_bucket, reason
 from icl_jax.rundir.schedule import probe_steps
 
 # Chunks of about 1 MiB: replacing the one being filled stays cheap, and a run has tens of files, not thousands.
@@ -139,7 +139,7 @@ class Record:
         Raises UserError if the record is damaged or cannot be written.
         """
         with _unusable(self._path, "cannot cut the record back"):
-            if "://" not in str(self._path):  # a bucket shows no half-written objects
+            if not is_bucket(self._path):  # a bucket shows no half-written objects
                 for partial in Path(self._path).rglob("*.partial"):
                     partial.unlink()
             for name in (*_STEP_SCALARS, "loss"):

@@ -1,6 +1,7 @@
 """One training session from a config to a finished or stopped run: what `icl-jax train` does."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import jax
 from rich.console import Console
@@ -56,7 +57,7 @@ def run(
         RunDir.check_free(path)
     corpus = open_corpus(config, console)
     _check_corpus(config, corpus.vocab_size)
-    with StopSignal() as stop, held_run(path, config, corpus) as run_dir:
+    with _failures_explained(), StopSignal() as stop, held_run(path, config, corpus) as run_dir:
         start_step = run_dir.last_state_step() or 0
         if start_step >= config.train.n_steps:
             say(f"{run_dir.path}: already complete at step {start_step}")
@@ -73,14 +74,6 @@ def run(
                 outcome = train(run_dir, corpus, devices, stop=stop, progress=progress, tracker=tracker)
             # W&B waits less for a run that was stopped: a preempted machine is gone in seconds.
             exit_code = 128 + outcome.signum if outcome.signum else 0
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
-                larger = "more devices, a larger train.accum_steps or train.fsdp, or a smaller train.batch_size"
-                raise UserError(f"out of memory on {devices[0].device_kind}: {reason(error)}; try {larger}") from error
-            if jax.process_count() == 1:
-                raise
-            where = f"process {jax.process_index()} of {jax.process_count()}"
-            raise UserError(f"{where}: {reason(error)}; where another process failed, its message tells why") from error
         finally:
             tracker.finish(exit_code)
     if not outcome.signum:
@@ -88,12 +81,33 @@ def run(
     return outcome
 
 
+@contextlib.contextmanager
+def _failures_explained() -> Iterator[None]:
+    """Say in one line what JAX's errors mean that are no bugs: too little memory, or another process that is gone."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            larger = "more devices, a larger train.accum_steps or train.fsdp, or a smaller train.batch_size"
+            kind = jax.local_devices()[0].device_kind
+            raise UserError(f"out of memory on {kind}: {reason(error)}; try {larger}") from error
+        if jax.process_count() == 1:
+            raise
+        where = f"process {jax.process_index()} of {jax.process_count()}"
+        why = "another process failed or is gone, and its message, if it left one, tells why"
+        raise UserError(f"{where}: {why}; the same command on each resumes ({reason(error)})") from error
+
+
+# Of a process that is gone without closing its connections, as with its machine. JAX waits for 100 s.
+_HEARTBEAT_S = 40
+
+
 def _join(coordinator: str, n_processes: int, process_id: int) -> None:
     try:
         if coordinator == "auto":
-            jax.distributed.initialize()
+            jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_S)
         else:
-            jax.distributed.initialize(coordinator, n_processes, process_id)
+            jax.distributed.initialize(coordinator, n_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT_S)
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise UserError(f"--coordinator = {coordinator!r}: {reason[0][:200] if reason else 'cannot join'}") from error

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from icl_jax.config import UserError
+from icl_jax.rundir import checkpoints
 from icl_jax.rundir.checkpoints import load_arrays, remove_partial, save_arrays, saved_steps
+from icl_jax.rundir.files import absolute
 
 DTYPES = [np.float32, np.float64, np.int32, np.uint32, np.bool_, ml_dtypes.bfloat16]
 # Orbax saves no array of size zero; the model has none.
@@ -79,3 +81,26 @@ def test_steps_are_the_complete_checkpoints_in_order(tmp_path: Path) -> None:
     assert saved_steps(folder) == [0, 9, 10]
     remove_partial(folder)
     assert sorted(p.name for p in folder.iterdir()) == [".DS_Store", "0", "10", "9", "notes"]
+
+
+# --- in a bucket; tests/train/test_bucket.py has a real one ---
+
+
+def test_the_path_of_a_bucket_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert str(absolute(epath.Path("gs://bucket/run/state/5"))) == "gs://bucket/run/state/5"
+    assert str(absolute(epath.Path("run/state/5"))) == str(tmp_path / "run/state/5")
+
+
+def test_only_what_orbax_committed_is_complete_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = epath.Path(tmp_path)
+    for step in (3, 20):
+        save_arrays(folder / str(step), {"a": np.array(step, np.int32)})
+    save_arrays(folder / "100", {"a": np.array(100, np.int32)})
+    (folder / "100" / "commit_success.txt").unlink()  # where folders are renamed, the name alone says it
+    (folder / "notes").mkdir()
+    assert saved_steps(folder) == [3, 20, 100]
+    monkeypatch.setattr(checkpoints, "is_bucket", lambda _path: True)
+    assert saved_steps(folder) == [3, 20]
+    remove_partial(folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["20", "3", "notes"]

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -178,9 +179,7 @@ def test_signal_to_one_of_two_processes_stops_both(config_file: Path, tmp_path: 
     run = tmp_path / "run"
     options = ("--train.n-steps", str(n_steps), "--train.flush-every-s", "1")
     processes = _start_two(config_file, "--run", run, *options)
-    deadline_s = time.monotonic() + 60
-    while not any((run / "snapshots").glob("2*")) and time.monotonic() < deadline_s:
-        time.sleep(0.02)
+    _wait_for_snapshot(run, 20)
     processes[1].send_signal(signal.SIGTERM)
     results = [finish(process) for process in processes]
     assert [status for status, _, _ in results] == [0, 0], results
@@ -194,6 +193,98 @@ def test_signal_to_one_of_two_processes_stops_both(config_file: Path, tmp_path: 
     train_here(config, tmp_path / "one", stop_at=stop_at)
     np.testing.assert_allclose(recorded(run)["loss"], recorded(tmp_path / "one")["loss"], rtol=1e-5)
     assert len(recorded(run)["loss"]) == stop_at
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signalled", [(0, 1), (0,), (1,)], ids=["both", "first", "second"])
+def test_preempted_and_resumed_by_other_processes_on_other_devices(
+    config_file: Path, tmp_path: Path, signalled: tuple[int, ...]
+) -> None:
+    """Two processes, then one with four devices, then two again: the numbers of one process that nobody stopped."""
+    n_steps, n_linear = 240, 30
+    run = tmp_path / "run"
+    options = ("--train.n-steps", str(n_steps), "--snapshots.n-linear", str(n_linear))
+    command = (config_file, "--run", run, *options)
+    processes = _start_two(*command)
+    _wait_for_snapshot(run, 8)
+    for i in signalled:
+        processes[i].send_signal(signal.SIGTERM)
+    results = [finish(process) for process in processes]
+    assert [status for status, _, _ in results] == [0, 0], results
+    first_stop = RunDir.open(str(run)).last_state_step() or 0
+    alone = start_cli("train", *command, "--devices", "4")
+    _wait_for_snapshot(run, first_stop + 8)
+    alone.send_signal(signal.SIGTERM)
+    status, out, err = finish(alone)
+    assert status == 0, err
+    assert f"resumes at step {first_stop}" in out
+    second_stop = RunDir.open(str(run)).last_state_step() or 0
+    assert 0 < first_stop < second_stop < n_steps
+    results = [finish(process) for process in _start_two(*command)]
+    assert [status for status, _, _ in results] == [0, 0], results
+    starts = RunDir.open(str(run)).environment["starts"]
+    assert [(start["step"], start["processes"]) for start in starts] == [(0, 2), (first_stop, 1), (second_stop, 2)]
+
+    config = tiny_config(train={"n_steps": n_steps, "batch_size": 16}, snapshots={"n_linear": n_linear})
+    train_here(config, tmp_path / "one")
+    _assert_close(run, tmp_path / "one")
+    np.testing.assert_array_equal(
+        RunDir.open(str(run)).load_held_out().rows, RunDir.open(str(tmp_path / "one")).load_held_out().rows
+    )
+    for name, values in final_state(tmp_path / "one").items():
+        np.testing.assert_allclose(final_state(run)[name], values, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("victim", "how"),
+    [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)],
+    ids=["worker", "coordinator", "machine"],  # one that stands still is to the others as one without power
+)
+def test_one_process_lost_ends_the_other_within_a_minute(
+    config_file: Path, tmp_path: Path, victim: int, how: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    command = (config_file, "--run", run, "--train.n-steps", "2000", "--snapshots.state-every-s", "1")
+    processes = _start_two(*command)
+    lost, other = processes[victim], processes[1 - victim]
+    try:
+        _wait_for(lambda: RunDir.is_run(str(run)) and RunDir.open(str(run)).last_state_step() is not None)
+        lost.send_signal(how)
+        lost_s = time.monotonic()
+        status, _, err = finish(other)
+        assert time.monotonic() - lost_s < 60
+    finally:
+        lost.kill()
+        lost.communicate()
+    assert status != 0
+    assert "Traceback" not in err
+    if how == signal.SIGKILL and victim == 1:
+        (line,) = _own_lines(err)
+        assert line.startswith("icl-jax: process 0 of 2: another process failed or is gone")
+    else:  # JAX's coordination service notices first, and there is no having it say less
+        assert "another task died" in err
+    # The run goes on.
+    alone = start_cli("train", *command, "--devices", "2")
+    assert alone.stdout is not None
+    assert "resumes at step" in alone.stdout.readline()
+    _wait_for_snapshot(run, (RunDir.open(str(run)).last_state_step() or 0) + 1)
+    alone.send_signal(signal.SIGTERM)
+    status, _, err = finish(alone)
+    assert status == 0, err
+    assert list(problems(RunDir.open(str(run)))) == []
+
+
+def _wait_for(is_there: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 60
+    while not is_there():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+def _wait_for_snapshot(run: Path, step: int) -> None:
+    """Of this step or a later one."""
+    _wait_for(lambda: any(int(path.name) >= step for path in (run / "snapshots").glob("*") if path.name.isdigit()))
 
 
 def test_what_process_0_refuses_ends_both(config_file: Path, one_process: Path) -> None:
