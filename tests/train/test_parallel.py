@@ -151,7 +151,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _assert_close(run: Path, expected: Path) -> None:
     assert list(problems(RunDir.open(str(run)))) == []
     for name, values in recorded(expected).items():
-        np.testing.assert_allclose(recorded(run)[name], values, rtol=1e-4 if name != "loss" else 1e-5, atol=1e-5)
+        np.testing.assert_allclose(recorded(run)[name], values, rtol=1e-5, atol=1e-5)
     steps = [entry.step for entry in RunDir.open(str(expected)).manifest.read()]
     assert [entry.step for entry in RunDir.open(str(run)).manifest.read()] == steps
     for step in steps:
