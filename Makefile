@@ -55,7 +55,8 @@ test-slow: setup ## tests that take longer: packaging, kills, several processes
 	$(BIN)/python -m pytest -m slow
 
 test-faults: setup ## kills, full disks, damage, clocks, W&B that hangs: what each costs, as a table (about six minutes)
-	$(BIN)/python -m pytest -m "slow or not slow" tests/faults
+	$(BIN)/python -m pytest -m "slow or not slow" tests/faults \
+	    tests/train/test_parallel.py::test_one_process_lost_ends_the_other_within_a_minute
 
 test-parity: $(VENV)/.installed-parity ## tests against TransformerLens (installs it and PyTorch: 1 GB)
 	$(BIN)/python -m pytest -m "slow or not slow" tests/parity

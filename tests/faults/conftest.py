@@ -18,7 +18,7 @@ def note(record_property: Callable[[str, object], None]) -> Note:
     """`note(fault, said, lost)`, once the run was compared with an unbroken one: a row of the table."""
 
     def note_(fault: str, said: str, lost: str = "nothing") -> None:
-        record_property("fault", (fault, said, lost))
+        record_property("fault", (fault, said, lost, "0"))
 
     return note_
 
@@ -32,9 +32,9 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
                 n_failed += 1
                 table.add_row(report.nodeid.rpartition("::")[2], "", "", "NOT SURVIVED")
             elif report.when == "call":
-                for _, (fault, said, lost) in (p for p in report.user_properties if p[0] == "fault"):
+                for _, row in (found for found in report.user_properties if found[0] == "fault"):
                     n_survived += 1
-                    table.add_row(fault, said, lost, "0")
+                    table.add_row(*row)
     terminalreporter.write_line("")
     Console(width=160).print(table)
     terminalreporter.write_line(f"{n_survived + n_failed} faults tried, {n_survived} survived")

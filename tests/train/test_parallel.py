@@ -242,7 +242,7 @@ def test_preempted_and_resumed_by_other_processes_on_other_devices(
     ids=["worker", "coordinator", "machine"],  # one that stands still is to the others as one without power
 )
 def test_one_process_lost_ends_the_other_within_a_minute(
-    config_file: Path, tmp_path: Path, victim: int, how: signal.Signals
+    config_file: Path, tmp_path: Path, record_property: Callable[[str, object], None], victim: int, how: signal.Signals
 ) -> None:
     run = tmp_path / "run"
     command = (config_file, "--run", run, "--train.n-steps", "2000", "--snapshots.state-every-s", "1")
@@ -270,9 +270,14 @@ def test_one_process_lost_ends_the_other_within_a_minute(
     assert "resumes at step" in alone.stdout.readline()
     _wait_for_snapshot(run, (RunDir.open(str(run)).last_state_step() or 0) + 1)
     alone.send_signal(signal.SIGTERM)
-    status, _, err = finish(alone)
-    assert status == 0, err
+    status, _, alone_err = finish(alone)
+    assert status == 0, alone_err
     assert list(problems(RunDir.open(str(run)))) == []
+    # For the table of `make test-faults`. The devices are others now, so that sums are rounded otherwise.
+    ours = [line.removeprefix("icl-jax: ")[:80] for line in _own_lines(err) if line.startswith("icl-jax: ")]
+    said = ours[0] if ours else "JAX's own: another task died"
+    fault = f"one of two processes {'killed' if how == signal.SIGKILL else 'silent'}, number {victim}"
+    record_property("fault", (fault, said, "steps since the last state are done again", "see test_preempted"))
 
 
 def _wait_for(is_there: Callable[[], bool]) -> None:
