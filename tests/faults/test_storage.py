@@ -96,8 +96,8 @@ def test_state_that_cannot_be_written(config_file: Path, tmp_path: Path, note: N
     assert command("train", config_file, "--run", unlimited, *options)[0] == 0
     sizes = {file: file.stat().st_size for file in unlimited.rglob("*") if file.is_file()}
     largest = max(size for file, size in sizes.items() if "state" not in file.parts)
-    # Orbax packs arrays into files as their writes end, never twice alike: the largest of a state has 1.8 to 3 times the
-    # bytes of a snapshot's.
+    # Orbax packs arrays into files as their writes end, never twice alike: the largest of a state has 1.8 to 3 times
+    # the bytes of a snapshot's.
     limit = int(1.4 * largest)
     assert max(sizes.values()) > limit
     with _files_at_most(limit):
