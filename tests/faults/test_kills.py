@@ -67,47 +67,45 @@ def test_there_are_fifty() -> None:
     assert sum(N_KILLS.values()) + N_RANDOM == 50
 
 
+def _killed(child: "subprocess.Popen[str]", run: Path, unbroken: Path) -> list[int]:
+    """Steps to do again after the kill; nothing where the run was complete before it, which then starts anew."""
+    status, _, err = finish(child)
+    if status == 0:
+        assert_same_run(run, unbroken)
+        shutil.rmtree(run)
+        return []
+    assert status == -signal.SIGKILL, err
+    return [_steps_to_do_again(run, unbroken)]
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_killed_in(phase: str, config: Path, long_unbroken: Path, tmp_path: Path, note: Note) -> None:
-    moments, run, n_kills, again = np.random.default_rng(sorted(PHASES).index(phase)), tmp_path / "run", 0, 0
+    moments, run, again = np.random.default_rng(sorted(PHASES).index(phase)), tmp_path / "run", list[int]()
     if phase == "resume":
         assert finish(_start(config, run, "step", "40", "0", str(int(signal.SIGTERM))))[0] == 0
-    while n_kills < N_KILLS[phase]:
+    while len(again) < N_KILLS[phase]:
         call = int(moments.integers(1, 1 + LATEST_CALL.get(phase, 3)))
         delay_ms = moments.choice([0, moments.uniform(0, 30)])
-        status, _, err = finish(_start(config, run, phase, str(call), str(delay_ms), str(int(signal.SIGKILL))))
-        if status == 0:  # complete before the call came
-            assert_same_run(run, long_unbroken)
-            shutil.rmtree(run)
-            continue
-        assert status == -signal.SIGKILL, err
-        n_kills += 1
-        again = max(again, _steps_to_do_again(run, long_unbroken))
+        child = _start(config, run, phase, str(call), str(delay_ms), str(int(signal.SIGKILL)))
+        again += _killed(child, run, long_unbroken)
     assert finish(_start(config, run))[::2] == (0, "")
     assert_same_run(run, long_unbroken)
-    note(f"kill -9 in {phase}, {n_kills} times", "resumes at step N", f"at most {again} steps done again")
+    note(f"kill -9 in {phase}, {len(again)} times", "resumes at step N", f"at most {max(again)} steps done again")
 
 
 def test_killed_at_random_moments(config: Path, long_unbroken: Path, tmp_path: Path, note: Note) -> None:
-    moments, run, n_kills, again = np.random.default_rng(20260714), tmp_path / "run", 0, 0
+    moments, run, again = np.random.default_rng(20260714), tmp_path / "run", list[int]()
     started_s = time.monotonic()
     assert finish(_start(config, tmp_path / "timed"))[0] == 0
     whole_s = time.monotonic() - started_s
-    while n_kills < N_RANDOM:
+    while len(again) < N_RANDOM:
         child = _start(config, run)
         time.sleep(moments.uniform(0.3, 1.0) * whole_s)  # a third of it: before there is anything to lose
         child.kill()
-        status, _, err = finish(child)
-        if status == 0:
-            assert_same_run(run, long_unbroken)
-            shutil.rmtree(run)
-            continue
-        assert status == -signal.SIGKILL, err
-        n_kills += 1
-        again = max(again, _steps_to_do_again(run, long_unbroken))
+        again += _killed(child, run, long_unbroken)
     assert finish(_start(config, run))[::2] == (0, "")
     assert_same_run(run, long_unbroken)
-    note(f"kill -9 at {n_kills} random moments", "resumes at step N", f"at most {again} steps done again")
+    note(f"kill -9 at {len(again)} random moments", "resumes at step N", f"at most {max(again)} steps done again")
 
 
 @pytest.mark.parametrize("phase", ["snapshot", "state save", "record flush"])
