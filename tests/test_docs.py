@@ -1,6 +1,5 @@
 """The pages of docs/ that hold code: run as they stand."""
 
-import importlib.util
 import re
 import shlex
 import subprocess
@@ -70,7 +69,6 @@ def test_the_examples_of_extending_work(checkout: Path, tmp_path: Path, monkeypa
 
 
 @pytest.mark.usefixtures("wandb_of_nobody")
-@pytest.mark.skipif(importlib.util.find_spec("sweeps") is None, reason="the extra `sweeps` is not installed")
 def test_the_commands_on_wandb_are_understood(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = (checkout / "docs" / "wandb.md").read_text(encoding="utf-8")

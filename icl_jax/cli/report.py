@@ -13,6 +13,7 @@ from icl_jax.cli.analyze import AnalyzeArgs, analyze
 from icl_jax.config import UserError
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.checkpoints import quiet_orbax
+from icl_jax.rundir.files import is_bucket
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ def report(args: ReportArgs, console: Console) -> int:
     """Write the page, first analyzing what never was. Returns the exit status 0. Raises UserError."""
     if not args.runs:
         raise UserError("RUN is missing; see icl-jax report --help")
-    if not args.out and "://" in args.runs[0]:
+    if not args.out and is_bucket(args.runs[0]):
         raise UserError(f"--out is missing: {args.runs[0]} is a bucket, and a report goes into a local folder")
     out = Path(args.out or Path(args.runs[0]) / "report")
     waiting = tuple(path for path in args.runs if not (RunDir.open(path).path / "analysis.zarr").exists())

@@ -6,7 +6,7 @@ import os
 from etils import epath
 
 
-def is_bucket(path: epath.Path) -> bool:
+def is_bucket(path: epath.Path | str) -> bool:
     """Whether this is the URL of an object store, where there are no folders and nothing is renamed in one go."""
     return "://" in str(path)
 

@@ -15,6 +15,7 @@ from icl_jax.config import Config, UserError, numeric_differences
 from icl_jax.data import Corpus
 from icl_jax.model.icl_score import icl_positions
 from icl_jax.rundir import RunDir
+from icl_jax.rundir.files import is_bucket
 from icl_jax.train.held_out import take_held_out
 
 
@@ -54,7 +55,7 @@ def _exclusive(path: str) -> Iterator[None]:
 
     The kernel drops the lock with the process, so a killed run leaves nothing to clean up. Bucket paths are not locked.
     """
-    if "://" in path:
+    if is_bucket(path):
         yield
         return
     try:

@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from icl_jax.config import Config
 from icl_jax.model.head_scores import InductionHead
+from icl_jax.rundir.files import is_bucket
 from icl_jax.train.wandb_run import (
     FINISH_TIMEOUT_S,
     INIT_TIMEOUT_S,
@@ -248,7 +249,7 @@ def make_tracker(
     if mode == "disabled":
         return NullTracker("W&B: disabled")
 
-    is_local = "://" not in run_path
+    is_local = not is_bucket(run_path)
     temporary_dir = None if is_local else tempfile.mkdtemp(prefix="icl_jax-wandb-")
     init = {
         "mode": mode,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, SupportsFloat
 import numpy as np
 
 from icl_jax.model.head_scores import HEAD_THRESHOLD, InductionHead, first_induction_head
+from icl_jax.rundir.files import is_bucket
 
 INIT_TIMEOUT_S = 20.0
 """Longest that W&B may take to start a run."""
@@ -99,7 +100,7 @@ def log_artifact(run: Any, snapshot: Snapshot) -> None:
 
     metadata = {"step": snapshot.step, "tokens": snapshot.tokens}
     artifact = wandb.Artifact(f"{run.id}-snapshots", type="model", metadata=metadata)
-    if "://" in snapshot.path:
+    if is_bucket(snapshot.path):
         artifact.add_reference(snapshot.path)
     else:
         artifact.add_dir(snapshot.path, policy="immutable", skip_cache=True)

@@ -1,7 +1,6 @@
 """A sweep from W&B's file to its table; W&B's own scheduler as far as it goes without its server."""
 
 import csv
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -22,9 +21,6 @@ from icl_jax.rundir import RunDir
 from tests.train.runs import TINY, command, train_here
 
 pytestmark = pytest.mark.usefixtures("wandb_of_nobody")
-needs_sampler = pytest.mark.skipif(
-    importlib.util.find_spec("sweeps") is None, reason="the extra `sweeps` is not installed"
-)
 GRID = """
 method: grid
 parameters:
@@ -47,7 +43,6 @@ def write(folder: Path, text: str = GRID, config: str = TINY) -> tuple[Path, Pat
     return folder / "lr.yaml", folder / "tiny.toml"
 
 
-@needs_sampler
 def test_a_grid_is_trained_tabulated_and_then_only_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TINY.replace("n_layers = 2", "n_layers = 0").replace("smeared_keys = true\n", "")
     path, base = write(tmp_path, GRID.replace("  model.smeared_keys: {values: [true, false]}\n", ""), config)
@@ -88,7 +83,6 @@ def test_a_grid_is_trained_tabulated_and_then_only_looked_at(tmp_path: Path, mon
     assert "2 runs, 2 of them finished" in said
 
 
-@needs_sampler
 def test_the_file_seeds_the_draws_and_a_higher_count_only_adds(tmp_path: Path) -> None:
     path, _ = write(tmp_path, RANDOM)
     drawn = load_sweep(path).members(40)
@@ -114,7 +108,6 @@ def test_members_are_named_by_what_varies_in_names_that_files_can_have(tmp_path:
     assert max(map(len, long.values())) < 200
 
 
-@needs_sampler
 def test_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, base = write(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -144,7 +137,6 @@ BAD = {
 }
 
 
-@needs_sampler
 @pytest.mark.parametrize(("text", "words"), BAD.values(), ids=BAD)
 def test_a_bad_file_is_one_line(tmp_path: Path, text: str, words: str) -> None:
     path, base = write(tmp_path, text)

@@ -1,6 +1,5 @@
 """The saved W&B workspace, as it would be sent."""
 
-import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -19,9 +18,6 @@ pytestmark = [
     pytest.mark.usefixtures("wandb_of_nobody"),
     pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning"),
 ]
-needs_package = pytest.mark.skipif(
-    importlib.util.find_spec("wandb_workspaces") is None, reason="the extra `workspace` is not installed"
-)
 
 
 def sent_names() -> set[str]:
@@ -42,7 +38,6 @@ def panels(sent: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from section["panels"]
 
 
-@needs_package
 def test_the_workspace_shows_what_the_tracker_sends() -> None:
     sent = json.loads(layout("team", "phase", "mine")._to_model().model_dump_json(by_alias=True))
     assert (sent["entity"], sent["project"], sent["displayName"]) == ("team", "phase", "mine")
@@ -66,7 +61,6 @@ def test_without_an_account_it_is_one_line() -> None:
     assert (status, err) == (2, "icl-jax: W&B is not logged in: run `wandb login` or set WANDB_API_KEY\n")
 
 
-@needs_package
 def test_a_server_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
 

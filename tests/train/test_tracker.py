@@ -1,15 +1,10 @@
-"""What reaches W&B, read back from the transaction log, and what a W&B that fails does to a run: one warning."""
+"""What reaches W&B, read back from the transaction log."""
 
 import json
 import signal
-import socket
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,86 +15,12 @@ from icl_jax.model.head_scores import InductionHead
 from icl_jax.rundir import RunDir, probe_steps
 from icl_jax.rundir.record import ProbeResult
 from icl_jax.train import session
-from icl_jax.train import tracker as tracker_module
-from icl_jax.train.tracker import NullTracker, Tracker, make_tracker
+from icl_jax.train.tracker import Tracker, make_tracker
+from tests.train.fake_wandb import API_KEY, FakeRun, fake_init, log_probe, log_step, with_wandb
 from tests.train.runs import TellingTracker, tiny_config, train_here
 from tests.train.wandb_file import read_items, read_records
 
-API_KEY = "0123456789" * 4
 pytestmark = pytest.mark.usefixtures("wandb_of_nobody")
-WARNING = "W&B failed, training goes on without it: "
-
-
-class FakeRun:
-    """Stands in for ``wandb.Run``."""
-
-    offline = True
-    id = "abc123"
-    dir = "somewhere/wandb/offline-run/files"
-
-    def __init__(self, log: Callable[[int], None] = lambda n: None, finish: Callable[[], None] = lambda: None) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.summary: dict[str, Any] = {}
-        self.artifacts: list[list[str]] = []
-        self.exit_code: int | None = None
-        self._log = log
-        self._finish = finish
-
-    def define_metric(self, name: str, step_metric: str | None = None) -> None:
-        pass
-
-    def log_artifact(self, _artifact: wandb.Artifact, aliases: list[str]) -> None:
-        self.artifacts.append(aliases)
-
-    def alert(self, title: str, text: str) -> None:
-        pass
-
-    def log(self, row: dict[str, Any]) -> None:
-        self._log(len(self.rows))
-        self.rows.append(row)
-
-    def finish(self, exit_code: int) -> None:
-        self._finish()
-        self.exit_code = exit_code
-
-
-def fake_init(monkeypatch: pytest.MonkeyPatch, run: FakeRun) -> list[dict[str, Any]]:
-    """Make ``wandb.init`` return a fake run; the list fills with the arguments of its calls."""
-    calls: list[dict[str, Any]] = []
-
-    def init(**arguments: Any) -> FakeRun:
-        calls.append(arguments)
-        return run
-
-    monkeypatch.setattr(wandb, "init", init)
-    return calls
-
-
-def with_wandb(mode: Any, **fields: Any) -> Config:
-    return Config(tracker=TrackerConfig(wandb=mode, **fields))
-
-
-def log_step(tracker: Tracker, step: int) -> None:
-    scalars: dict[str, SupportsFloat] = {
-        "loss": np.float32(4 - step / 1024),
-        "lr": 1e-3,
-        "grad_norm": 0.5,
-        "tokens_per_s": 3e4 + step,
-    }
-    tracker.log_step(step, step * 10, scalars)
-
-
-def log_probe(tracker: Tracker, step: int, scale: float = 1.0) -> None:
-    score_NH = np.float32(scale) * np.arange(6, dtype=np.float32).reshape(2, 3) / 8
-    tracker.log_probe(
-        step,
-        step * 10,
-        icl_score=-step / 512,
-        icl_windowed=-step / 256,
-        held_out_loss_T=np.linspace(4, 3, 5) - step / 512,
-        prefix_matching_NH=score_NH,
-        previous_token_NH=1 - score_NH,
-    )
 
 
 def only_log(run_path: Path) -> Path:
@@ -296,115 +217,6 @@ def test_online_bucket_run_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch
     assert not Path(calls[0]["dir"]).exists()
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no\nluck"), wandb.errors.CommError("no"), SystemExit("no")])
-def test_failing_init_is_one_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException) -> None:
-    def init(**arguments: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(wandb, "init", init)
-    warnings: list[str] = []
-    tracker = make_tracker(with_wandb("offline"), str(tmp_path), "abc123", warnings.append)
-    log_step(tracker, 0)
-    log_probe(tracker, 0)
-    tracker.finish(0)
-    assert warnings == [f"{WARNING}{type(error).__name__}: no"]
-    assert tracker.description == f"W&B: off ({type(error).__name__}: no)"
-
-
-def test_hanging_init_is_one_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tracker_module, "INIT_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(tracker_module, "START_GRACE_S", 0.05)
-    release = threading.Event()
-    run = FakeRun()
-
-    def init(**arguments: Any) -> FakeRun:
-        release.wait(30)
-        return run
-
-    monkeypatch.setattr(wandb, "init", init)
-    warnings: list[str] = []
-    tracker = make_tracker(with_wandb("offline"), str(tmp_path), "abc123", warnings.append)
-    log_step(tracker, 0)
-    tracker.finish(0)
-    assert len(warnings) == 1
-    assert "no answer" in warnings[0]
-    release.set()  # started after all, the run is closed at once
-    wait_until(lambda: run.exit_code == 1)
-
-
-def wait_for(event: threading.Event) -> None:
-    event.wait(30)
-
-
-def wait_until(is_true: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not is_true():
-        assert time.monotonic() < deadline_s, "nothing happened"
-        time.sleep(0.005)
-
-
-def test_failing_log_is_one_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    failed = threading.Event()
-
-    def log(n: int) -> None:
-        if n == 2:
-            failed.set()
-            raise ValueError("bad point")
-
-    run = FakeRun(log)
-    fake_init(monkeypatch, run)
-    warnings: list[str] = []
-    tracker = make_tracker(with_wandb("offline"), str(tmp_path), "abc123", warnings.append)
-    for step in range(3):
-        log_step(tracker, step)
-    assert failed.wait(20)
-    wait_until(lambda: "icl_jax-wandb" not in [thread.name for thread in threading.enumerate()])
-    log_step(tracker, 3)
-    log_probe(tracker, 4)
-    tracker.finish(0)
-    assert [row["step"] for row in run.rows] == [0, 1]
-    assert warnings == [f"{WARNING}ValueError: bad point"]
-    assert tracker.description == "W&B: off (ValueError: bad point)"
-
-
-def test_failing_finish_is_one_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def finish() -> None:
-        raise BrokenPipeError("gone")
-
-    fake_init(monkeypatch, FakeRun(finish=finish))
-    warnings: list[str] = []
-    tracker = make_tracker(with_wandb("offline"), str(tmp_path), "abc123", warnings.append)
-    tracker.finish(0)
-    tracker.finish(0)
-    assert warnings == [f"{WARNING}BrokenPipeError: gone"]
-
-
-def test_stuck_wandb_neither_blocks_steps_nor_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tracker_module, "INTERRUPTED_FINISH_TIMEOUT_S", 0.05)
-    release = threading.Event()
-    fake_init(monkeypatch, FakeRun(finish=lambda: wait_for(release)))
-    warnings: list[str] = []
-    tracker = make_tracker(with_wandb("offline"), str(tmp_path), "abc123", warnings.append)
-    start_s = time.monotonic()
-    tracker.finish(143)
-    assert time.monotonic() - start_s < 10
-    assert warnings == ["W&B has not taken everything; send the rest with: wandb sync somewhere/wandb/offline-run"]
-    release.set()
-
-
-def test_points_that_pile_up_are_one_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tracker_module, "MAX_WAITING_POINTS", 50)
-    release = threading.Event()
-    fake_init(monkeypatch, FakeRun(log=lambda n: wait_for(release)))
-    warnings: list[str] = []
-    tracker = make_tracker(with_wandb("offline"), str(tmp_path), "abc123", warnings.append)
-    for step in range(200):
-        log_step(tracker, step)
-    tracker.finish(0)
-    assert warnings == [f"{WARNING}50 points are waiting to be sent"]
-    release.set()
-
-
 def test_a_snapshot_is_an_artifact_on_request(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for wanted in (True, False):
         run_path = tmp_path / str(wanted)
@@ -458,17 +270,6 @@ def test_a_snapshot_in_a_bucket_stays_there(monkeypatch: pytest.MonkeyPatch) -> 
     assert run.artifacts == [["step-64", "latest"]]
 
 
-def test_an_artifact_that_fails_is_one_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake_init(monkeypatch, FakeRun())
-    warnings: list[str] = []
-    tracker = make_tracker(with_wandb("offline", artifacts=True), str(tmp_path), "abc123", warnings.append)
-    tracker.log_snapshot(64, 640, str(tmp_path / "gone"))
-    tracker.log_snapshot(65, 650, str(tmp_path / "gone"))
-    tracker.finish(0)
-    assert len(warnings) == 1
-    assert warnings[0].startswith(f"{WARNING}ValueError: Path is not a directory")
-
-
 def test_model_without_layers_has_no_head_scores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run = FakeRun()
     fake_init(monkeypatch, run)
@@ -488,83 +289,3 @@ def test_model_without_layers_has_no_head_scores(monkeypatch: pytest.MonkeyPatch
     (row,) = run.rows
     assert set(row) == {"tokens", "step", "icl_score", "icl_windowed", "loss_by_position"}
     assert run.exit_code == 0
-
-
-@pytest.mark.parametrize(
-    ("environment", "is_in_netrc", "expected"),
-    [
-        ({}, False, "disabled (not logged in)"),
-        ({"WANDB_API_KEY": API_KEY}, False, "online"),
-        ({}, True, "online"),
-        ({"WANDB_MODE": "offline"}, False, "offline"),
-        ({"WANDB_MODE": "offline", "WANDB_API_KEY": API_KEY}, False, "offline"),
-        ({"WANDB_MODE": "disabled", "WANDB_API_KEY": API_KEY}, False, "disabled (WANDB_MODE)"),
-        ({"WANDB_MODE": "online"}, False, "disabled (not logged in)"),
-    ],
-)
-def test_auto_follows_the_login_without_network(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    environment: dict[str, str],
-    is_in_netrc: bool,
-    expected: str,
-) -> None:
-    # The server is nowhere; a service process would be reached through a socket as well.
-    monkeypatch.setenv("WANDB_BASE_URL", "http://tracker.invalid")
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    if is_in_netrc:
-        (tmp_path / "netrc").write_text(f"machine tracker.invalid login user password {API_KEY}\n")
-        (tmp_path / "netrc").chmod(0o600)
-    connections: list[object] = []
-    monkeypatch.setattr(socket.socket, "connect", lambda self, address: connections.append(address))
-    calls = fake_init(monkeypatch, FakeRun())
-    tracker = make_tracker(with_wandb("auto"), str(tmp_path), "abc123", pytest.fail)
-    if expected in ("online", "offline"):
-        assert [call["mode"] for call in calls] == [expected]
-        tracker.finish(0)
-    else:
-        assert calls == []
-        assert tracker.description == f"W&B: {expected}"
-    assert connections == []
-    assert capfd.readouterr() == ("", "")
-
-
-def test_auto_without_wandb_is_disabled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with monkeypatch.context() as patch:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
-            patch.delitem(sys.modules, name)
-        patch.setitem(sys.modules, "wandb", None)
-        tracker = make_tracker(with_wandb("auto"), str(tmp_path), "abc123", pytest.fail)
-    assert tracker.description == "W&B: disabled (wandb is not installed)"
-
-
-def test_online_without_login_is_one_warning_and_no_prompt(tmp_path: Path) -> None:
-    warnings: list[str] = []
-    tracker = make_tracker(with_wandb("online"), str(tmp_path), "abc123", warnings.append)
-    tracker.finish(0)
-    assert warnings == [f"{WARNING}not logged in: run `wandb login` or set WANDB_API_KEY"]
-    assert isinstance(tracker, NullTracker)
-
-
-def test_only_the_writer_tracks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    calls = fake_init(monkeypatch, FakeRun())
-    tracker = make_tracker(with_wandb("offline"), str(tmp_path), "abc123", pytest.fail, is_writer=False)
-    log_step(tracker, 0)
-    log_probe(tracker, 0)
-    tracker.finish(0)
-    assert calls == []
-
-
-def test_wandb_is_imported_only_where_it_is_used(tmp_path: Path, checkout: Path) -> None:
-    program = """
-import sys
-from icl_jax.config import Config, TrackerConfig
-from icl_jax.train.tracker import make_tracker
-tracker = make_tracker(Config(tracker=TrackerConfig(wandb="disabled")), "run", "abc123", print)
-tracker.finish(0)
-print(tracker.description, "wandb" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=checkout, capture_output=True, text=True, check=True)
-    assert done.stdout == "W&B: disabled False\n"
