@@ -46,9 +46,9 @@ class Args:
     """Which set of models; left out: the device's own."""
     only: str = ""
     """One shape, by a part of its name."""
-    rounds: int = 5
+    rounds: int = 3
     """Timings of each contender."""
-    seconds: float = 4.0
+    seconds: float = 2.0
     """About how long one timing takes."""
     contenders: tuple[str, ...] = tuple(MAKERS)
     """Whom to time."""
