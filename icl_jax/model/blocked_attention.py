@@ -1,7 +1,7 @@
 """Causal attention for CPUs: a few heads at a time so that scores stay in cache, and no work above the diagonal.
 
-Heads of all rows are taken `_HEADS_AT_A_TIME` at a time by `lax.map`; queries are cut into blocks, and block i reads
-only the keys up to its own end. The backward pass recomputes the pattern from the saved log-sum-exp, so that nothing
+Heads of all rows are taken a few at a time by `lax.map`; queries are cut into blocks, and block i reads only the keys
+up to its own end. The backward pass recomputes the pattern from the saved log-sum-exp, so that nothing
 of size T x T outlives a block.
 """
 
@@ -12,12 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-_HEADS_AT_A_TIME = 4
-_QUERY_BLOCK = 64
+
+def _sizes(n_ctx: int) -> tuple[int, int]:
+    """Heads at a time and queries in a block; the fastest of those measured (docs/benchmarks.md).
+
+    A block's scores and their gradients grow with the row, and have to stay in a cache of about a megabyte.
+    """
+    return (4, 64) if n_ctx <= 512 else (1, 128)
 
 
 def _blocks(n_ctx: int) -> list[tuple[int, int]]:
-    return [(start, min(start + _QUERY_BLOCK, n_ctx)) for start in range(0, n_ctx, _QUERY_BLOCK)]
+    block = _sizes(n_ctx)[1]
+    return [(start, min(start + block, n_ctx)) for start in range(0, n_ctx, block)]
 
 
 def _masked_scores(q_GQE: jax.Array, k_GKE: jax.Array, start: int) -> jax.Array:
@@ -70,7 +76,7 @@ def _mixed(x_GEQ: jax.Array, weights_GQK: jax.Array) -> jax.Array:
 def _grouped(x: jax.Array) -> jax.Array:
     """B H T ... -> groups, heads in a group, T ...; the number of heads is cut evenly."""
     n_heads = x.shape[0] * x.shape[1]
-    in_group = math.gcd(n_heads, _HEADS_AT_A_TIME)
+    in_group = math.gcd(n_heads, _sizes(x.shape[2])[0])
     return x.reshape(n_heads // in_group, in_group, *x.shape[2:])
 
 
