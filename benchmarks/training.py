@@ -5,6 +5,7 @@ ratio of neighbours says more than two speeds. Writes runs/bench/training.json b
 """
 
 import json
+import os
 import resource
 import shutil
 import statistics
@@ -125,13 +126,14 @@ def _input_alone(config: Config, corpus: Any, n_steps: int) -> float:
         return n_steps * config.tokens_per_step / (time.perf_counter() - start_s)
 
 
-def _start_up(config: str) -> float:
-    """Seconds from the start of `icl-jax train` to its first finished step."""
+def _start_up(config: str, *, compiled: bool) -> float:
+    """Seconds from the start of `icl-jax train` to its first finished step, with or without the compilation cache."""
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": str(compiled).lower()}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", "from icl_jax.cli.main import main; main()", "train", config]
         command += ["--run", str(Path(folder) / "run"), "--tracker.wandb", "disabled", "--train.n-steps", "200000"]
         start_s = time.perf_counter()
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         assert child.stdout is not None
         for line in child.stdout:
             if line.startswith("step "):
@@ -176,14 +178,16 @@ def main(args: Args) -> None:
         ratios = {"loop with record / step": over_step["record"]}
         ratios |= {f"  and {part} / step": over_step[part] for part in _LOOPS[1:]}
         ratios["input / step"] = over_step["input"]
-        start_up = [_start_up(name) for _ in range(4)][1:]  # the first fills the compilation cache
-        results["configs"][name] = {"tokens_per_s": found, "ratios": ratios, "start_up_s": start_up}
+        cold = [_start_up(name, compiled=False) for _ in range(3)]
+        warm = [_start_up(name, compiled=True) for _ in range(4)][1:]  # the first fills the cache
+        results["configs"][name] = {"tokens_per_s": found, "ratios": ratios, "cold_start_s": cold, "warm_start_s": warm}
         rows.setdefault("step alone, k tokens/s", []).append(_spread([v / 1e3 for v in found["step"]]))
         rows.setdefault("whole loop, k tokens/s", []).append(_spread([v / 1e3 for v in found[_LOOPS[-1]]]))
         rows.setdefault("input alone, M tokens/s", []).append(_spread([v / 1e6 for v in found["input"]], 2))
         for key, values in ratios.items():
             rows.setdefault(key, []).append(_spread(values, 3))
-        rows.setdefault("start to first step, warm cache, s", []).append(_spread(start_up, 2))
+        rows.setdefault("start to first step, cold, s", []).append(_spread(cold))
+        rows.setdefault("start to first step, warm cache, s", []).append(_spread(warm))
     results["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     for label, cells in rows.items():
         table.add_row(label, *cells)
