@@ -160,6 +160,7 @@ class HloProgram:
         return bounds[0]
 
     def _group(self, instruction: _Instruction) -> tuple[int, ...]:
+        """The first group of devices. Raises ValueError for an unknown form: a guess would be a wrong figure."""
         text = instruction.attributes
         if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
             return tuple(int(n) for n in found.group(1).split(","))
@@ -168,9 +169,18 @@ class HloProgram:
             dims = [int(n) for n in found.group(3).split(",")]
             order = [int(n) for n in (found.group(5) or ",".join(map(str, range(len(dims))))).split(",")]
             return tuple(_transposed(dims, order)[: int(found.group(2))])
+        if found := re.search(r"replica_groups=mesh\[([^]]*)\] \{((?:'\w+',?)+)\}", text):
+            # Mesh form (JAX 0.12): devices numbered row by row in a mesh, a group along the axes named last.
+            sides = {name: int(side) for name, side in re.findall(r"'(\w+)'=(\d+)", found.group(1))}
+            inner = re.findall(r"'(\w+)'", found.group(2))
+            order = [i for i, name in enumerate(sides) if name not in inner] + [list(sides).index(n) for n in inner]
+            n_in_group = math.prod(sides[name] for name in inner)
+            return tuple(_transposed(list(sides.values()), order)[:n_in_group])
         if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text):
             return int(found.group(1)), int(found.group(2))
-        return tuple(range(self._n_devices))
+        if "replica_groups={}" in text or "replica_groups" not in text:
+            return tuple(range(self._n_devices))
+        raise ValueError(f"{instruction.opcode}: unknown form of a group of devices: {text[:200]}")
 
     def _operand_bytes(self, instruction: _Instruction, computation: str, *, on_chip: bool = True) -> list[int]:
         instructions = self._computations[computation].instructions

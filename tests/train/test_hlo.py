@@ -108,6 +108,32 @@ ENTRY %main (a: (s32[], f32[16])) -> (s32[], f32[16]) {
         HloProgram(text.replace("constant(32)", "parameter(1)"), 8).collectives()
 
 
+@pytest.mark.parametrize(
+    ("groups", "first"),
+    [
+        ("{{1,3},{0,2}}", (1, 3)),
+        ("[2,4]<=[8]", (0, 1, 2, 3)),
+        ("[2,4]<=[4,2]T(1,0)", (0, 2, 4, 6)),
+        ("mesh['data'=2,'fsdp'=4] {'fsdp'}", (0, 1, 2, 3)),
+        ("mesh['data'=4,'fsdp'=2] {'data'}", (0, 2, 4, 6)),
+        ("mesh['a'=2,'b'=2,'c'=2] {'a','c'}", (0, 1, 4, 5)),
+        ("{}", tuple(range(8))),
+    ],
+)
+def test_every_way_to_write_a_group_of_devices(groups: str, first: tuple[int, ...]) -> None:
+    text = f"""HloModule m
+
+ENTRY %main (x: f32[16]) -> f32[16] {{
+  %x = f32[16]{{0}} parameter(0)
+  ROOT %sum = f32[16]{{0}} all-reduce(%x), channel_id=1, replica_groups={groups}, to_apply=%add
+}}
+"""
+    (found,) = HloProgram(text, 8).collectives()
+    assert found.group == first
+    with pytest.raises(ValueError, match="all-reduce: unknown form of a group of devices"):
+        HloProgram(text.replace(f"={groups}", "=mesh['a'=8] {'a':(1)2}"), 8).collectives()
+
+
 def test_a_gather_spread_over_fusions_is_one() -> None:
     """The TPU compiler's form of a collective that runs beside arithmetic."""
     fused = """%fused_N (p_N: f32[4]) -> f32[16] {
