@@ -13,6 +13,9 @@ from icl_jax.rundir.files import absolute, is_bucket, reason
 
 Arrays = dict[str, np.ndarray]
 
+# Orbax writes this last where folders cannot be renamed.
+_COMMITTED = "commit_success.txt"
+
 
 def _checkpointer() -> ocp.Checkpointer:
     # Only one process writes and what it writes is on the host already: Orbax must not wait for the others.
@@ -37,8 +40,19 @@ def quiet_orbax() -> None:
 
 def save_arrays(path: epath.Path, arrays: Arrays) -> None:
     """Save under `path`, which appears only when it is complete. An existing folder is replaced."""
+    if path.exists():
+        remove_arrays(path)
     with _checkpointer() as checkpointer:
-        checkpointer.save(absolute(path), args=ocp.args.PyTreeSave(arrays), force=True)
+        checkpointer.save(absolute(path), args=ocp.args.PyTreeSave(arrays))
+
+
+def remove_arrays(path: epath.Path) -> None:
+    """Remove what `save_arrays` saved: first what makes it count as complete, as a kill may leave half of the rest."""
+    if is_bucket(path):
+        (path / _COMMITTED).unlink(missing_ok=True)
+    else:
+        path = path.rename(path.parent / f"{path.name}{ocp.utils.TMP_DIR_SUFFIX}removed")
+    path.rmtree()
 
 
 def load_arrays(path: epath.Path) -> Arrays:
@@ -59,10 +73,6 @@ def load_arrays(path: epath.Path) -> Arrays:
     return {name: np.asarray(value) for name, value in restored.items()}
 
 
-# Orbax writes this last where folders cannot be renamed.
-_COMMITTED = "commit_success.txt"
-
-
 def saved_steps(folder: epath.Path) -> list[int]:
     """Steps with a complete checkpoint in `folder`, in order.
 
@@ -75,7 +85,7 @@ def saved_steps(folder: epath.Path) -> list[int]:
 
 
 def remove_partial(folder: epath.Path) -> None:
-    """Remove what a killed save left behind; files of others (.DS_Store) stay."""
+    """Remove what a killed save or removal left behind; files of others (.DS_Store) stay."""
     if not folder.exists():
         return
     complete = {str(step) for step in saved_steps(folder)}

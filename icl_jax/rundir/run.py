@@ -12,7 +12,7 @@ import xarray as xr
 from etils import epath
 
 from icl_jax.config import Config, UserError, dump_config, parse_config
-from icl_jax.rundir.checkpoints import Arrays, load_arrays, remove_partial, save_arrays, saved_steps
+from icl_jax.rundir.checkpoints import Arrays, load_arrays, remove_arrays, remove_partial, save_arrays, saved_steps
 from icl_jax.rundir.files import reason, replace_text
 from icl_jax.rundir.held_out import HeldOut, load_held_out
 from icl_jax.rundir.manifest import Manifest, SnapshotEntry, params_sha256
@@ -179,7 +179,7 @@ class RunDir:
             return
         save_arrays(folder / str(step), state | {_STATE_SHA256: _sha256(state)})
         for old in saved_steps(folder)[: -self.config.snapshots.keep_states]:
-            (folder / str(old)).rmtree()
+            remove_arrays(folder / str(old))
 
     def last_state_step(self) -> int | None:
         """The step that the run can be resumed from, or None if no full state was saved."""
@@ -213,11 +213,17 @@ class RunDir:
         self.open_record().cut(step)
         with _writing(self.path):
             self.manifest.write(kept)
+            self.remove_partial()
             for folder, first_gone in ((self.path / "snapshots", step), (self.path / "state", step + 1)):
-                remove_partial(folder)
                 for later in saved_steps(folder):
                     if later >= first_gone:
-                        (folder / str(later)).rmtree()
+                        remove_arrays(folder / str(later))
+
+    def remove_partial(self) -> None:
+        """Remove what a killed save or removal left. Raises UserError if the directory cannot be written."""
+        with _writing(self.path):
+            for name in ("snapshots", "state"):
+                remove_partial(self.path / name)
 
 
 def _sha256(state: Arrays) -> np.ndarray:

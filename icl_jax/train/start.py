@@ -102,4 +102,6 @@ def _resume(path: str, config: Config, corpus: Corpus) -> RunDir:
     step = run.last_state_step() or 0
     if step < config.train.n_steps:
         run.cut(step)
+    else:
+        run.remove_partial()
     return run

@@ -8,14 +8,16 @@ import os
 import sys
 import threading
 import time
+from types import ModuleType
 from typing import Any
 
 from icl_jax.cli import main
 from icl_jax.rundir import RunDir
+from icl_jax.rundir import run as run_module
 from icl_jax.rundir.record import Record
 from icl_jax.train.recorder import Recorder
 
-PHASES: dict[str, tuple[type, str]] = {
+PHASES: dict[str, tuple[type | ModuleType, str]] = {
     "start": (RunDir, "create"),
     "resume": (RunDir, "cut"),
     "step": (Recorder, "add"),
@@ -23,6 +25,7 @@ PHASES: dict[str, tuple[type, str]] = {
     "probe": (Record, "write_probe"),
     "snapshot": (RunDir, "save_snapshot"),
     "state save": (RunDir, "save_state"),
+    "removal": (run_module, "remove_arrays"),
 }
 
 

@@ -21,10 +21,13 @@ pytestmark = pytest.mark.slow
 # Some three seconds of steps, with snapshots, probes, flushes and states all through them.
 CONFIG = TINY.replace("n_steps = 8", "n_steps = 300").replace("flush_every_s = 0.0", "flush_every_s = 0.1")
 CONFIG = CONFIG.replace("n_linear = 8\nn_log = 0", "n_linear = 30\nn_log = 20\nstate_every_s = 0.3")
-N_KILLS = {"start": 5, "resume": 5, "step": 6, "record flush": 6, "probe": 3, "snapshot": 6, "state save": 6}
-N_RANDOM = 13
+N_KILLS = {
+    "start": 5, "resume": 5, "step": 6, "record flush": 6, "probe": 3, "snapshot": 6, "state save": 6, "removal": 4,
+}  # fmt: skip
+N_RANDOM = 9
 # Of the calls in one start, the latest that is struck.
 LATEST_CALL = {"start": 1, "resume": 1, "step": 50, "probe": 1}
+LATEST_MS = {"removal": 2}  # what it does takes that long
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,7 @@ def test_killed_in(phase: str, config: Path, long_unbroken: Path, tmp_path: Path
         assert finish(_start(config, run, "step", "40", "0", str(int(signal.SIGTERM))))[0] == 0
     while len(again) < N_KILLS[phase]:
         call = int(moments.integers(1, 1 + LATEST_CALL.get(phase, 3)))
-        delay_ms = moments.choice([0, moments.uniform(0, 30)])
+        delay_ms = moments.choice([0, moments.uniform(0, LATEST_MS.get(phase, 30))])
         child = _start(config, run, phase, str(call), str(delay_ms), str(int(signal.SIGKILL)))
         again += _killed(child, run, long_unbroken)
     assert finish(_start(config, run))[::2] == (0, "")

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as npst
 
 from icl_jax.config import UserError
 from icl_jax.rundir import checkpoints
-from icl_jax.rundir.checkpoints import load_arrays, remove_partial, save_arrays, saved_steps
+from icl_jax.rundir.checkpoints import load_arrays, remove_arrays, remove_partial, save_arrays, saved_steps
 from icl_jax.rundir.files import absolute
 
 DTYPES = [np.float32, np.float64, np.int32, np.uint32, np.bool_, ml_dtypes.bfloat16]
@@ -81,6 +81,26 @@ def test_steps_are_the_complete_checkpoints_in_order(tmp_path: Path) -> None:
     assert saved_steps(folder) == [0, 9, 10]
     remove_partial(folder)
     assert sorted(p.name for p in folder.iterdir()) == [".DS_Store", "0", "10", "9", "notes"]
+
+
+@pytest.mark.parametrize("is_in_bucket", [False, True])
+def test_half_removed_is_not_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_in_bucket: bool) -> None:
+    folder = epath.Path(tmp_path)
+    monkeypatch.setattr(checkpoints, "is_bucket", lambda _path: is_in_bucket)
+    for step in (3, 20):
+        save_arrays(folder / str(step), {"a": np.array(step, np.int32)})
+
+    def killed(path: epath.Path) -> None:
+        next(file for file in sorted(Path(path).rglob("*")) if file.is_file()).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(folder), "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove_arrays(folder / "3")
+    assert saved_steps(folder) == [20]
+    remove_partial(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["20"]
 
 
 # --- in a bucket; tests/train/test_bucket.py has a real one ---

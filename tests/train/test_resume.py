@@ -158,6 +158,15 @@ def test_killed_while_it_is_cut_back(unbroken: Path, tmp_path: Path, owner: Any,
     assert_same_run(run, unbroken)
 
 
+def test_what_a_kill_left_of_a_complete_run_goes(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_here(tiny_config(), run)
+    left = run / "state" / "3.orbax-checkpoint-tmp-removed"
+    left.mkdir()
+    train_here(tiny_config(), run)
+    assert not left.exists()
+
+
 def test_what_came_after_the_state_is_cut_off(tmp_path: Path) -> None:
     run = tmp_path / "run"
     train_here(tiny_config(), run, stop_at=3)
