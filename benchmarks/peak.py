@@ -40,9 +40,13 @@ def matmul_gflops(repeats: int = 6) -> float:
 _GPU_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L4": 121, "L40S": 362, "A10G": 70}
 
 
-def gpu_gflops() -> float:
-    """Published bfloat16 peak of this machine's first GPU in GFLOP/s; NaN for one that is not in the table."""
+def gpu_name() -> str:
     import torch
 
-    name = torch.cuda.get_device_name(0)
+    return torch.cuda.get_device_name(0)
+
+
+def gpu_gflops() -> float:
+    """Published bfloat16 peak of this machine's first GPU in GFLOP/s; NaN for one that is not in the table."""
+    name = gpu_name()
     return 1e3 * next((tflops for part, tflops in _GPU_TFLOPS.items() if part in name), float("nan"))

@@ -15,6 +15,10 @@ class Contender(Protocol):
         """One step per batch of rows int32 [B, T + 1]; the mean loss of each, in nats, once all are done."""
         ...
 
+    def release(self) -> None:
+        """Give back the memory of a GPU that is only kept for the next step."""
+        ...
+
 
 def _ours(config: Config, device: str, per_position: bool) -> Contender:
     from benchmarks.contenders.ours import Ours

@@ -1,5 +1,7 @@
 """icl_jax's step as `icl-jax train` compiles it: every position's loss comes out of every step."""
 
+import os
+
 import numpy as np
 
 from icl_jax.cli import process
@@ -11,6 +13,7 @@ class Ours:
     """On all devices; one step in flight on CPU, as in the training loop."""
 
     def __init__(self, config: Config, device: str) -> None:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the others share the GPU
         process.configure_jax(default_cpu_devices(config, process.cpu_count()))
         import jax
 
@@ -29,3 +32,6 @@ class Ours:
                 metrics.loss_T.block_until_ready()
             losses.append(metrics.loss_T)
         return [float(np.asarray(loss_T).mean()) for loss_T in losses]
+
+    def release(self) -> None:
+        pass

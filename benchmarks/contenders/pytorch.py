@@ -94,6 +94,9 @@ class Model(nn.Module):
 
 def initial_params(config: Config) -> dict[str, np.ndarray]:
     """icl_jax's own, so that all start from the same numbers."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # the GPU's memory is for PyTorch
     from icl_jax.model.params import init_params
 
     return {name: np.asarray(value) for name, value in init_params(config.model, config.train.seed).items()}
@@ -162,3 +165,6 @@ class PyTorch:
             self._optimizer.zero_grad(set_to_none=True)
             recorded.append(record)
         return [float(record.mean()) for record in recorded]
+
+    def release(self) -> None:
+        torch.cuda.empty_cache()

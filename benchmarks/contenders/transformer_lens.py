@@ -43,3 +43,6 @@ class TransformerLens:
             self._optimizer.step()
             self._optimizer.zero_grad()
         return [float(record.mean()) for record in recorded]
+
+    def release(self) -> None:
+        torch.cuda.empty_cache()

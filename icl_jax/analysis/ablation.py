@@ -33,7 +33,7 @@ from icl_jax.analysis.map_snapshots import as_jax, local_devices, map_snapshots
 from icl_jax.analysis.measurement import Context, Measurement, StackedParams, Variable, needs_layers
 from icl_jax.config import ModelConfig
 from icl_jax.model.forward import final_resid, unembedding_DV
-from icl_jax.model.loss import token_loss
+from icl_jax.model.loss import chunk_size, token_loss
 from icl_jax.model.params import Params
 
 KINDS = ("full", "pattern_preserving", "mean", "resample")
@@ -53,7 +53,7 @@ class _Intact(NamedTuple):
 
 def _loss(params: Params, config: ModelConfig, rows: jax.Array, tap: Callable[..., jax.Array] | None) -> jax.Array:
     x_BTD = final_resid(params, rows[:, :-1], config, tap=tap)
-    return token_loss(x_BTD, unembedding_DV(params).astype(x_BTD.dtype), rows[:, 1:], config.loss_chunk)
+    return token_loss(x_BTD, unembedding_DV(params).astype(x_BTD.dtype), rows[:, 1:], chunk_size(config))
 
 
 def _intact(params: Params, config: ModelConfig, rows: jax.Array) -> _Intact:

@@ -20,7 +20,7 @@ from icl_jax.analysis.token_classes import CLASSES, class_means, classify_tokens
 from icl_jax.config import ModelConfig
 from icl_jax.model.forward import final_resid, unembedding_DV
 from icl_jax.model.icl_score import icl_positions
-from icl_jax.model.loss import token_loss
+from icl_jax.model.loss import chunk_size, token_loss
 from icl_jax.model.params import Params
 
 
@@ -32,7 +32,7 @@ def held_out_loss(
 
     def some_rows(rows: jax.Array) -> jax.Array:
         x_BTD = final_resid(params, rows[:, :-1], config)
-        return token_loss(x_BTD, unembedding_DV(params).astype(x_BTD.dtype), rows[:, 1:], config.loss_chunk)
+        return token_loss(x_BTD, unembedding_DV(params).astype(x_BTD.dtype), rows[:, 1:], chunk_size(config))
 
     return map_rows(some_rows, rows)
 

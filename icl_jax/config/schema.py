@@ -79,13 +79,13 @@ class ModelConfig:
     """Type of the activations; parameters and loss are always float32."""
     attention: Literal["auto", "reference", "blocked", "cudnn", "splash"] = "auto"
     """Implementation of attention; auto takes the fastest measured for the platform."""
-    loss_chunk: int = 512
-    """Tokens per chunk of the unembedding and cross-entropy; bounds the memory that logits take."""
+    loss_chunk: int = 0
+    """Tokens per chunk of the unembedding and cross-entropy, which bounds the memory of logits; 0: what is fastest."""
 
     def __post_init__(self) -> None:
         _check_types("model", self)
         _require(self.n_layers >= 0, "model.n_layers", self.n_layers, "must be 0 or more")
-        for name in ("d_model", "n_heads", "vocab_size", "n_ctx", "loss_chunk"):
+        for name in ("d_model", "n_heads", "vocab_size", "n_ctx"):
             _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be 1 or more")
         _require(self.vocab_size >= 2, "model.vocab_size", self.vocab_size, "must be 2 or more")
         _require(self.n_ctx >= 2, "model.n_ctx", self.n_ctx, "must be 2 or more")
@@ -96,6 +96,7 @@ class ModelConfig:
             f"must be divisible by model.n_heads = {self.n_heads}",
         )
         _require(self.d_mlp >= 0, "model.d_mlp", self.d_mlp, "must be 0 (attention-only) or more")
+        _require(self.loss_chunk >= 0, "model.loss_chunk", self.loss_chunk, "must be 0 (what is fastest) or more")
         _require(self.init_std > 0, "model.init_std", self.init_std, "must be greater than 0")
         if self.positions == "rotary":
             allowed = "must be even with model.positions = 'rotary'"

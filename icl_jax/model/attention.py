@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from icl_jax.model.blocked_attention import blocked_attention
+from icl_jax.model.precision import matmul_precision
 
 AttentionFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -62,7 +63,8 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     )
     kernel = splash_attention_kernel.make_splash_mha(mask=mask, block_sizes=blocks, head_shards=1, q_seq_shards=1)
     scale = jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
-    return jax.vmap(kernel)(q * scale, k, v)
+    with matmul_precision(q.dtype):
+        return jax.vmap(kernel)(q * scale, k, v)
 
 
 def attention_fn(implementation: str, platform: str) -> AttentionFn:

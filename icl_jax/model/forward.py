@@ -136,7 +136,8 @@ def final_resid(
     def load(name: str, value: jax.Array) -> jax.Array:
         return gather(name, value).astype(dtype)
 
-    resid = jnp.take(load("W_E", params["W_E"]), tokens, axis=0)
+    # Looked up before it is rounded: the gradients of one token's many places then add up in float32.
+    resid = jnp.take(gather("W_E", params["W_E"]), tokens, axis=0).astype(dtype)
     W_pos = load("W_pos", params["W_pos"]) if "W_pos" in params else None
     pos_TD = positions_TD(W_pos, tokens.shape[1], config)
     if config.positions == "standard" and pos_TD is not None:

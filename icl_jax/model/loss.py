@@ -4,9 +4,26 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from icl_jax.config import ModelConfig
+from icl_jax.model import loss_kernel
 from icl_jax.model.linear import weight_grad
+
+# On a CPU the logits of more tokens do not stay in its caches.
+_CPU_CHUNK = 512
+# Elsewhere a larger chunk adds up the gradient of W_U less often: 2 GiB, 4 percent faster than 0.5 on an H200.
+_LOGITS_AT_A_TIME = 2**29
+
+
+def chunk_size(config: ModelConfig, platform: str | None = None) -> int:
+    """Tokens whose logits are held at a time: `loss_chunk`, or where that is 0 what is fastest on the platform."""
+    if config.loss_chunk:
+        return config.loss_chunk
+    if (platform or jax.default_backend()) == "cpu":
+        return _CPU_CHUNK
+    return max(1, _LOGITS_AT_A_TIME // config.vocab_size)
 
 
 def reference_token_loss(
@@ -28,9 +45,12 @@ def _chunks(x: jax.Array, targets: jax.Array, chunk: int) -> tuple[jax.Array, ja
     return x_ND.reshape(-1, chunk, d_model), targets_N.reshape(-1, chunk)
 
 
-def _chunk_loss(x_CD: jax.Array, W_U: jax.Array, targets_C: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _chunk_logits(x_CD: jax.Array, W_U: jax.Array) -> jax.Array:
+    return jnp.einsum("CD,DV->CV", x_CD, W_U, preferred_element_type=jnp.float32)
+
+
+def _chunk_loss(logits_CV: jax.Array, targets_C: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Loss, probabilities before normalisation and their sums for one chunk."""
-    logits_CV = jnp.einsum("CD,DV->CV", x_CD, W_U, preferred_element_type=jnp.float32)
     highest_C = jnp.max(logits_CV, axis=-1)
     exp_CV = jnp.exp(logits_CV - highest_C[:, None])
     total_C = jnp.sum(exp_CV, axis=-1)
@@ -38,12 +58,22 @@ def _chunk_loss(x_CD: jax.Array, W_U: jax.Array, targets_C: jax.Array) -> tuple[
     return jnp.log(total_C) + highest_C - target_logit_C, exp_CV, total_C
 
 
+def _loss_and_dlogits(
+    logits_CV: jax.Array, targets_C: jax.Array, weight_C: jax.Array, dtype: DTypeLike
+) -> tuple[jax.Array, jax.Array]:
+    """Loss of one chunk, and the gradient by its logits of the loss weighted by `weight_C`."""
+    loss_C, exp_CV, total_C = _chunk_loss(logits_CV, targets_C)
+    is_target_CV = targets_C[:, None] == jnp.arange(logits_CV.shape[1], dtype=targets_C.dtype)[None, :]
+    dlogits_CV = exp_CV * (weight_C / total_C)[:, None] - jnp.where(is_target_CV, weight_C[:, None], 0.0)
+    return loss_C, dlogits_CV.astype(dtype)
+
+
 def token_loss(
     x: Float[Array, "B T D"], W_U: Float[Array, "D V"], targets: Int[Array, "B T"], chunk: int
 ) -> Float[Array, "B T"]:
     """-log p(target) in nats, float32, `chunk` tokens at a time. Not for differentiating: see `mean_loss`."""
     x_ICD, targets_IC = _chunks(x, targets, chunk)
-    loss_IC = jax.lax.map(lambda args: _chunk_loss(args[0], W_U, args[1])[0], (x_ICD, targets_IC))
+    loss_IC = jax.lax.map(lambda args: _chunk_loss(_chunk_logits(args[0], W_U), args[1])[0], (x_ICD, targets_IC))
     return loss_IC.reshape(-1)[: targets.size].reshape(targets.shape)
 
 
@@ -64,16 +94,18 @@ def _mean_loss_fwd(
     x: jax.Array, W_U: jax.Array, targets: jax.Array, chunk: int
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     x_ICD, targets_IC = _chunks(x, targets, chunk)
-    token_ids_V = jnp.arange(W_U.shape[1], dtype=targets.dtype)
 
     def one_chunk(dW_U: jax.Array, args: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         x_CD, targets_C = args
-        loss_C, exp_CV, total_C = _chunk_loss(x_CD, W_U, targets_C)
-        is_target_CV = targets_C[:, None] == token_ids_V[None, :]
         # Filled-up tokens have target -1: their weight is 0.
         weight_C = jnp.where(targets_C >= 0, 1.0 / targets.size, 0.0).astype(jnp.float32)
-        dlogits_CV = exp_CV * (weight_C / total_C)[:, None] - jnp.where(is_target_CV, weight_C[:, None], 0.0)
-        dlogits_CV = dlogits_CV.astype(x.dtype)
+        loss_C, dlogits_CV = jax.lax.platform_dependent(
+            _chunk_logits(x_CD, W_U),
+            targets_C,
+            weight_C,
+            cuda=partial(loss_kernel.loss_and_dlogits, dtype=x.dtype),
+            default=partial(_loss_and_dlogits, dtype=x.dtype),
+        )
         dx_CD = jnp.einsum("CV,DV->CD", dlogits_CV, W_U)
         dW_U = dW_U + weight_grad(x_CD, dlogits_CV, jnp.float32)
         return dW_U, (loss_C, dx_CD)

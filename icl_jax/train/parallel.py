@@ -14,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from icl_jax.config import Config
 from icl_jax.model.params import layer_names, param_shapes
-from icl_jax.train.step import Axes, TrainState, init_state, train_step
+from icl_jax.model.precision import matmul_precision
+from icl_jax.train.step import Axes, StepMetrics, TrainState, init_state, train_step
 
 
 def sharded_axes(config: Config) -> dict[str, int]:
@@ -67,7 +68,13 @@ class ParallelStep:
             self._mesh = Mesh(_arranged(devices, shape), ("data", "fsdp"))
             axes = Axes(("data", "fsdp"), sharded_axes(config))
         self._rows_sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
-        step = partial(train_step, config=config, axes=axes, platform=self.platform)
+
+        one_device = partial(train_step, config=config, axes=axes, platform=self.platform)
+
+        def step(state: TrainState, rows: jax.Array) -> tuple[TrainState, StepMetrics]:
+            with matmul_precision(config.model.compute_dtype):
+                return one_device(state, rows)
+
         self.state_shape = jax.eval_shape(lambda: init_state(config))
         specs = self._specs(self.state_shape, axes)
         self.state_sharding = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), specs)

@@ -13,7 +13,7 @@ from icl_jax.data import Corpus
 from icl_jax.model.forward import final_resid, forward, unembedding_DV
 from icl_jax.model.head_scores import prefix_matching, previous_token, repeated_tokens
 from icl_jax.model.icl_score import icl_score, icl_windowed
-from icl_jax.model.loss import token_loss
+from icl_jax.model.loss import chunk_size, token_loss
 from icl_jax.model.params import Params
 from icl_jax.rundir.record import ProbeResult
 from icl_jax.train.step import CPU_TOKENS_AT_A_TIME
@@ -36,7 +36,7 @@ def _held_out_loss(params: Params, rows: jax.Array, *, config: Config, platform:
     def batch_loss(rows: jax.Array) -> jax.Array:
         x_BTD = final_resid(params, rows[:, :-1], config.model, platform=platform)
         W_U = unembedding_DV(params).astype(x_BTD.dtype)
-        return jnp.sum(token_loss(x_BTD, W_U, rows[:, 1:], config.model.loss_chunk), axis=0)
+        return jnp.sum(token_loss(x_BTD, W_U, rows[:, 1:], chunk_size(config.model, platform)), axis=0)
 
     n_rows = rows.shape[0]
     n_tokens = CPU_TOKENS_AT_A_TIME if platform == "cpu" else _TOKENS_AT_A_TIME

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from icl_jax.config import Config
 from icl_jax.model.forward import GatherFn, final_resid, unembedding_DV
-from icl_jax.model.loss import mean_loss
+from icl_jax.model.loss import chunk_size, mean_loss
 from icl_jax.model.params import Params, init_params
 from icl_jax.train.optimizer import adam, init_opt_state, learning_rate_fn
 
@@ -80,7 +80,7 @@ def loss_and_grads(
         name = "W_U" if "W_U" in params else "W_E"
         whole = {name: gather(name, params[name])}
         W_U = unembedding_DV(whole).astype(x_BTD.dtype)
-        return mean_loss(x_BTD, W_U, rows[:, 1:], config.model.loss_chunk)
+        return mean_loss(x_BTD, W_U, rows[:, 1:], chunk_size(config.model, platform))
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     n_micro = n_micro_batches(rows.shape, config.train.accum_steps, platform)

@@ -54,7 +54,7 @@ def models(draw: st.DrawFn) -> ModelConfig:
         init_std=draw(POSITIVE),
         compute_dtype=draw(one_of(ModelConfig, "compute_dtype")),
         attention=draw(one_of(ModelConfig, "attention")),
-        loss_chunk=draw(COUNT),
+        loss_chunk=draw(COUNT_OR_0),
     )
 
 
@@ -158,7 +158,7 @@ def changed(value: Any, annotation: Any) -> Any:
         return next(choice for choice in choices if choice != value)
     if annotation is bool:
         return not value
-    return value / 2 if annotation is float else value * 2 if annotation is int else value + "x"
+    return value / 2 if annotation is float else value * 2 or 1 if annotation is int else value + "x"
 
 
 FIELDS = [(section.name, name) for section in fields(Config) for name in get_type_hints(section.type)]

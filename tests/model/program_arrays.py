@@ -1,4 +1,4 @@
-"""Which arrays a traced program makes, inner loops and custom derivatives included."""
+"""What a traced program does, inner loops and custom derivatives included."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,15 +8,18 @@ import jax
 
 def array_shapes(function: Callable[..., Any], *args: Any) -> set[tuple[int, ...]]:
     """Shapes of everything that any equation of the program produces."""
-    return set(_shapes(jax.make_jaxpr(function)(*args)))
+    return {var.aval.shape for eqn in equations(function, *args) for var in eqn.outvars}
 
 
-def _shapes(value: Any) -> Iterator[tuple[int, ...]]:
+def equations(function: Callable[..., Any], *args: Any) -> list[Any]:
+    return list(_equations(jax.make_jaxpr(function)(*args)))
+
+
+def _equations(value: Any) -> Iterator[Any]:
     if isinstance(value, tuple | list):
         for item in value:
-            yield from _shapes(item)
+            yield from _equations(item)
     elif hasattr(value, "eqns"):
         for eqn in value.eqns:
-            for var in eqn.outvars:
-                yield var.aval.shape
-            yield from _shapes(tuple(eqn.params.values()))
+            yield eqn
+            yield from _equations(tuple(eqn.params.values()))

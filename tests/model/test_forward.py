@@ -255,3 +255,15 @@ def test_tied_unembedding_is_the_transposed_embedding() -> None:
     tokens = random_tokens(config, B, T)
     expected = forward(untied, tokens, dataclasses.replace(config, tied_unembedding=False))
     np.testing.assert_allclose(forward(params, tokens, config), expected, atol=1e-6)
+
+
+def test_gradients_of_one_token_add_up_in_float32() -> None:
+    """In bfloat16 a sum of ones stays at 256."""
+    config = ModelConfig(n_layers=0, norm="none", d_model=4, n_ctx=600, vocab_size=5, compute_dtype="bfloat16")
+    tokens = jnp.full((1, 600), 3)
+
+    def total(params: Params) -> jax.Array:
+        return jnp.sum(final_resid(params, tokens, config).astype(jnp.float32))
+
+    grads = jax.grad(total)(random_params(config))
+    np.testing.assert_array_equal(grads["W_E"], np.outer([0, 0, 0, 600, 0], np.ones(4)))

@@ -1,6 +1,7 @@
 """The same numbers from 1, 2 and 8 devices, pmap and mesh, one and two processes."""
 
 import functools
+import re
 import signal
 import socket
 import subprocess
@@ -100,6 +101,13 @@ def test_devices_make_the_same_first_state_as_one(fields: dict[str, Any]) -> Non
     for found, wanted in zip(jax.tree.leaves(made), jax.tree.leaves(expected), strict=True):
         assert found.sharding == wanted.sharding
         np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(("compute_dtype", "precision"), [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
+def test_float32_products_are_in_float32_on_any_device(compute_dtype: str, precision: str) -> None:
+    lowered = ParallelStep(tiny_config(model={"compute_dtype": compute_dtype}), jax.devices()[:1]).lower()
+    found = re.findall(r"dot_general .*precision = \[(\w+), (\w+)\]", lowered.as_text())
+    assert set(found) == {(precision, precision)}
 
 
 def test_batch_that_does_not_divide_is_refused() -> None:
