@@ -213,6 +213,9 @@ def main() -> None:
     process.quiet_libraries()
     try:
         status = run(sys.argv[1:])
+    except BrokenPipeError:  # tyro prints its help by itself, to `| head` too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
     except Exception:  # a bug
         traceback.print_exc()
         status = 1

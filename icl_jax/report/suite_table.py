@@ -77,7 +77,8 @@ def behaviour_tables(found: dict[str, list[Behaviour]]) -> Iterator[Table]:
     """
     labels_of = {title: tuple(b.label for b in each) for title, each in found.items()}
     for labels in dict.fromkeys(labels_of.values()):
-        table = Table(Column("right token at the end", no_wrap=True), *labels, box=None)
+        heads = (label.replace("_", " ") for label in labels)  # so that 80 columns can break them
+        table = Table(Column("right token\nat the end", no_wrap=True), *heads, box=None)
         for title, each in found.items():
             if labels_of[title] == labels:
                 table.add_row(title, *(_with_half(b.after) for b in each))

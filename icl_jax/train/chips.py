@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from icl_jax.train.hlo import Collective
 
 GIB = 2**30
+# A product of float32 factors is six of bfloat16 (jax.lax.Precision.HIGHEST).
+FLOAT32_PASSES = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

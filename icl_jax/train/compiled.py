@@ -11,7 +11,7 @@ from jax.experimental import topologies
 
 from icl_jax.config import Config, UserError
 from icl_jax.model.params import n_params
-from icl_jax.train.chips import GIB, Slice
+from icl_jax.train.chips import FLOAT32_PASSES, GIB, Slice
 from icl_jax.train.flops import executed_flops, step_flops
 from icl_jax.train.hlo import Collective, HloProgram
 from icl_jax.train.parallel import ParallelStep
@@ -158,7 +158,8 @@ def estimate(config: Config, program: Program, tpu: Slice, price: float | None =
     """Roofline of a step compiled for a slice; `price` is in dollars per chip-hour, by default the published one."""
     chip, n_chips = tpu.chip, tpu.n_chips
     executed = executed_flops(config)
-    compute_s = executed / n_chips / (chip.tflops * 1e12)
+    n_passes = FLOAT32_PASSES if config.model.compute_dtype == "float32" else 1
+    compute_s = n_passes * executed / n_chips / (chip.tflops * 1e12)
     hbm_s = program.hbm_bytes / (chip.hbm_gb_per_s * 1e9)
     interconnect_s = sum(c.count * tpu.collective_s(c, program.coordinates) for c in program.collectives)
     step_s = max(compute_s, hbm_s, interconnect_s)

@@ -101,6 +101,14 @@ def test_verify_ends_quietly_when_nobody_reads(config_file: Path, tmp_path: Path
     assert finish(child)[::2] == (0, "")
 
 
+def test_help_ends_quietly_when_nobody_reads() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    child = start_cli("train", "--help", stdout=write_end)
+    os.close(write_end)
+    assert finish(child)[::2] == (0, "")
+
+
 def test_an_error_in_the_program_itself_shows_its_traceback() -> None:
     code = f"import icl_jax.cli.main as m; m._VERBS['verify'] = lambda args, console: 1 / 0; {CLI[2]}"
     done = subprocess.run([CLI[0], "-c", code, "verify"], capture_output=True, text=True, check=False)

@@ -52,6 +52,12 @@ def test_the_bound_is_the_slowest_of_three(program: compiled.Program) -> None:
     assert estimate(config, replace(slow, hbm_bytes=0, collectives=()), tpu).bound == "arithmetic"
 
 
+def test_products_of_float32_take_six_passes(program: compiled.Program) -> None:
+    single, half = (tiny_config(model={"compute_dtype": name}) for name in ("float32", "bfloat16"))
+    times = [estimate(config, program, Slice("v5e:2x2")).compute_s for config in (single, half)]
+    assert times[0] == pytest.approx(6 * times[1])
+
+
 def test_a_plan_is_kept_whole(program: compiled.Program) -> None:
     e = estimate(tiny_config(), program, Slice("v5e:2x2"))
     facts = {"name": "tiny", "topology": "v5e:2x2", "parallel": "pmap", "n_params": 5}
