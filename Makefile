@@ -104,8 +104,13 @@ bench-peers: $(VENV)/.installed-parity ## training and analysis beside PyTorch a
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.analysis --peers
 
-bench-gpu: $(VENV)/.installed-parity ## training on one GPU beside PyTorch, bfloat16 (needs icl-jax[cuda])
+bench-gpu: $(VENV)/.installed-gpu ## training on one NVIDIA GPU beside PyTorch, bfloat16 (installs both for CUDA: 5 GB)
 	$(BIN)/python -m benchmarks.peers --device gpu --contenders icl_jax "PyTorch eager" torch.compile
+
+$(VENV)/.installed-gpu: $(STAMP)
+	@echo "installing PyTorch and JAX for CUDA in $(VENV) (about three minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,parity,cuda]" --constraint constraints.txt
+	@touch $@
 
 soak: setup ## 10,000 steps on two host devices, watched for a hang
 	$(BIN)/python -m benchmarks.soak
