@@ -36,8 +36,8 @@ def matmul_gflops(repeats: int = 6) -> float:
     return 2 * _SIZE**3 / best_s / 1e9
 
 
-# Dense bfloat16 TFLOP/s of NVIDIA's data sheets, by a part of the device's name.
-_GPU_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L4": 121, "L40S": 362, "A10G": 70}
+# Dense bfloat16 TFLOP/s of NVIDIA's data sheets, by a part of the device's name; the first that is in it counts.
+_GPU_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10G": 70}
 
 
 def gpu_name() -> str:
