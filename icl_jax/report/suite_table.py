@@ -71,17 +71,16 @@ def behaviours_by_title(titles: dict[str, list[str]]) -> dict[str, list[Behaviou
 
 
 def behaviour_tables(found: dict[str, list[Behaviour]]) -> Iterator[Table]:
-    """Models down, behaviours across: probability of the right token at the end of the runs; a table for each corpus.
+    """Behaviours down, models across: probability of the right token at the end of the runs; a table for each corpus.
 
     With the half width of its 95 % interval where that does not round to 0.
     """
     labels_of = {title: tuple(b.label for b in each) for title, each in found.items()}
     for labels in dict.fromkeys(labels_of.values()):
-        heads = (label.replace("_", " ") for label in labels)  # so that 80 columns can break them
-        table = Table(Column("right token\nat the end", no_wrap=True), *heads, box=None)
-        for title, each in found.items():
-            if labels_of[title] == labels:
-                table.add_row(title, *(_with_half(b.after) for b in each))
+        alike = {title: each for title, each in found.items() if labels_of[title] == labels}
+        table = Table(Column("right token\nat the end", no_wrap=True), *alike, box=None)
+        for label, *each in zip(labels, *alike.values(), strict=True):
+            table.add_row(label, *(_with_half(b.after) for b in each))
         yield table
 
 

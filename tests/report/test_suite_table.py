@@ -58,8 +58,9 @@ def test_behaviours_by_corpus_and_as_csv(tmp_path: Path) -> None:
                                                                           labels=(), prob=0)]})  # fmt: skip
     assert list(found) == ["A", "B"]
     tables = list(behaviour_tables(found))
-    assert [[column.header for column in table.columns][1:] for table in tables] == [["again", "new"], ["sum"]]
-    assert _columns(tables[0])[1] == ["0.65"]
+    assert [[column.header for column in table.columns][1:] for table in tables] == [["A"], ["B"]]
+    assert _columns(tables[0]) == [["again", "new"], ["0.65", "0.65"]]
+    assert _columns(tables[1])[0] == ["sum"]
     write_behaviours(found, tmp_path / "b.csv")
     with (tmp_path / "b.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
