@@ -74,7 +74,7 @@ $(VENV)/.installed-bucket: $(STAMP)
 	@touch $@
 
 compile-tpu: $(VENV)-tpu/.installed ## compile the papers' models for TPU slices: memory, speed, cost (ten minutes)
-	$(VENV)-tpu/bin/python -m pytest -m slow tests/train/test_compiled.py
+	$(VENV)-tpu/bin/python -m pytest -m slow tests/plan/test_compiled.py
 	$(VENV)-tpu/bin/icl-jax compile
 
 # An environment of its own: where libtpu is installed, JAX looks for a TPU whenever it starts.

@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from icl_jax.cli import process
+from icl_jax import process
 from icl_jax.cli.arguments import find_config
 from icl_jax.config import Config
 
@@ -77,8 +77,8 @@ def _analyze(path: Path, only: str) -> tuple[float, float]:
 
 def _ours(run: Any) -> dict[str, list[float]]:
     """Seconds per snapshot of each part, batch by batch; the first batch, which compiles, is left out."""
-    from icl_jax.analysis import composition, head_scores, held_out_loss
     from icl_jax.analysis.run_measurements import load_stacked, make_context
+    from icl_jax.measures import composition, head_scores, held_out_loss
 
     context = make_context(run)
     steps = [entry.step for entry in run.manifest.read()]

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.shapes import SETS
-from icl_jax.cli import process
+from icl_jax import process
 from icl_jax.config import Config
-from icl_jax.train.flops import step_flops
+from icl_jax.plan.flops import step_flops
 
 # In this order: a fusion with a product and an exponential counts as a product. What has others inside is left out.
 _KINDS = (

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.shapes import CPU
-from icl_jax.cli import process
+from icl_jax import process
 from icl_jax.config import Config
-from icl_jax.train.flops import step_flops
+from icl_jax.plan.flops import step_flops
 
 BASE = CPU["2 layers, d 128"]
 RANGES: dict[str, tuple[int, ...]] = {

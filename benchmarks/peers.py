@@ -25,9 +25,9 @@ from rich.table import Table
 from benchmarks.contenders import MAKERS
 from benchmarks.peak import gpu_gflops, gpu_name, matmul_gflops
 from benchmarks.shapes import SETS
-from icl_jax.cli import process
+from icl_jax import process
 from icl_jax.config import Config
-from icl_jax.train.flops import step_flops
+from icl_jax.plan.flops import step_flops
 
 OURS = "icl_jax"
 # With every position's loss, which icl_jax always records and the peers do on request.

@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from icl_jax.cli import process
+from icl_jax import process
 from icl_jax.cli.arguments import find_config
 from icl_jax.config import LaunchConfig
 
@@ -42,7 +42,7 @@ class Args:
 
 def _measure(out: Path) -> dict[str, list[dict[str, Any]]]:
     process.compile_for_tpu()
-    from icl_jax.train.compiled import make_plan
+    from icl_jax.plan.compiled import make_plan
 
     found: dict[str, list[dict[str, Any]]] = json.loads(out.read_text()) if out.exists() else {}
     out.parent.mkdir(parents=True, exist_ok=True)

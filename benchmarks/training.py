@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from icl_jax.cli import process
+from icl_jax import process
 from icl_jax.cli.arguments import find_config
 from icl_jax.cli.train import default_cpu_devices
 from icl_jax.config import Config, SnapshotConfig
@@ -87,7 +87,7 @@ def _whole_loop(config: Config, corpus: Any, devices: list[Any], n_steps: int, n
     from icl_jax.train.loop import train
     from icl_jax.train.start import open_or_create
     from icl_jax.train.stop import StopSignal
-    from icl_jax.train.tracker import make_tracker
+    from icl_jax.train.watch.tracker import make_tracker
 
     share = n_steps / config.train.n_steps
     n_snapshots = round((config.snapshots.n_linear + config.snapshots.n_log) * share) if n_more >= 1 else 0

@@ -20,7 +20,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Before these are imported: types, shapes and dtypes in their signatures are checked at each call, at trace time under
 # jit. A whole number is a float, as it is to mypy.
 jaxtyping.install_import_hook(
-    ["icl_jax.analysis", "icl_jax.model", "icl_jax.train.step"],
+    ["icl_jax.analysis", "icl_jax.maths", "icl_jax.measures", "icl_jax.model", "icl_jax.train.step"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import breakdown, growth
 from benchmarks.breakdown import kinds_of
-from icl_jax.cli import process
+from icl_jax import process
 
 HLO = """\
 HloModule jit_step

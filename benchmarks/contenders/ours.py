@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from icl_jax.cli import process
+from icl_jax import process
 from icl_jax.cli.train import default_cpu_devices
 from icl_jax.config import Config
 

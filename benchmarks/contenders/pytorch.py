@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from icl_jax.cli import process
+from icl_jax import process
 from icl_jax.config import Config, ModelConfig
 from icl_jax.model.forward import NORM_EPS
 from icl_jax.model.positions import sinusoidal

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from benchmarks.contenders.pytorch import initial_params
-from icl_jax.cli import process
+from icl_jax import process
 from icl_jax.config import Config
 from icl_jax.export.transformer_lens import hooked_config, hooked_state_dict
 

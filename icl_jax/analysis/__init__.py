@@ -1,51 +1,51 @@
 """The papers' measurements, one file each: pure functions of arrays.
 
 The functions below work on their own, in a notebook, on parameters from `icl_jax.open_run(path).params(step)`; each
-file holds more. `icl_jax.analysis.table` lists what `icl-jax analyze` takes over a whole run.
+file holds more. `icl_jax.measures.table` lists what `icl-jax analyze` takes over a whole run.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from icl_jax.analysis.ablation import ablate as ablate
-    from icl_jax.analysis.composition import composition_scores as composition_scores
-    from icl_jax.analysis.copying import copying_eigenvalue as copying_eigenvalue
-    from icl_jax.analysis.copying import logit_copying as logit_copying
-    from icl_jax.analysis.factored_matrix import FactoredMatrix as FactoredMatrix
-    from icl_jax.analysis.head_scores import duplicate_token as duplicate_token
-    from icl_jax.analysis.head_scores import induction_stripe as induction_stripe
-    from icl_jax.analysis.head_scores import patterns as patterns
-    from icl_jax.analysis.head_scores import prefix_matching as prefix_matching
-    from icl_jax.analysis.head_scores import previous_token as previous_token
-    from icl_jax.analysis.logit_attribution import direct_logit_attribution as direct_logit_attribution
-    from icl_jax.analysis.loss_derivative import derivative_by_log_index as derivative_by_log_index
-    from icl_jax.analysis.loss_inversion import loss_derivatives as loss_derivatives
-    from icl_jax.analysis.path_expansion import expand_paths as expand_paths
     from icl_jax.analysis.run_measurements import analyze as analyze
     from icl_jax.analysis.run_measurements import make_context as make_context
-    from icl_jax.analysis.token_classes import classify_tokens as classify_tokens
+    from icl_jax.maths.factored_matrix import FactoredMatrix as FactoredMatrix
+    from icl_jax.maths.logit_attribution import direct_logit_attribution as direct_logit_attribution
+    from icl_jax.measures.ablation import ablate as ablate
+    from icl_jax.measures.composition import composition_scores as composition_scores
+    from icl_jax.measures.copying import copying_eigenvalue as copying_eigenvalue
+    from icl_jax.measures.copying import logit_copying as logit_copying
+    from icl_jax.measures.head_scores import duplicate_token as duplicate_token
+    from icl_jax.measures.head_scores import induction_stripe as induction_stripe
+    from icl_jax.measures.head_scores import patterns as patterns
+    from icl_jax.measures.head_scores import prefix_matching as prefix_matching
+    from icl_jax.measures.head_scores import previous_token as previous_token
+    from icl_jax.measures.loss_by_log_tokens import loss_derivatives as loss_derivatives
+    from icl_jax.measures.loss_derivative import derivative_by_log_index as derivative_by_log_index
+    from icl_jax.measures.paths import expand_paths as expand_paths
+    from icl_jax.measures.token_classes import classify_tokens as classify_tokens
     from icl_jax.model.head_scores import repeated_tokens as repeated_tokens
 
 # Imported when first used, so that naming one measurement does not load them all.
 _HOMES = {
-    "FactoredMatrix": "icl_jax.analysis.factored_matrix",
-    "ablate": "icl_jax.analysis.ablation",
+    "FactoredMatrix": "icl_jax.maths.factored_matrix",
+    "ablate": "icl_jax.measures.ablation",
     "analyze": "icl_jax.analysis.run_measurements",
-    "classify_tokens": "icl_jax.analysis.token_classes",
-    "composition_scores": "icl_jax.analysis.composition",
-    "copying_eigenvalue": "icl_jax.analysis.copying",
-    "derivative_by_log_index": "icl_jax.analysis.loss_derivative",
-    "direct_logit_attribution": "icl_jax.analysis.logit_attribution",
-    "duplicate_token": "icl_jax.analysis.head_scores",
-    "expand_paths": "icl_jax.analysis.path_expansion",
-    "induction_stripe": "icl_jax.analysis.head_scores",
-    "logit_copying": "icl_jax.analysis.copying",
-    "loss_derivatives": "icl_jax.analysis.loss_inversion",
+    "classify_tokens": "icl_jax.measures.token_classes",
+    "composition_scores": "icl_jax.measures.composition",
+    "copying_eigenvalue": "icl_jax.measures.copying",
+    "derivative_by_log_index": "icl_jax.measures.loss_derivative",
+    "direct_logit_attribution": "icl_jax.maths.logit_attribution",
+    "duplicate_token": "icl_jax.measures.head_scores",
+    "expand_paths": "icl_jax.measures.paths",
+    "induction_stripe": "icl_jax.measures.head_scores",
+    "logit_copying": "icl_jax.measures.copying",
+    "loss_derivatives": "icl_jax.measures.loss_by_log_tokens",
     "make_context": "icl_jax.analysis.run_measurements",
-    "patterns": "icl_jax.analysis.head_scores",
-    "prefix_matching": "icl_jax.analysis.head_scores",
-    "previous_token": "icl_jax.analysis.head_scores",
+    "patterns": "icl_jax.measures.head_scores",
+    "prefix_matching": "icl_jax.measures.head_scores",
+    "previous_token": "icl_jax.measures.head_scores",
     "repeated_tokens": "icl_jax.model.head_scores",
 }
 

@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 from etils import epath
 
-from icl_jax.analysis.measurement import Context, Measurement
+from icl_jax.measures.measurement import Context, Measurement
 from icl_jax.rundir.files import replace_bytes
 
 Answer = dict[str, np.ndarray]

@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from icl_jax.analysis.dataset import load_dataset
-from icl_jax.analysis.logit_attribution import LogitAttribution, direct_logit_attribution
-from icl_jax.analysis.map_snapshots import map_snapshots
 from icl_jax.analysis.run_measurements import load_stacked
 from icl_jax.config import ModelConfig, UserError
-from icl_jax.data.text_ids import encode_text
-from icl_jax.data.tokenizing import decode_tokens, run_tokenizer
+from icl_jax.data.text.text_ids import encode_text
+from icl_jax.data.text.tokenizing import decode_tokens, run_tokenizer
+from icl_jax.maths.logit_attribution import LogitAttribution, direct_logit_attribution
+from icl_jax.measures.map_snapshots import map_snapshots
 from icl_jax.model.forward import forward
 from icl_jax.model.params import Params
 from icl_jax.rundir import RunDir

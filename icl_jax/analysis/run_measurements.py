@@ -12,9 +12,9 @@ import xarray as xr
 from icl_jax.analysis.choose_snapshots import choose_entries, choose_few
 from icl_jax.analysis.dataset import build_dataset, save_dataset
 from icl_jax.analysis.finished_work import FinishedWork, work_key
-from icl_jax.analysis.measurement import Context, Derived, Measurement, StackedParams
-from icl_jax.analysis.table import TABLE
 from icl_jax.config import UserError
+from icl_jax.measures.measurement import Context, Derived, Measurement, StackedParams
+from icl_jax.measures.table import TABLE
 from icl_jax.model.params import param_shapes
 from icl_jax.rundir import RunDir, SnapshotEntry
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import Positional
 
-from icl_jax.cli import process
+from icl_jax import process
 from icl_jax.config import UserError
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.checkpoints import quiet_orbax
@@ -82,8 +82,8 @@ def _parse_snapshots(text: str) -> int | list[int] | None:
 
 
 def _print_list(console: Console) -> None:
-    from icl_jax.analysis.measurement import Measurement
-    from icl_jax.analysis.table import TABLE
+    from icl_jax.measures.measurement import Measurement
+    from icl_jax.measures.table import TABLE
 
     for entry in TABLE:
         _say(console, f"{entry.name}  ({entry.source})")

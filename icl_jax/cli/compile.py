@@ -12,13 +12,13 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
-from icl_jax.cli import process
+from icl_jax import process
 from icl_jax.cli.arguments import find_config
 from icl_jax.config import Config, LaunchConfig, UserError
 from icl_jax.config.builtin import builtin_config_names
 
 if TYPE_CHECKING:
-    from icl_jax.train.compiled import Plan
+    from icl_jax.plan.compiled import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def compile_configs(args: CompileArgs, console: Console) -> int:
         raise UserError(f"--price = {args.price}: must be 0 or more")
     configs = _configs(args)
     process.compile_for_tpu()
-    from icl_jax.train.compiled import make_plan, plan_to_json
+    from icl_jax.plan.compiled import make_plan, plan_to_json
 
     plans = []
     for name, config in configs.items():
@@ -92,7 +92,7 @@ def _with_mesh(config: Config, mesh: str) -> Config:
 def plan_suite(configs: Mapping[str, Config], folder: Path, console: Console) -> list["Plan"]:
     """Plans of several runs, by name; each program is compiled once and kept in the folder. Raises UserError."""
     process.compile_for_tpu()
-    from icl_jax.train.compiled import make_plan, plan_from_json, plan_to_json
+    from icl_jax.plan.compiled import make_plan, plan_from_json, plan_to_json
 
     for config in configs.values():
         config.train.rows_per_device(config.launch.n_chips)
@@ -142,7 +142,7 @@ def table_rows(plans: Sequence["Plan"]) -> list[str]:
 
 
 def _describe(config: Config, plan: "Plan") -> Iterator[str]:
-    from icl_jax.train.chips import Slice
+    from icl_jax.plan.chips import Slice
 
     hbm = f"{Slice(plan.topology).chip.hbm_gib:g} GiB of a {plan.topology.partition(':')[0]} chip"
     n_chips = config.launch.n_chips

@@ -10,8 +10,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from icl_jax import data
 from icl_jax.config import Config, UserError
 from icl_jax.data import Corpus, row_ids
-from icl_jax.data.text_corpus import TextCorpus
-from icl_jax.data.tokenizing import decode_text, parse_tokenizer, printable
+from icl_jax.data.corpora.text import TextCorpus
+from icl_jax.data.text.tokenizing import decode_text, parse_tokenizer, printable
 
 _PLAIN_EVERY_S = 5.0
 

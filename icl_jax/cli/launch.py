@@ -22,11 +22,11 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from icl_jax import __version__
-from icl_jax.cli import local_processes
 from icl_jax.cli.arguments import ConfigArgs
 from icl_jax.config import UserError
 from icl_jax.config.builtin import packaged_folder
 from icl_jax.config.toml import dump_config
+from icl_jax.launchers import local as local_processes
 
 Target = Literal["queued-resources", "gke", "skypilot", "slurm", "local"]
 

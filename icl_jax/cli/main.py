@@ -11,8 +11,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
-from icl_jax import __version__
-from icl_jax.cli import process
+from icl_jax import __version__, process
 from icl_jax.cli.arguments import ConfigArgs, parse, parse_with_config
 from icl_jax.config import NonFiniteLossError, UserError
 

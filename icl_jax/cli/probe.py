@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from icl_jax.cli import process
+from icl_jax import process
 from icl_jax.config import UserError
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.checkpoints import quiet_orbax

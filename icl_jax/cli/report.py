@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
-from icl_jax.cli import process
+from icl_jax import process
 from icl_jax.cli.analyze import AnalyzeArgs, analyze
 from icl_jax.config import UserError
 from icl_jax.rundir import RunDir

@@ -10,12 +10,12 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
-from icl_jax.cli import process
+from icl_jax import process
 from icl_jax.cli.compile import plan_suite, table_rows
-from icl_jax.cli.jobs import Job, Stopped, device_slots, has_accelerators, run_jobs
 from icl_jax.config import Config, UserError, dump_config
 from icl_jax.config.builtin import builtin_suite_names, builtin_suite_path
-from icl_jax.config.suite import Analysis, Suite, load_suite
+from icl_jax.suites.jobs import Job, Stopped, device_slots, has_accelerators, run_jobs
+from icl_jax.suites.suite import Analysis, Suite, load_suite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +108,9 @@ def _report(suite: Suite, out: Path, console: Console) -> None:
     process.configure_jax(process.cpu_count())
     from icl_jax.analysis.opened_run import open_run
     from icl_jax.report import write_report
-    from icl_jax.report.phase_change import load_curve, plot_phase_change
-    from icl_jax.report.suite_table import behaviour_tables, behaviours_by_title, suite_table, write_behaviours
-    from icl_jax.report.tasks import PICTURES
+    from icl_jax.report.suite.phase_change import load_curve, plot_phase_change
+    from icl_jax.report.suite.suite_table import behaviour_tables, behaviours_by_title, suite_table, write_behaviours
+    from icl_jax.report.suite.tasks import PICTURES
 
     titles = {member.title: [str(out / name) for name in member.runs()] for member in suite.members}
     page = write_report([path for paths in titles.values() for path in paths], out / "report")

@@ -16,13 +16,13 @@ from rich.table import Column, Table
 from tyro.conf import Positional
 
 from icl_jax.cli.arguments import find_config
-from icl_jax.cli.jobs import Job
 from icl_jax.cli.reproduce import prepare, run_members, tracked, train_command
-from icl_jax.cli.sweep_file import SweepFile, load_sweep
 from icl_jax.config import Config, UserError
 from icl_jax.config.toml import numeric_differences
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.files import reason
+from icl_jax.suites.jobs import Job
+from icl_jax.suites.sweep_file import SweepFile, load_sweep
 
 _TRAIN = "from icl_jax.cli.main import main; main()"
 _MEMBER = "from icl_jax.cli.sweep import train_member; train_member()"
@@ -54,7 +54,7 @@ def sweep(args: SweepArgs, console: Console) -> int:
     file = load_sweep(Path(args.sweep))
     path, base = find_config(args.config)
     out = Path(args.out or Path("runs") / file.path.stem)
-    from icl_jax.train.wandb_run import auto_mode
+    from icl_jax.train.watch.wandb_run import auto_mode
 
     if base.tracker.wandb in ("auto", "online") and auto_mode()[0] == "online":
         return _online(args, file, path, base, out, console)

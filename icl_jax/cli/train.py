@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from icl_jax.cli import process
+from icl_jax import process
 from icl_jax.cli.arguments import ConfigArgs
 from icl_jax.config import Config, UserError
 

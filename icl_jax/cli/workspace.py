@@ -23,7 +23,7 @@ class WorkspaceArgs(ConfigArgs):
 
 def workspace(args: WorkspaceArgs, console: Console) -> int:
     """Save the workspace in the config's W&B project and print its address. Raises UserError."""
-    from icl_jax.train.wandb_run import is_logged_in
+    from icl_jax.train.watch.wandb_run import is_logged_in
 
     tracker = args.overrides.tracker
     if not is_logged_in():

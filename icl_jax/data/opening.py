@@ -1,10 +1,10 @@
 """From a config to its corpus."""
 
 from icl_jax.config import Config
-from icl_jax.data.classes import ClassesCorpus
+from icl_jax.data.corpora.classes import ClassesCorpus
+from icl_jax.data.corpora.markov import MarkovCorpus
+from icl_jax.data.corpora.repeats import RepeatsCorpus
 from icl_jax.data.corpus import Corpus, Progress
-from icl_jax.data.markov import MarkovCorpus
-from icl_jax.data.repeats import RepeatsCorpus
 
 
 def open_corpus(config: Config, *, progress: Progress | None = None) -> Corpus:
@@ -21,17 +21,17 @@ def open_corpus(config: Config, *, progress: Progress | None = None) -> Corpus:
         return ClassesCorpus(config)
     # Kept out of runs that have no use for them: they import `tokenizers`.
     if config.data.source == "patterns":
-        from icl_jax.data.patterns import PatternsCorpus
+        from icl_jax.data.corpora.patterns import PatternsCorpus
 
         return PatternsCorpus(config)
     if config.data.source == "stories":
-        from icl_jax.data.stories import StoriesCorpus
+        from icl_jax.data.corpora.stories import StoriesCorpus
 
         return StoriesCorpus(config)
     if config.data.source == "triggers":
-        from icl_jax.data.triggers import TriggersCorpus
+        from icl_jax.data.corpora.triggers import TriggersCorpus
 
         return TriggersCorpus(config)
-    from icl_jax.data.text_corpus import open_text_corpus
+    from icl_jax.data.corpora.text import open_text_corpus
 
     return open_text_corpus(config, progress)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from icl_jax.model.blocked_attention import blocked_attention
+from icl_jax.model.kernels.blocked_attention import blocked_attention
 from icl_jax.model.precision import matmul_precision
 
 AttentionFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
-from icl_jax.model import loss_kernel
+from icl_jax.model.kernels import loss_kernel
 from icl_jax.model.linear import weight_grad
 
 # On a CPU the logits of more tokens do not stay in its caches.

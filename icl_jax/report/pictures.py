@@ -9,8 +9,8 @@ import numpy as np
 
 from icl_jax.report.chart import Band, Chart, Series, table_of
 from icl_jax.report.figures.figure import Figure, Panel
-from icl_jax.report.phase_change import COLOURS
 from icl_jax.report.reported_run import ReportedRun
+from icl_jax.report.suite.phase_change import COLOURS
 
 _ROLES = {"induction": "#D55E00", "previous": "#0072B2", "other": "#9AA0A8"}
 _BAND, _NO_BAND = "#E69F00", "#9AA0A8"

@@ -10,9 +10,9 @@ import numpy as np
 import xarray as xr
 
 from icl_jax.analysis.dataset import load_dataset
-from icl_jax.analysis.measurement import Derived
-from icl_jax.analysis.table import TABLE
 from icl_jax.config import Config, TrackerConfig
+from icl_jax.measures.measurement import Derived
+from icl_jax.measures.table import TABLE
 from icl_jax.model.head_scores import HEAD_THRESHOLD
 from icl_jax.report.chart import Band, Gap, Role
 from icl_jax.rundir import RunDir

@@ -6,8 +6,8 @@ from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import UserError
 from icl_jax.report.figures.figure import Figure
 from icl_jax.report.figures.table import BEHAVIOURS, COMPARISONS, MODEL_ANALYSIS
-from icl_jax.report.html import render_page
-from icl_jax.report.page_data import page_data
+from icl_jax.report.page.html import render_page
+from icl_jax.report.page.page_data import page_data
 from icl_jax.report.pictures import save_figure
 from icl_jax.report.reported_run import open_runs
 

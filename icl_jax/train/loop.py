@@ -15,11 +15,11 @@ from icl_jax.rundir import RunDir, probe_steps, snapshot_steps
 from icl_jax.rundir.record import ProbeResult
 from icl_jax.train.parallel import ParallelStep
 from icl_jax.train.probes import make_probe_fn
-from icl_jax.train.progress import Progress
 from icl_jax.train.recorder import Recorder
 from icl_jax.train.state_arrays import state_from_arrays, state_to_arrays
 from icl_jax.train.stop import StopSignal
-from icl_jax.train.tracker import Tracker
+from icl_jax.train.watch.progress import Progress
+from icl_jax.train.watch.tracker import Tracker
 from icl_jax.train.writer import Writer
 
 # Processes agree on stopping and on saving the state every so many steps; a single process looks at every step.

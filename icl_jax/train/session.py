@@ -15,10 +15,10 @@ from icl_jax.rundir.checkpoints import quiet_orbax
 from icl_jax.rundir.files import reason
 from icl_jax.train.environment import describe_start
 from icl_jax.train.loop import Outcome, train
-from icl_jax.train.progress import Progress
 from icl_jax.train.start import held_run
 from icl_jax.train.stop import StopSignal
-from icl_jax.train.tracker import make_tracker
+from icl_jax.train.watch.progress import Progress
+from icl_jax.train.watch.tracker import make_tracker
 
 
 def run(

@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from icl_jax.analysis import map_snapshots
+from icl_jax.measures import map_snapshots
 
 
 @pytest.fixture(scope="session", autouse=True)

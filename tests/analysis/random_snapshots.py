@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from icl_jax.analysis.measurement import Context, Measurement
 from icl_jax.config import Config, DataConfig, ModelConfig
+from icl_jax.measures.measurement import Context, Measurement
 from tests.model.random_params import random_params
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 import icl_jax
-from icl_jax.analysis.table import TABLE
-from icl_jax.cli import process
+from icl_jax import process
 from icl_jax.cli.main import run as run_cli
 from icl_jax.config import UserError
+from icl_jax.measures.table import TABLE
 from tests.analysis.small_runs import hand_built_run
 
 

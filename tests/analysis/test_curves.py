@@ -6,18 +6,18 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icl_jax.analysis import bump as bump_module
-from icl_jax.analysis import icl as icl_module
-from icl_jax.analysis.bump import bump, convex_hull_below
 from icl_jax.analysis.choose_snapshots import choose_few, spread
-from icl_jax.analysis.held_out_loss import icl_windowed_by_row
-from icl_jax.analysis.loss_derivative import derivative_by_log_index, index_bins
-from icl_jax.analysis.loss_inversion import derivative_by_log_tokens, loss_derivatives
-from icl_jax.analysis.pca import pca, turning_angles
-from icl_jax.analysis.phase_change import phase_change, smooth
-from icl_jax.analysis.phase_window import bootstrap_windows, window_in_tokens, window_snapshots
-from icl_jax.analysis.token_classes import class_means, classify_tokens
 from icl_jax.config import ModelConfig
+from icl_jax.maths.steepest_fall import phase_change, smooth
+from icl_jax.measures import bump as bump_module
+from icl_jax.measures import icl as icl_module
+from icl_jax.measures.bump import bump, convex_hull_below
+from icl_jax.measures.held_out_loss import icl_windowed_by_row
+from icl_jax.measures.loss_by_log_tokens import derivative_by_log_tokens, loss_derivatives
+from icl_jax.measures.loss_derivative import derivative_by_log_index, index_bins
+from icl_jax.measures.pca import pca, turning_angles
+from icl_jax.measures.phase_change import bootstrap_windows, window_in_tokens, window_snapshots
+from icl_jax.measures.token_classes import class_means, classify_tokens
 from icl_jax.model.icl_score import icl_windowed
 from tests.analysis.random_snapshots import context
 

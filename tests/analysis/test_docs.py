@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from icl_jax.cli import process
+from icl_jax import process
 from icl_jax.cli.main import run as run_cli
 from tests.analysis.small_runs import hand_built_run
 

@@ -8,9 +8,9 @@ import pytest
 import xarray as xr
 
 from icl_jax.analysis import run_measurements
-from icl_jax.analysis.measurement import Context, Derived, Measurement, StackedParams, Variable
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import ModelConfig, UserError
+from icl_jax.measures.measurement import Context, Derived, Measurement, StackedParams, Variable
 from icl_jax.rundir import HeldOut, RunDir
 from tests.analysis.small_runs import make_run, random_rows, random_run
 from tests.model.random_params import random_params

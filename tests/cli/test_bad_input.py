@@ -179,8 +179,8 @@ def test_arguments(name: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_small_vocabulary_for_a_tokenizer(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(files)
-    from icl_jax.data.documents import text_documents
-    from icl_jax.data.tokenizing import train_bpe
+    from icl_jax.data.text.documents import text_documents
+    from icl_jax.data.text.tokenizing import train_bpe
 
     train_bpe(text_documents("text.txt"), 4800, 270).save("bpe.json")
     args = (*_TEXT, "--data.tokenizer", "bpe.json", "--model.vocab-size", "260")

@@ -118,7 +118,7 @@ def test_an_error_in_the_program_itself_shows_its_traceback() -> None:
 
 def test_only_the_futures_of_failed_saves_are_silent() -> None:
     code = """
-from icl_jax.cli import process
+from icl_jax import process
 class Raises:
     def __init__(self, text): self.text = text
     def __del__(self): raise RuntimeError(self.text)

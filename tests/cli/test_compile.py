@@ -1,4 +1,4 @@
-"""`icl-jax compile` and the plan of a suite, with plans that are made up: tests/train/test_compiled.py compiles."""
+"""`icl-jax compile` and the plan of a suite, with plans that are made up: tests/plan/test_compiled.py compiles."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,14 +6,15 @@ from pathlib import Path
 import jax
 import pytest
 
-from icl_jax.cli import jobs, process
+from icl_jax import process
 from icl_jax.cli.arguments import find_config
 from icl_jax.cli.compile import short, table_rows
 from icl_jax.config import Config
 from icl_jax.config.builtin import builtin_config_names
-from icl_jax.train import compiled
-from icl_jax.train.chips import Slice
-from icl_jax.train.compiled import Plan, compile_step, estimate
+from icl_jax.plan import compiled
+from icl_jax.plan.chips import Slice
+from icl_jax.plan.compiled import Plan, compile_step, estimate
+from icl_jax.suites import jobs
 from tests.train.runs import TINY, command, tiny_config
 
 ON_SLICE = TINY + '[launch]\ntopology = "v5e:2x2"\n'

@@ -12,8 +12,8 @@ from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import icl_jax
+from icl_jax import process
 from icl_jax.analysis.probe import probe as probe_run
-from icl_jax.cli import process
 from icl_jax.cli.probe import ProbeArgs, probe
 from icl_jax.config import ModelConfig, UserError
 from icl_jax.rundir import RunDir

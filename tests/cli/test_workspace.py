@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from icl_jax.cli.workspace import layout
-from icl_jax.train.tracker import WandbTracker
-from icl_jax.train.wandb_run import Point, history_row
+from icl_jax.train.watch.tracker import WandbTracker
+from icl_jax.train.watch.wandb_run import Point, history_row
 from tests.train.runs import command
 
 # wandb-workspaces is written for an older pydantic.

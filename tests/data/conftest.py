@@ -14,7 +14,7 @@ from icl_jax.config import Config, DataConfig, ModelConfig, ProbeConfig
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of prepared tokens of this test alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    from icl_jax.data.token_cache import cache_root
+    from icl_jax.data.text.token_cache import cache_root
 
     return cache_root()
 

@@ -15,8 +15,8 @@ import wandb
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.verify import problems
 from icl_jax.train import environment
-from icl_jax.train import tracker as tracker_module
 from icl_jax.train.parallel import ParallelStep
+from icl_jax.train.watch import tracker as tracker_module
 from tests.faults.conftest import Note
 from tests.faults.test_storage import said
 from tests.train.runs import (

@@ -12,7 +12,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 
 from icl_jax.model import attention as attention_module
 from icl_jax.model.attention import AttentionFn, attend, attention_fn, attn_scores, reference_attention
-from icl_jax.model.blocked_attention import blocked_attention
+from icl_jax.model.kernels.blocked_attention import blocked_attention
 from tests.model.program_arrays import array_shapes
 
 Qkv = tuple[jax.Array, jax.Array, jax.Array]

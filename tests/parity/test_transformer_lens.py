@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from icl_jax.analysis import ablate, direct_logit_attribution, duplicate_token, induction_stripe, previous_token
-from icl_jax.analysis.circuits import centred_unembedding, fold_norms, ov_circuit, ov_matrix, qk_matrix
-from icl_jax.analysis.composition import composition_scores
-from icl_jax.analysis.copying import copying_eigenvalue
 from icl_jax.config import ModelConfig
+from icl_jax.measures.circuits import centred_unembedding, fold_norms, ov_circuit, ov_matrix, qk_matrix
+from icl_jax.measures.composition import composition_scores
+from icl_jax.measures.copying import copying_eigenvalue
 from icl_jax.model.forward import forward, run_with_cache
 from icl_jax.model.params import Params
 from tests.analysis.small_runs import random_run

@@ -3,9 +3,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from icl_jax.analysis import map_snapshots
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import ModelConfig
+from icl_jax.measures import map_snapshots
 from icl_jax.report import write
 from tests.analysis.small_runs import hand_built_run, random_run
 from tests.report.made_runs import add_labels, add_tokenizer

@@ -10,7 +10,7 @@ import pytest
 import wandb
 
 from icl_jax.config import Config, TrackerConfig
-from icl_jax.train.tracker import Tracker
+from icl_jax.train.watch.tracker import Tracker
 
 API_KEY = "0123456789" * 4
 

@@ -18,7 +18,8 @@ import pytest
 from etils import epath
 from rich.console import Console
 
-from icl_jax.cli import main, process
+from icl_jax import process
+from icl_jax.cli import main
 from icl_jax.config import Config, parse_config
 from icl_jax.data import open_corpus
 from icl_jax.rundir import RunDir
@@ -27,10 +28,10 @@ from icl_jax.rundir.verify import problems
 from icl_jax.train import loop
 from icl_jax.train.loop import Outcome, train
 from icl_jax.train.probes import make_probe_fn
-from icl_jax.train.progress import Progress
 from icl_jax.train.start import open_or_create
 from icl_jax.train.stop import StopSignal
-from icl_jax.train.tracker import NullTracker
+from icl_jax.train.watch.progress import Progress
+from icl_jax.train.watch.tracker import NullTracker
 
 TINY = """
 [model]

@@ -1,0 +1,1 @@
+"""Where rows of tokens come from, one file each."""

@@ -1,0 +1,133 @@
+"""Corpora of text: documents, tokenized once, cut into rows."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from icl_jax.config import Config, DataConfig, UserError
+from icl_jax.data.corpus import Progress
+from icl_jax.data.probe_tokens import eligible_tokens
+from icl_jax.data.streams import Stream, random_stream
+from icl_jax.data.text.documents import Documents, python_documents, text_documents
+from icl_jax.data.text.token_cache import TokenStore, check_vocab_size, open_tokens
+from icl_jax.data.text.tokenizing import decode_tokens, parse_tokenizer
+
+VERSION = 1
+"""Goes up whenever the rows of given tokens change."""
+
+
+class TextCorpus:
+    """Rows out of a stream of tokens.
+
+    Row r predicts tokens r * n_ctx + 1 to (r + 1) * n_ctx of the stream: each token but the very first (a BOS) is
+    predicted by exactly one row, and a last part shorter than a row by none. ``held_out_rows`` rows, drawn by
+    data.seed, are kept from training; the others are numbered in the order of the stream.
+    """
+
+    def __init__(self, store: TokenStore, config: Config) -> None:
+        self.store = store
+        self.tokenizer_json = store.tokenizer_json
+        self.vocab_size = store.manifest.n_ids
+        self.bos_id = store.manifest.bos_id
+        self.n_ctx = config.model.n_ctx
+        self.n_held_out = config.data.held_out_rows
+        self._seed = config.data.seed
+        n_all = (len(store.tokens) - 1) // self.n_ctx
+        if n_all < 1:
+            allowed = f"must be less than {len(store.tokens)}, the tokens of data.source = {config.data.source!r}"
+            raise UserError(f"model.n_ctx = {self.n_ctx}: {allowed}")
+        if n_all <= self.n_held_out:
+            allowed = f"must be less than {n_all}, the rows of data.source = {config.data.source!r}"
+            raise UserError(f"data.held_out_rows = {self.n_held_out}: {allowed} at model.n_ctx = {self.n_ctx}")
+        self.n_rows = n_all - self.n_held_out
+        # Position 0 of a row is BOS whatever the stream holds there, so a row is BOS and the tokens that it predicts.
+        self._targets = store.tokens[1 : 1 + n_all * self.n_ctx].reshape(n_all, self.n_ctx)
+        split = random_stream(self._seed, Stream.HELD_OUT_SPLIT)
+        self._held_out_ids = split.choice(n_all, self.n_held_out, replace=False).astype(np.int64)
+        # The k-th held-out row of the stream comes before training row i exactly if its number less k is at most i.
+        self._held_out_before = np.sort(self._held_out_ids) - np.arange(self.n_held_out)
+
+    def _gather(self, stream_ids: NDArray[np.int64]) -> NDArray[np.int32]:
+        out = np.empty((len(stream_ids), self.n_ctx + 1), np.int32)
+        out[:, 0] = self.bos_id
+        out[:, 1:] = self._targets[stream_ids]
+        return out
+
+    def stream_rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where training rows lie in the stream, int64 [len(ids)]. Raises IndexError for an id out of range."""
+        ids = np.asarray(ids, np.int64)
+        if ids.ndim != 1 or (len(ids) and not 0 <= ids.min() <= ids.max() < self.n_rows):
+            raise IndexError(f"row ids must be one-dimensional and from 0 to {self.n_rows - 1}, got {ids!r}")
+        return ids + np.searchsorted(self._held_out_before, ids, side="right")
+
+    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Training rows int32 [len(ids), n_ctx + 1]. Raises IndexError for an id out of range."""
+        return self._gather(self.stream_rows(ids))
+
+    label_names = ()
+
+    def held_out_labels(self, n: int) -> NDArray[np.uint8]:
+        """Text carries no labels: zeros."""
+        return np.zeros((n, self.n_ctx + 1), np.uint8)
+
+    def held_out(self, n: int) -> NDArray[np.int32]:
+        """The first n held-out rows, int32 [n, n_ctx + 1]. Raises IndexError unless 0 <= n <= n_held_out."""
+        if not 0 <= n <= self.n_held_out:
+            raise IndexError(f"{n} held-out rows asked for: there are {self.n_held_out}")
+        return self._gather(self._held_out_ids[:n])
+
+    def probe_tokens(self) -> NDArray[np.int32]:
+        """Eligible ids by their counts in the whole corpus."""
+        return eligible_tokens(self.store.counts_V, self.bos_id)
+
+    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> list[str]:
+        """One printable string per token."""
+        return decode_tokens(self._tokenizer, (int(i) for i in ids))
+
+    @cached_property
+    def _tokenizer(self):  # type: ignore[no-untyped-def]
+        return parse_tokenizer(self.tokenizer_json)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See :class:`~icl_jax.data.corpus.Corpus`."""
+        manifest = self.store.manifest
+        fixed = {
+            "corpus": "text",
+            "version": VERSION,
+            "documents": manifest.documents_sha256,
+            "tokenizer": manifest.tokenizer_sha256,
+            "tokens": manifest.tokens_sha256,
+            "seed": self._seed,
+            "n_ctx": self.n_ctx,
+            # NumPy may change how it draws from a bit generator: the split itself tells.
+            "held_out_ids": hashlib.sha256(self._held_out_ids.astype("<i8").tobytes()).hexdigest(),
+        }
+        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+
+def _find_documents(data: DataConfig) -> Documents:
+    kind, _, rest = data.source.partition(":")
+    if kind == "python":
+        return python_documents()
+    if kind == "text":
+        return text_documents(rest)
+    from icl_jax.data.text.tfds_documents import tfds_documents  # TensorFlow Datasets takes half a second to import
+
+    return tfds_documents(data)
+
+
+def open_text_corpus(config: Config, progress: Progress | None = None) -> TextCorpus:
+    """The corpus of a ``python``, ``text:`` or ``tfds:`` source. Raises UserError as open_corpus does."""
+    data = config.data
+    vocab_size = config.model.vocab_size
+    documents = _find_documents(data)
+    store = open_tokens(
+        documents, source=data.source, tokenizer=data.tokenizer, vocab_size=vocab_size, progress=progress
+    )
+    check_vocab_size(store.manifest.n_ids, data.tokenizer, vocab_size)
+    return TextCorpus(store, config)

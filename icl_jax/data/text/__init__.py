@@ -1,0 +1,1 @@
+"""From files of text to token ids: documents, tokenizers, the cache."""

@@ -1,0 +1,1 @@
+"""Algebra of circuits that several measurements share."""

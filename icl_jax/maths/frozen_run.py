@@ -1,0 +1,111 @@
+"""A forward pass whose attention patterns and norm scales are kept, so that everything after them is linear.
+
+With patterns and scales held fixed, an attention-only model is a sum of linear maps of its embeddings: the paths of
+Elhage et al. 2021. A norm is then ``x -> scale[position] * centred(x) * weight``, with `centred` the identity but for
+LayerNorm; the scale is that of the run.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from icl_jax.config import ModelConfig
+from icl_jax.measures.measurement import Context
+from icl_jax.model.forward import NORM_EPS, positions_TD, run_with_cache, unembedding_DV
+from icl_jax.model.params import Params
+
+
+class FrozenRun(NamedTuple):
+    """What is kept. Scales are 1 for a model without norms."""
+
+    logits: Float[Array, "B T V"]
+    embed: Float[Array, "B T D"]
+    """The residual stream before the first layer: tokens, and standard positions."""
+    patterns: tuple[Float[Array, "B H T T"], ...]
+    scales: tuple[Float[Array, "B T"], ...]
+    """Of the norm before each layer's attention."""
+    final_scale: Float[Array, "B T"]
+    attn_scores: tuple[Float[Array, "B H T T"], ...]
+
+
+def frozen_run(config: ModelConfig, params: Params, tokens: Int[Array, "B T"]) -> FrozenRun:
+    """Run the model once. The caller sees to it that it is attention-only."""
+    logits, cache = run_with_cache(params, tokens, config, ("resid_pre", "pattern", "attn_scores", "resid_post"))
+    n = config.n_layers
+    embed = cache["resid_pre", 0] if n else embedding(config, params, tokens)
+    last = cache["resid_post", n - 1] if n else embed
+    return FrozenRun(
+        logits=logits,
+        embed=embed,
+        patterns=tuple(cache["pattern", layer] for layer in range(n)),
+        scales=tuple(norm_scale(config, cache["resid_pre", layer]) for layer in range(n)),
+        final_scale=norm_scale(config, last),
+        attn_scores=tuple(cache["attn_scores", layer] for layer in range(n)),
+    )
+
+
+def embedding(config: ModelConfig, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """The residual stream before the first layer: tokens, and standard positions."""
+    embed = params["W_E"][tokens]
+    pos_TD = positions_TD(params.get("W_pos"), tokens.shape[1], config)
+    return embed + pos_TD[None] if config.positions == "standard" and pos_TD is not None else embed
+
+
+def norm_scale(config: ModelConfig, x: Float[Array, "B T D"]) -> Float[Array, "B T"]:
+    """What a norm divides by, inverted."""
+    if config.norm == "none":
+        return jnp.ones(x.shape[:-1], x.dtype)
+    x = centred(config, x)
+    return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1) + NORM_EPS)
+
+
+def centred(config: ModelConfig, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """The linear part of a norm but for its weight: LayerNorm subtracts the mean over D."""
+    return x - jnp.mean(x, axis=-1, keepdims=True) if config.norm == "layernorm" else x
+
+
+def frozen_norm(
+    config: ModelConfig, x: Float[Array, "*P B T D"], scale: Float[Array, "B T"], weight: Float[Array, " D"] | None
+) -> Float[Array, "*P B T D"]:
+    """A norm at the scale of the run: linear in x, so the parts of a residual stream may go through it one by one."""
+    if weight is None:
+        return x
+    return centred(config, x) * jnp.expand_dims(scale[..., None], tuple(range(x.ndim - 3))) * _last_axis(weight, x.ndim)
+
+
+def _last_axis(weight: Array, ndim: int) -> Array:
+    return weight.reshape((1,) * (ndim - 1) + weight.shape)
+
+
+def layer_weight(params: Params, name: str, layer: int) -> Array | None:
+    """One layer's norm weight, None where the model has no norms."""
+    return params[name][layer] if name in params else None
+
+
+def head_outputs(
+    config: ModelConfig, params: Params, run: FrozenRun, layer: int, x: Float[Array, "*P B T D"]
+) -> Float[Array, "*P H B T D"]:
+    """What each head of a layer writes when its values read x in place of the residual stream, patterns kept."""
+    x = frozen_norm(config, x, run.scales[layer], layer_weight(params, "ln1_w", layer))
+    v = jnp.einsum("...BKD,HDE->...HBKE", x, params["W_V"][layer])
+    return jnp.einsum("BHQK,...HBKE,HED->...HBQD", run.patterns[layer], v, params["W_O"][layer], optimize="optimal")
+
+
+def to_logits(config: ModelConfig, params: Params, run: FrozenRun, x: Float[Array, "*P B T D"]) -> Array:
+    """Logits of a part of the last residual stream, at the final norm's scale of the run."""
+    x = frozen_norm(config, x, run.final_scale, params.get("ln_final_w"))
+    return jnp.einsum("...BTD,DV->...BTV", x, unembedding_DV(params))
+
+
+def attention_only(context: Context, max_layers: int | None = None) -> str | None:
+    """A `why_not` for expansions into paths."""
+    model = context.config.model
+    if model.n_layers == 0:
+        return "the model has no layers, so its logits are one term"
+    if model.d_mlp:
+        return f"an MLP is not linear, so its paths do not add up; model.d_mlp = {model.d_mlp}"
+    if max_layers is not None and model.n_layers > max_layers:
+        return f"paths are expanded for up to {max_layers} layers, their number grows fast; {model.n_layers = }"
+    return None

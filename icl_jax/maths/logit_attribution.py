@@ -1,0 +1,82 @@
+"""Which part of the model raised the token that came next: direct logit attribution.
+
+The last residual stream is a sum: embedding, each head's output, each MLP's. With the final norm's scale held at the
+run's, the unembedding is linear, so the logit of the true next token is the sum of what each term writes to it. Logits
+are taken less their mean over the vocabulary, which no probability sees. A term acts through later layers as well;
+that is not counted here (`icl_jax.measures.ablation` counts it).
+
+Source: Olsson et al. 2022, Argument 4 (blue in its figures: value, attention, W_O and W_U, "after normalising the
+logit vector to zero mean"); Elhage et al. 2021, "Path expansion".
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from icl_jax.config import ModelConfig
+from icl_jax.maths.frozen_run import embedding, frozen_norm, norm_scale
+from icl_jax.measures.map_snapshots import as_jax
+from icl_jax.model.forward import run_with_cache, unembedding_DV
+from icl_jax.model.params import Params
+
+
+class LogitAttribution(NamedTuple):
+    """Terms of the centred logit of each true next token. P = T - 1: entry t is about predicting token t + 1."""
+
+    logit: Float[Array, "B P"]
+    """The logit of the true token less the mean over the vocabulary; the sum of all terms below."""
+    embedding: Float[Array, "B P"]
+    """Of the direct path: the token seen last and, where positions are `standard`, its position."""
+    heads: Float[Array, "B P N H"]
+    mlps: Float[Array, "B P N"]
+    """Zero in an attention-only model."""
+    loss_nats: Float[Array, "B P"]
+    """-log p of the true token."""
+
+
+def direct_logit_attribution(
+    params: Params | dict[str, np.ndarray], config: ModelConfig, tokens: Int[Array, "B T"] | np.ndarray
+) -> LogitAttribution:
+    """What each head, each MLP and the embedding add to the logit of the true next token, on rows that start with BOS.
+
+    Unit: logits (nats up to a constant); any sign. Terms are float32; the sum is the logit to rounding, 1e-4 for logits
+    of a few tens, less with model.compute_dtype = "bfloat16". Raises ValueError for rows of fewer than two tokens.
+    """
+    params, tokens = as_jax(params), jnp.asarray(tokens)
+    if tokens.shape[1] < 2:
+        raise ValueError(f"{tokens.shape = }: a row must hold a token that is predicted and one before it")
+    seen, targets = tokens[:, :-1], tokens[:, 1:]
+    logits, cache = run_with_cache(params, seen, config, ("result", "mlp_out", "resid_post"))
+    embed = embedding(config, params, seen).astype(jnp.float32)
+    last = cache["resid_post", config.n_layers - 1].astype(jnp.float32) if config.n_layers else embed
+    scale_BP = norm_scale(config, last)
+    W_U = unembedding_DV(params)
+    # [B, P, D]: the direction that raises the true token over the mean.
+    direction = jnp.moveaxis((W_U - jnp.mean(W_U, axis=1, keepdims=True))[:, targets], 0, -1)
+
+    def to_logit(terms: Array) -> Array:
+        """[terms, B, P, D] -> [B, P, terms]"""
+        seen_terms = frozen_norm(config, terms.astype(jnp.float32), scale_BP, params.get("ln_final_w"))
+        return jnp.einsum("...BPD,BPD->BP...", seen_terms, direction)
+
+    n_rows, n_predicted = targets.shape
+    heads, mlps = (
+        jnp.zeros((n_rows, n_predicted, config.n_layers, config.n_heads)),
+        jnp.zeros((n_rows, n_predicted, config.n_layers)),
+    )
+    if config.n_layers:
+        layers = range(config.n_layers)
+        heads = jnp.stack([to_logit(jnp.moveaxis(cache["result", layer], 2, 0)) for layer in layers], axis=2)
+        if config.d_mlp:
+            mlps = to_logit(jnp.stack([cache["mlp_out", layer] for layer in layers]))
+    true_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return LogitAttribution(
+        logit=true_logit - jnp.mean(logits, axis=-1),
+        embedding=to_logit(embed),
+        heads=heads,
+        mlps=mlps,
+        loss_nats=jax.nn.logsumexp(logits, axis=-1) - true_logit,
+    )

@@ -1,0 +1,207 @@
+"""What each head is worth: the loss of every token when the head is taken away, in four ways.
+
+For head h of layer l, with z its mixed values and z W_O its result:
+
+=====================  ==============================================================================
+full                   result set to zero, everything after it computed anew
+pattern_preserving     result set to zero, attention patterns as in the intact run: what is lost is
+                       its effect through later values and on logits, not on where later heads look
+mean                   as full, with the mean over rows at the same position in place of zero
+resample               as full, with the result of another row (the next one) in place of zero
+=====================  ==============================================================================
+
+In the last layer nothing looks through a later pattern, so both zero ablations agree there. The final norm is computed
+anew in all of them, which can hide part of a head's effect (the paper notes this too).
+
+Losses are in nats, [0, inf). An induction head raises them in either zero ablation; the previous-token head that feeds
+it in full ablation only: its part goes through keys, which pattern_preserving leaves alone. Hand-built model:
++4.1585 on repeats for all of these, 0.0000 for the previous-token head with patterns preserved.
+
+Source: Olsson et al. 2022, appendix "Data collection (2)" (zero ablations). Mean ablation: Wang et al. 2022 (IOI);
+resampling: Chan et al. 2022 (causal scrubbing). Departures: rows of the run in place of 10,000 examples.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from icl_jax.config import ModelConfig
+from icl_jax.measures.map_snapshots import as_jax, local_devices, map_snapshots
+from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable, needs_layers
+from icl_jax.model.forward import final_resid, unembedding_DV
+from icl_jax.model.loss import chunk_size, token_loss
+from icl_jax.model.params import Params
+
+KINDS = ("full", "pattern_preserving", "mean", "resample")
+
+# Tokens at a time: patterns and heads' values of so many rows are held.
+_TOKENS_AT_A_TIME = 2048
+
+
+class _Intact(NamedTuple):
+    """What the intact model computed on some rows, per layer where it is a list."""
+
+    loss_BT: jax.Array
+    resid_mid: list[jax.Array]
+    z: list[jax.Array]
+    pattern: list[jax.Array]
+
+
+def _loss(params: Params, config: ModelConfig, rows: jax.Array, tap: Callable[..., jax.Array] | None) -> jax.Array:
+    x_BTD = final_resid(params, rows[:, :-1], config, tap=tap)
+    return token_loss(x_BTD, unembedding_DV(params).astype(x_BTD.dtype), rows[:, 1:], chunk_size(config))
+
+
+def _intact(params: Params, config: ModelConfig, rows: jax.Array) -> _Intact:
+    seen: dict[str, list[jax.Array]] = {"resid_mid": [], "z": [], "pattern": []}
+
+    def see(name: str, _layer: int, value: jax.Array) -> jax.Array:
+        if name in seen:
+            seen[name].append(value)
+        return value
+
+    return _Intact(_loss(params, config, rows, see), **seen)
+
+
+def _mean_z(params: Params, config: ModelConfig, rows_IBT: jax.Array, n_rows: int) -> list[jax.Array]:
+    """Mean over the first `n_rows` rows of each head's values at each position, [H, T, E] for each layer."""
+    is_counted_IB = (np.arange(rows_IBT.shape[0] * rows_IBT.shape[1]) < n_rows).reshape(rows_IBT.shape[:2])
+
+    def add(total: list[jax.Array], args: tuple[jax.Array, jax.Array]) -> tuple[list[jax.Array], None]:
+        rows, is_counted_B = args
+        z = _intact(params, config, rows).z
+        weight_BHTE = is_counted_B[:, None, None, None].astype(z[0].dtype)
+        return [a + jnp.sum(b * weight_BHTE, axis=0) for a, b in zip(total, z, strict=True)], None
+
+    n_ctx = rows_IBT.shape[2] - 1
+    zero = jnp.zeros((config.n_heads, n_ctx, config.d_head), jnp.dtype(config.compute_dtype))
+    total, _ = jax.lax.scan(add, [zero] * config.n_layers, (rows_IBT, jnp.asarray(is_counted_IB)))
+    return [value / np.float32(n_rows).astype(value.dtype) for value in total]
+
+
+def _replaced(
+    params: Params, config: ModelConfig, rows: jax.Array, intact: _Intact, layer: int, head: jax.Array,
+    new_z_BTE: jax.Array, patterns: list[jax.Array] | None,
+) -> jax.Array:  # fmt: skip
+    """Loss when one head's values are others; later patterns are held where they are given.
+
+    What lies before the residual stream after `layer`'s attention is not computed: the tap puts a stored one there.
+    """
+    z_BTE = jnp.take(intact.z[layer], head, axis=1)
+    W_O_ED = jnp.take(params["W_O"][layer], head, axis=0).astype(z_BTE.dtype)
+    changed = intact.resid_mid[layer] + jnp.einsum("BTE,ED->BTD", new_z_BTE - z_BTE, W_O_ED)
+
+    def tap(name: str, index: int, value: jax.Array) -> jax.Array:
+        if name == "resid_mid" and index == layer:
+            return changed
+        if name == "pattern" and index > layer and patterns is not None:
+            return patterns[index]
+        return value
+
+    return _loss(params, config, rows, tap)
+
+
+def ablate(
+    params: Params | dict[str, np.ndarray], config: ModelConfig, rows: Int[Array, "B tokens"] | np.ndarray
+) -> dict[str, Float[Array, "..."]]:
+    """Loss of every token, nats: "intact" [row, position], and for each of `KINDS` [layer, head, row, position].
+
+    resample puts one row's values in another's place, so it is NaN for a single row.
+    """
+    params = as_jax(params)
+    n_rows, n_ctx = rows.shape[0], rows.shape[1] - 1
+    n_each = max(2, min(n_rows, _TOKENS_AT_A_TIME // n_ctx))
+    # Filled up with the first rows again; what they give is cut off at the end.
+    order = np.arange(n_rows + -n_rows % n_each) % n_rows
+    rows_IBT = jnp.asarray(rows)[order].reshape(-1, n_each, n_ctx + 1)
+    mean = _mean_z(params, config, rows_IBT, n_rows)
+
+    def some_rows(rows: jax.Array) -> dict[str, jax.Array]:
+        intact = _intact(params, config, rows)
+        loss: dict[str, list[jax.Array]] = {kind: [] for kind in KINDS}
+        for layer in range(config.n_layers):
+
+            def one_head(head: jax.Array, layer: int = layer) -> dict[str, jax.Array]:
+                z_BTE = jnp.take(intact.z[layer], head, axis=1)
+                mean_BTE = jnp.broadcast_to(jnp.take(mean[layer], head, axis=0)[None], z_BTE.shape)
+                zero = jnp.zeros_like(z_BTE)
+
+                def lose(new_z_BTE: jax.Array, patterns: list[jax.Array] | None = None) -> jax.Array:
+                    return _replaced(params, config, rows, intact, layer, head, new_z_BTE, patterns)
+
+                full = lose(zero)
+                is_last = layer == config.n_layers - 1
+                return {
+                    "full": full,
+                    "pattern_preserving": full if is_last else lose(zero, intact.pattern),
+                    "mean": lose(mean_BTE),
+                    "resample": lose(jnp.roll(z_BTE, 1, axis=0)),
+                }
+
+            losses = jax.lax.map(one_head, jnp.arange(config.n_heads))
+            for kind in KINDS:
+                loss[kind].append(losses[kind])
+        return {"intact": intact.loss_BT, **{kind: jnp.stack(values) for kind, values in loss.items()}}
+
+    chunks = jax.lax.map(some_rows, rows_IBT)
+    whole = {"intact": chunks["intact"].reshape(-1, n_ctx)[:n_rows]}
+    for kind in KINDS:
+        # I N H B T: rows of a chunk next to their chunk.
+        NHIBT = jnp.moveaxis(chunks[kind], 0, 2)
+        whole[kind] = NHIBT.reshape(*NHIBT.shape[:2], -1, n_ctx)[:, :, :n_rows]
+    if n_rows < 2:
+        whole["resample"] = jnp.full_like(whole["resample"], jnp.nan)
+    return whole
+
+
+def _one(config: ModelConfig, params: Params, rows: jax.Array) -> dict[str, jax.Array]:
+    return ablate(params, config, rows)
+
+
+def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
+    n = context.n_ablation_tokens
+    rows, positions = (index[:n] for index in context.sampled)
+    answer: dict[str, np.ndarray] = {}
+    n_snapshots = len(params["W_E"])
+    # As many at a time as there are devices: the losses of every head and token of one are already some megabytes.
+    n_each = min(len(local_devices()), n_snapshots)
+    for i in range(0, n_snapshots, n_each):
+        some = {name: value[i : i + n_each] for name, value in params.items()}
+        loss = map_snapshots(_one, context.config.model, some, context.held_out[: context.n_ablation_rows])
+        for kind, values in loss.items():
+            for name, kept in (("loss", values.mean(axis=-2)), ("token_loss", values[..., rows, positions])):
+                whole = answer.setdefault(f"{kind}_{name}", np.empty((n_snapshots, *kept.shape[1:]), np.float32))
+                whole[i : i + n_each] = kept
+    return answer
+
+
+def _variables() -> dict[str, Variable]:
+    variables = {
+        "intact_loss": Variable(
+            ("position",), "nats", "mean loss over the ablations' rows of the intact model; 0 or more"
+        ),
+        "intact_token_loss": Variable(("ablated_token",), "nats", "its loss of single tokens; 0 or more"),
+    }
+    for kind in KINDS:
+        text = f"with the head's result taken away ({kind.replace('_', '-')} ablation); 0 or more"
+        heads = ("layer", "head")
+        missing = "there is a single row to draw from" if kind == "resample" else ""
+        whole = Variable((*heads, "position"), "nats", f"mean loss over rows {text}", missing)
+        variables[f"{kind}_loss"] = whole
+        single = Variable((*heads, "ablated_token"), "nats", f"loss of single tokens {text}", missing)
+        variables[f"{kind}_token_loss"] = single
+    return variables
+
+
+MEASUREMENT = Measurement(
+    name="ablation",
+    source="Olsson et al. 2022, appendix Data collection (2); Wang et al. 2022 (mean); Chan et al. 2022 (resample)",
+    variables=_variables(),
+    measure=measure,
+    why_not=needs_layers,
+    on_few=True,
+)

@@ -1,0 +1,172 @@
+"""Copying: does a head raise the tokens that it attends to?
+
+Two forms. The eigenvalue form reads it off the weights: a head whose OV circuit has positive eigenvalues raises, for
+mixtures of tokens, what it attends to. The logit form asks on 25 random tokens how much of what the head raises is the
+token attended to. Norm weights are folded in, W_U is centred over the vocabulary.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from icl_jax.config import ModelConfig
+from icl_jax.maths.factored_matrix import FactoredMatrix, eigenvalue_sum_ratio
+from icl_jax.measures.circuits import centred_unembedding, fold_norms, ov_circuit
+from icl_jax.measures.map_snapshots import map_snapshots
+from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable, needs_layers
+from icl_jax.model.forward import run_with_cache, unembedding_DV
+from icl_jax.model.params import Params
+
+# Source tokens that the share of top-1 copying is taken over, at most: V by V for every head is costly.
+_MAX_TOP1_TOKENS = 1024
+_BLOCK = 256
+
+
+def copying_eigenvalue(circuit: FactoredMatrix) -> Float[np.ndarray, "..."]:
+    """Sum of the real parts of the OV circuit's eigenvalues over the sum of their absolute values.
+
+    Range [-1, 1]; 1 for a head that copies every token. A random head scores 0 with a standard deviation of about
+    1.6 / d_head, a little less where d_model is much larger: 0.10 (d_head 16), 0.05 (32), 0.025 (64). A circuit that
+    has no eigenvalue but zero, such as one that moves tokens out of the unembedding's sight, scores 0.
+    Source: Elhage et al. 2021, "Detecting copying behavior". Departure: with MLPs, too, W_E is taken as it is.
+    """
+    return eigenvalue_sum_ratio(circuit.eigenvalues())
+
+
+def copying_top1(circuit: FactoredMatrix, tokens: Int[np.ndarray, " R"]) -> Float[np.ndarray, "..."]:
+    """Share of `tokens` whose own logit is what attending to them raises most. Range [0, 1]; chance is 1/V.
+
+    Source: Elhage et al. 2021, "Detecting copying behavior", among the alternatives. Computed in float32.
+    """
+    leading = circuit.shape[:-2]
+    A = np.broadcast_to(circuit.A, (*leading, *circuit.A.shape[-2:]))
+    B = np.broadcast_to(circuit.B, (*leading, *circuit.B.shape[-2:]))
+    share = np.zeros(leading)
+    # One buffer for all: memory fresh from the system costs more than the products.
+    logits = np.empty((min(_BLOCK, len(tokens)), B.shape[-1]), np.float32)
+    for index in np.ndindex(leading):
+        values, out = A[index][tokens].astype(np.float32), B[index].astype(np.float32)
+        n_own = 0
+        for start in range(0, len(tokens), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            product = np.matmul(values[block], out, out=logits[: len(values[block])])
+            n_own += int(np.count_nonzero(np.argmax(product, axis=-1) == tokens[block]))
+        share[index] = n_own / len(tokens)
+    return share
+
+
+class LogitCopying(NamedTuple):
+    """Parts of the logit form; averages over the sequences' tokens."""
+
+    ratio: Array
+    """Share of what is raised that falls on the token attended to; [0, 1]."""
+    paper_range: Array
+    """``4 a / (a + S) - 1``, [-1, 1]: a is what the token attended to gains and S what all of the sample gain."""
+    n_undefined: Array
+    """Positions where nothing is raised; they count as ratio 0."""
+
+
+def logit_copying(logits: Float[Array, "... K R"], attended: Int[Array, "... K"]) -> LogitCopying:
+    """How much of what is raised among the R sampled tokens falls on the one attended to; averaged over K.
+
+    logits[k, r]: what position k adds to the r-th sampled token; attended[k] is the r of the token attended to. Each
+    row is centred over the sample, then cut at 0. Random logits of 25 tokens: ratio 0.040 (2 ratio - 1 = -0.92);
+    perfect copying: ratio 1.
+    Source: Olsson et al. 2022, appendix "Head activation evaluators" (copying); the paper's formula is not disclosed in
+    full: "from 0 (only raises other tokens) to 0.5, so we scale it" fits ``a / (a + S)``, which is `paper_range`.
+    """
+    raised = jax.nn.relu(logits - jnp.mean(logits, axis=-1, keepdims=True))
+    total = jnp.sum(raised, axis=-1)
+    own = jnp.take_along_axis(raised, attended[..., None], axis=-1)[..., 0]
+    is_defined = total > 0
+    safe = jnp.where(is_defined, total, 1.0)
+    ratio = jnp.where(is_defined, own / safe, 0.0)
+    paper = 4 * jnp.where(is_defined, own / (own + safe), 0.0) - 1
+    return LogitCopying(jnp.mean(ratio, -1), jnp.mean(paper, -1), jnp.sum(~is_defined, -1))
+
+
+def copying_on_random_tokens(
+    config: ModelConfig, params: Params, tokens: Int[Array, "B T"]
+) -> dict[str, Float[Array, "N H"]]:
+    """The logit form on rows of BOS and distinct random tokens, for every head.
+
+    ``source``: the value at each position through W_O and W_U, whatever the pattern. ``output``: the head's actual
+    output at each query, against the token that it attends to most (BOS, where heads rest, aside; the first query sees
+    itself alone and is left out). Both as 2 ratio - 1, `source` in the paper's range as well.
+    Frozen final norm: its scale cancels, its weight and LayerNorm's centring are applied.
+    """
+    _, cache = run_with_cache(params, tokens, config, ("v", "result", "pattern"))
+    W_U = unembedding_DV(params)
+    if "ln_final_w" in params:
+        W_U = params["ln_final_w"][:, None] * W_U
+    if config.norm == "layernorm":
+        W_U = W_U - jnp.mean(W_U, axis=0, keepdims=True)
+    # [row, D, sampled token]
+    W_U_BDR = jnp.moveaxis(W_U[:, tokens[:, 1:]], 1, 0)
+    n_sampled = tokens.shape[1] - 1
+    found: dict[str, list[Array]] = {"source": [], "source_paper": [], "output": [], "undefined": []}
+    for layer in range(config.n_layers):
+        value_BHKD = jnp.einsum("BHKE,HED->BHKD", cache["v", layer][:, :, 1:], params["W_O"][layer])
+        logits_BHKR = jnp.einsum("BHKD,BDR->BHKR", value_BHKD, W_U_BDR)
+        itself_BHK = jnp.broadcast_to(jnp.arange(n_sampled)[None, None], logits_BHKR.shape[:-1])
+        source = logit_copying(logits_BHKR, itself_BHK)
+        logits_BHQR = jnp.einsum("BQHD,BDR->BHQR", cache["result", layer][:, 2:], W_U_BDR)
+        output = logit_copying(logits_BHQR, jnp.argmax(cache["pattern", layer][:, :, 2:, 1:], axis=-1))
+        found["source"].append(2 * jnp.mean(source.ratio, 0) - 1)
+        found["source_paper"].append(jnp.mean(source.paper_range, 0))
+        found["output"].append(2 * jnp.mean(output.ratio, 0) - 1)
+        found["undefined"].append(jnp.sum(source.n_undefined, 0))
+    return {name: jnp.stack(values) for name, values in found.items()}
+
+
+def _on_random_tokens(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Array]:
+    return dict(copying_on_random_tokens(config, params, tokens))
+
+
+def _measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
+    config = context.config.model
+    weights = fold_norms(params, config)
+    # The token and the logit meet in one D by D matrix, whatever the vocabulary: eigenvalues need no more.
+    from_logits = (centred_unembedding(weights) @ weights["W_E"])[:, None, None]
+    eigen = FactoredMatrix(weights["W_O"] @ from_logits, weights["W_V"])
+    tokens = np.arange(config.vocab_size, dtype=np.int64)
+    if len(tokens) > _MAX_TOP1_TOKENS:
+        tokens = np.sort(np.random.default_rng(context.seed).choice(tokens, _MAX_TOP1_TOKENS, replace=False))
+    n_sampled = (context.repeated.shape[1] - 1) // 4
+    logit = map_snapshots(_on_random_tokens, config, params, context.repeated[:, : 1 + n_sampled])
+    return {
+        "copying_eigenvalue": copying_eigenvalue(eigen),
+        "copying_top1": copying_top1(ov_circuit(weights), tokens),
+        "copying_logit": logit["source"],
+        "copying_logit_paper_range": logit["source_paper"],
+        "copying_logit_output": logit["output"],
+        "copying_logit_undefined": logit["undefined"],
+    }
+
+
+_HEAD = ("layer", "head")
+
+MEASUREMENT = Measurement(
+    name="copying",
+    source="Elhage et al. 2021, Detecting copying behavior; Olsson et al. 2022, Head activation evaluators",
+    variables={
+        "copying_eigenvalue": Variable(
+            _HEAD, "1", "sum of the OV circuit's eigenvalues over that of their sizes; [-1, 1]"
+        ),
+        "copying_top1": Variable(_HEAD, "1", "share of tokens that raise their own logit most; [0, 1], chance 1/V"),
+        "copying_logit": Variable(
+            _HEAD, "1", "twice the share of what a token raises among random tokens that falls on itself, less 1; "
+            "[-1, 1], random -0.92 for 25 tokens",
+        ),
+        "copying_logit_paper_range": Variable(_HEAD, "1", "the same as 4a/(a + S) - 1; [-1, 1], random -0.86"),
+        "copying_logit_output": Variable(
+            _HEAD, "1", "copying_logit of the head's output, against the token that it attends to most; [-1, 1]"
+        ),
+        "copying_logit_undefined": Variable(_HEAD, "1", "positions at which nothing was raised, counted as share 0"),
+    },
+    measure=_measure,
+    why_not=needs_layers,
+)  # fmt: skip

@@ -1,0 +1,159 @@
+"""What every head attends to: scores read off its attention pattern.
+
+`A[q, k]` is the attention of query q to key k. On BOS and a block of distinct random tokens said four times
+(`Context.repeated`), with q a query whose token occurred before:
+
+- prefix_matching: sum over earlier occurrences k of A[q, k + 1], mean over q. Ideal 1, uniform attention 0.031.
+- prefix_matching_mean: mean over all such entries, the other reading of the paper. At most 1/2 on four copies for
+  a head that shares its attention among them, 0.61 if it looks at the nearest only.
+- duplicate_token: sum over earlier occurrences of A[q, k], mean over q.
+
+On BOS and a block said twice (`Context.repeated_once`): induction_stripe, the mean of the diagonal that an induction
+head lights up, as TransformerLens's demos take it. Two of its entries cannot match: an ideal head has R/(R+2) or more,
+R being the block's length. Named apart, for it is not comparable with prefix_matching.
+
+On held-out rows, up to 512 tokens, mean over q >= 1: previous_token A[q, q-1], current_token A[q, q], first_token
+A[q, 0] (rest).
+
+All are in [0, 1]. Source: Olsson et al. 2022, appendix "Head activation evaluators", with its changelog's correction
+(the target follows the occurrence); the stripe, duplicate, current and first token: TransformerLens demos.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from icl_jax.config import ModelConfig
+from icl_jax.measures.map_snapshots import as_jax, map_snapshots
+from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable
+from icl_jax.model import head_scores
+from icl_jax.model.forward import final_resid
+from icl_jax.model.params import Params
+
+_SHORTEST = 9  # BOS and a block of two, four times
+
+AnyParams = Params | dict[str, np.ndarray]
+
+
+def patterns(
+    params: AnyParams, config: ModelConfig, tokens: Int[Array, "B T"] | np.ndarray
+) -> Float[Array, "N B H T T"]:
+    """Attention patterns of every layer."""
+    seen: list[jax.Array] = []
+
+    def see(name: str, _layer: int, value: jax.Array) -> jax.Array:
+        if name == "pattern":
+            seen.append(value)
+        return value
+
+    final_resid(as_jax(params), jnp.asarray(tokens), config, tap=see)
+    return jnp.stack(seen)
+
+
+def prefix_matching(
+    params: AnyParams, config: ModelConfig, tokens: Int[Array, "B T"] | np.ndarray, *, reduce: str = "sum"
+) -> Float[Array, "N H"]:
+    """Prefix-matching score of every head on `tokens`, in which tokens repeat (else NaN).
+
+    reduce="sum" sums over earlier occurrences and takes the mean over queries; "mean" is the mean over all entries.
+    """
+    if reduce not in ("sum", "mean"):
+        raise ValueError(f"{reduce=} must be 'sum' or 'mean'")
+    score = head_scores.prefix_matching if reduce == "sum" else _prefix_matching_mean
+    return _each_layer(score, patterns(params, config, tokens), jnp.asarray(tokens))
+
+
+def previous_token(
+    params: AnyParams, config: ModelConfig, tokens: Int[Array, "B T"] | np.ndarray
+) -> Float[Array, "N H"]:
+    """Mean attention of every head to the token before."""
+    return jnp.stack([head_scores.previous_token(pattern) for pattern in patterns(params, config, tokens)])
+
+
+def duplicate_token(
+    params: AnyParams, config: ModelConfig, tokens: Int[Array, "B T"] | np.ndarray
+) -> Float[Array, "N H"]:
+    """Attention of every head to earlier occurrences of the query token, summed; mean over queries that have one."""
+    return _each_layer(_duplicate_token, patterns(params, config, tokens), jnp.asarray(tokens))
+
+
+def induction_stripe(
+    params: AnyParams, config: ModelConfig, tokens: Int[Array, "B T"] | np.ndarray
+) -> Float[Array, "N H"]:
+    """Mean of the diagonal R - 1 below the main one, for BOS and R tokens said twice."""
+    repeat_len = (tokens.shape[1] - 1) // 2
+    return jnp.stack([_stripe(pattern, repeat_len - 1) for pattern in patterns(params, config, tokens)])
+
+
+def _each_layer(score, pattern_NBHQK: jax.Array, tokens: jax.Array) -> jax.Array:  # type: ignore[no-untyped-def]
+    return jnp.stack([score(pattern, tokens) for pattern in pattern_NBHQK])
+
+
+def _earlier(tokens: jax.Array) -> jax.Array:
+    """B Q K: key k holds the query's token and stands before it."""
+    n_ctx = tokens.shape[1]
+    return (tokens[:, :, None] == tokens[:, None, :]) & np.tril(np.ones((n_ctx, n_ctx), bool), k=-1)[None]
+
+
+def _prefix_matching_mean(pattern: jax.Array, tokens: jax.Array) -> jax.Array:
+    target_BQK = jnp.pad(_earlier(tokens)[:, :, :-1], ((0, 0), (0, 0), (1, 0)))
+    total_H = jnp.sum(jnp.where(target_BQK[:, None], pattern, 0.0), axis=(0, 2, 3))
+    return total_H / jnp.sum(target_BQK, dtype=total_H.dtype)
+
+
+def _duplicate_token(pattern: jax.Array, tokens: jax.Array) -> jax.Array:
+    earlier_BQK = _earlier(tokens)
+    total_H = jnp.sum(jnp.where(earlier_BQK[:, None], pattern, 0.0), axis=(0, 2, 3))
+    return total_H / jnp.sum(jnp.any(earlier_BQK, axis=-1), dtype=total_H.dtype)
+
+
+def _stripe(pattern: jax.Array, below: int) -> jax.Array:
+    return jnp.mean(jnp.diagonal(pattern, offset=-below, axis1=-2, axis2=-1), axis=(0, 2))
+
+
+def _one(
+    config: ModelConfig, params: Params, repeated: jax.Array, repeated_once: jax.Array, natural: jax.Array
+) -> dict[str, jax.Array]:
+    on_repeated = patterns(params, config, repeated)
+    on_natural = patterns(params, config, natural)
+    return {
+        "prefix_matching": _each_layer(head_scores.prefix_matching, on_repeated, repeated),
+        "prefix_matching_mean": _each_layer(_prefix_matching_mean, on_repeated, repeated),
+        "duplicate_token": _each_layer(_duplicate_token, on_repeated, repeated),
+        "induction_stripe": induction_stripe(params, config, repeated_once),
+        "previous_token": jnp.stack([head_scores.previous_token(pattern) for pattern in on_natural]),
+        "current_token": jnp.mean(jnp.diagonal(on_natural, axis1=-2, axis2=-1)[..., 1:], axis=(1, 3)),
+        "first_token": jnp.mean(on_natural[..., 1:, 0], axis=(1, 3)),
+    }
+
+
+def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
+    return map_snapshots(_one, context.config.model, params, context.repeated, context.repeated_once, context.natural)
+
+
+def why_not(context: Context) -> str | None:
+    if not context.config.model.n_layers:
+        return "the model has no layers, so it has no heads"
+    if context.config.model.n_ctx < _SHORTEST:
+        return f"n_ctx = {context.config.model.n_ctx}: too short for BOS and two tokens four times"
+    return None
+
+
+_HEADS = ("layer", "head")
+
+MEASUREMENT = Measurement(
+    name="head_scores",
+    source="Olsson et al. 2022, appendix Head activation evaluators",
+    variables={
+        "prefix_matching": Variable(_HEADS, "attention", "to what followed earlier occurrences, summed; [0, 1]"),
+        "prefix_matching_mean": Variable(_HEADS, "attention", "the same, mean over entries; [0, 0.61]"),
+        "duplicate_token": Variable(_HEADS, "attention", "to earlier occurrences of the same token, summed; [0, 1]"),
+        "induction_stripe": Variable(_HEADS, "attention", "TransformerLens's diagonal on a block said twice; [0, 1]"),
+        "previous_token": Variable(_HEADS, "attention", "to the token before, on held-out rows; [0, 1]"),
+        "current_token": Variable(_HEADS, "attention", "to the query itself, on held-out rows; [0, 1]"),
+        "first_token": Variable(_HEADS, "attention", "to position 0 (rest), on held-out rows; [0, 1]"),
+    },
+    measure=measure,
+    why_not=why_not,
+)

@@ -1,0 +1,86 @@
+"""The loss of every held-out token at every snapshot, and what is kept of it.
+
+``loss[row, t]`` is -log p(token t + 1 | tokens 0..t) in nats, token 0 being BOS. Kept are its mean at each position,
+the loss of some 2,000 tokens one by one (the per-token loss vectors of the paper), each row's windowed ICL score (for
+the bootstrap), the mean over each class of tokens, and a few whole rows to look at.
+
+Range [0, inf); a uniform prediction gives ln(vocab_size) at every token.
+Source: Olsson et al. 2022, appendix "Data collection (1)". Departures: held-out rows of the run in place of 10,000
+examples of 512 tokens; several tokens a row where the paper takes one (see `Context.sampled`).
+"""
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from icl_jax.config import ModelConfig
+from icl_jax.measures.map_rows import map_rows
+from icl_jax.measures.map_snapshots import as_jax, map_snapshots
+from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable
+from icl_jax.measures.token_classes import CLASSES, class_means, classify_tokens
+from icl_jax.model.forward import final_resid, unembedding_DV
+from icl_jax.model.icl_score import icl_positions
+from icl_jax.model.loss import chunk_size, token_loss
+from icl_jax.model.params import Params
+
+
+def held_out_loss(
+    params: Params | dict[str, np.ndarray], config: ModelConfig, rows: Int[Array, "B tokens"] | np.ndarray
+) -> Float[Array, "B T"]:
+    """Loss in nats of predicting each token of each row but its first."""
+    params = as_jax(params)
+
+    def some_rows(rows: jax.Array) -> jax.Array:
+        x_BTD = final_resid(params, rows[:, :-1], config)
+        return token_loss(x_BTD, unembedding_DV(params).astype(x_BTD.dtype), rows[:, 1:], chunk_size(config))
+
+    return map_rows(some_rows, rows)
+
+
+def _one(config: ModelConfig, params: Params, rows: jax.Array) -> dict[str, jax.Array]:
+    return {"loss": held_out_loss(params, config, rows)}
+
+
+def icl_windowed_by_row(loss: Float[np.ndarray, "*S B T"]) -> Float[np.ndarray, "*S B"]:
+    """Windowed ICL score of each row on its own, nats; its mean over rows is the run's windowed score."""
+    positions = icl_positions(loss.shape[-1])
+    early, late = (loss[..., a - 1 : b].mean(axis=-1) for a, b in (positions.early_window, positions.late_window))
+    return late - early
+
+
+def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
+    loss_SBT = map_snapshots(_one, context.config.model, params, context.held_out)["loss"]
+    rows, positions = context.sampled
+    classes = classify_tokens(context.held_out)
+    return {
+        "loss_by_position": loss_SBT.mean(axis=1),
+        "token_loss": loss_SBT[:, rows, positions],
+        "row_icl": icl_windowed_by_row(loss_SBT),
+        "example_loss": loss_SBT[:, : context.n_examples],
+        **class_means(loss_SBT, classes),
+    }
+
+
+MEASUREMENT = Measurement(
+    name="held_out_loss",
+    source="Olsson et al. 2022, appendix Data collection (1)",
+    variables={
+        "loss_by_position": Variable(
+            ("position",), "nats", "mean over held-out rows of the loss of token t + 1; 0 or more"
+        ),
+        "token_loss": Variable(
+            ("token",), "nats", "loss of single held-out tokens, the same ones at each snapshot; 0 or more"
+        ),
+        "row_icl": Variable(
+            ("row",), "nats", "windowed ICL score of each held-out row; negative: better late than early"
+        ),
+        "example_loss": Variable(
+            ("example", "position"), "nats", "loss of every token of the first held-out rows; 0 or more"
+        ),
+        **{
+            f"{name}_loss": Variable((), "nats", f"mean loss of {text}", missing="no held-out token is of this class")
+            for name, text in CLASSES.items()
+        },
+    },
+    measure=measure,
+)

@@ -1,0 +1,87 @@
+"""Which heads look for what followed before, at the tokens that the corpus labels.
+
+With q the position before a labelled token, and the earlier occurrences k < q of the token at q:
+
+    label_matching[label, layer, head] = sum over k of A[q, k + 1], mean over those q that have an earlier occurrence
+
+It is prefix matching on the corpus's own text, one behaviour at a time: a head may match where a behaviour asks for it
+and nowhere else, so that random tokens, which prefix_matching takes, do not show it. Range [0, 1]; uniform attention
+scores the mean of (number of occurrences) / (q + 1). NaN for a label none of whose tokens follows a token that occurred
+before. Up to 128 held-out rows. Source: ours, after Olsson et al. 2022, Argument 4 ("the same heads").
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from icl_jax.config import ModelConfig
+from icl_jax.measures.head_scores import patterns
+from icl_jax.measures.map_rows import map_rows
+from icl_jax.measures.map_snapshots import map_snapshots
+from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable, needs_layers
+from icl_jax.model.head_scores import followers
+from icl_jax.model.params import Params
+
+_MAX_ROWS = 128
+_ROWS_AT_A_TIME = 8
+
+
+def matching_by_query(
+    config: ModelConfig, params: Params, tokens: Int[Array, "B T"]
+) -> tuple[Float[Array, "N H B T"], Bool[Array, "B T"]]:
+    """Attention of each query to what followed its token before, summed; and whether there is any such key."""
+    is_follower_BQK = followers(tokens)
+    pattern_NBHQK = patterns(params, config, tokens)
+    matched = jnp.einsum("NBHQK,BQK->NHBQ", pattern_NBHQK, is_follower_BQK.astype(pattern_NBHQK.dtype))
+    return matched, jnp.any(is_follower_BQK, axis=-1)
+
+
+def label_matching(
+    config: ModelConfig, params: Params, rows: Int[Array, "B tokens"], labels: Int[Array, "B tokens"], n_labels: int
+) -> Float[Array, "label N H"]:
+    """The score of every label and head; NaN for a label without a query to measure."""
+    numbers = jnp.arange(1, n_labels + 1)
+
+    def some_rows(rows: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        matched_NHBQ, is_there_BQ = matching_by_query(config, params, rows[:, :-1])
+        is_here_LBQ = (labels[None, :, 1:] == numbers[:, None, None]) & is_there_BQ[None]
+        weight_LBQ = is_here_LBQ.astype(jnp.float32)
+        return jnp.einsum("NHBQ,LBQ->BLNH", matched_NHBQ, weight_LBQ), jnp.sum(weight_LBQ, axis=2).T
+
+    total_BLNH, count_BL = map_rows(some_rows, rows, labels, n_at_a_time=_ROWS_AT_A_TIME)
+    count_L = jnp.sum(count_BL, axis=0)
+    return jnp.sum(total_BLNH, axis=0) / jnp.where(count_L > 0, count_L, jnp.nan)[:, None, None]
+
+
+def _one(
+    config: ModelConfig, params: Params, rows: jax.Array, labels: jax.Array, numbers: jax.Array
+) -> dict[str, jax.Array]:
+    return {"label_matching": label_matching(config, params, rows, labels, len(numbers))}
+
+
+def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
+    assert context.labels is not None
+    rows, labels = context.held_out[:_MAX_ROWS], context.labels[:_MAX_ROWS].astype(np.int32)
+    numbers = np.arange(len(context.label_names))
+    return map_snapshots(_one, context.config.model, params, rows, labels, numbers)
+
+
+def _why_not(context: Context) -> str | None:
+    if context.labels is None:
+        return "the corpus does not label its tokens"
+    return needs_layers(context)
+
+
+MEASUREMENT = Measurement(
+    name="label_matching",
+    source="ours, after Olsson et al. 2022, Argument 4",
+    variables={
+        "label_matching": Variable(
+            ("label", "layer", "head"), "attention", "to what followed the same token before, by label; [0, 1]",
+            missing="no token of the label follows one that occurred before",
+        )
+    },
+    measure=measure,
+    why_not=_why_not,
+)  # fmt: skip

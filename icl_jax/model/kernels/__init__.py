@@ -1,0 +1,1 @@
+"""Fast forms of attention and loss for one kind of device; each is tested against its reference."""

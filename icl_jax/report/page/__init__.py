@@ -1,0 +1,1 @@
+"""The one HTML page: template, script, and the data in it."""

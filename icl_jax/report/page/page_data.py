@@ -1,0 +1,135 @@
+"""Everything that the page shows, as one JSON-ready object; numbers stand apart, in an ArrayStore."""
+
+import datetime
+from dataclasses import asdict
+from typing import Any
+
+from icl_jax import __version__
+from icl_jax.model.head_scores import HEAD_THRESHOLD
+from icl_jax.report.behaviours import behaviours
+from icl_jax.report.chart import Axis, Chart, Gap, Series
+from icl_jax.report.figures.figure import Figure
+from icl_jax.report.figures.table import BEHAVIOURS, COMPARISONS, MODEL_ANALYSIS
+from icl_jax.report.page.arrays import ArrayStore
+from icl_jax.report.page.moments import moments
+from icl_jax.report.page.token_losses import token_losses
+from icl_jax.report.page.token_text import TokenText
+from icl_jax.report.reported_run import ReportedRun, millions, signed
+from icl_jax.report.seeds import group_by_config
+from icl_jax.report.verdicts import verdicts
+
+
+def page_data(runs: list[ReportedRun]) -> dict[str, Any]:
+    """The object that page.js draws. Its `arrays` are those of `ArrayStore`; an integer elsewhere names one of them."""
+    store = ArrayStore()
+    texts = [TokenText(run) for run in runs]
+    groups = group_by_config(runs)
+    return {
+        "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
+        "made": f"icl_jax {__version__}, {datetime.datetime.now(datetime.UTC):%d %B %Y}",
+        "threshold": HEAD_THRESHOLD,
+        "runs": [_run(run, groups.index(group)) for run in runs for group in groups if run in group.runs],
+        "comparisons": [_figure(figure, runs, store) for figure in COMPARISONS],
+        "model_analysis": [_figure(figure, runs, store) for figure in MODEL_ANALYSIS],
+        "behaviour_figures": [_figure(figure, runs, store) for figure in BEHAVIOURS],
+        "behaviours": [asdict(row) for row in behaviours(runs)],
+        "verdicts": [asdict(verdict) for verdict in verdicts(runs)],
+        "moments": [moments(run, store, text) for run, text in zip(runs, texts, strict=True)],
+        "token_losses": [
+            {"gap": found.why} if isinstance(found := token_losses(run, store, text), Gap) else found
+            for run, text in zip(runs, texts, strict=True)
+        ],
+        "arrays": store.arrays,
+    }
+
+
+def _run(run: ReportedRun, group: int) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "size": run.size,
+        "details": run.details,
+        "seeds": run.seeds,
+        "group": group,
+        "heads": [[layer, head, run.roles[layer, head]] for layer, head in run.heads],
+        "forms": run.forms_induction,
+        "window": _window(run),
+        "n_snapshots": len(run.tokens),
+    }
+
+
+def _window(run: ReportedRun) -> dict[str, str]:
+    """Start and end of the phase change in words, each with its interval."""
+    found = {"change": "", "start": "", "end": ""}
+    if run.band is None:
+        return found
+    band = run.band
+    for side, tokens, bounds in (("start", band.start, band.start_interval), ("end", band.end, band.end_interval)):
+        interval = "" if bounds is None else f" ({millions(bounds[0])} to {millions(bounds[1])})"
+        found[side] = f"{millions(tokens)}{interval}"
+    found["change"] = f"{signed(float(run.data['phase_drop']))} nats"
+    return found
+
+
+def _figure(figure: Figure, runs: list[ReportedRun], store: ArrayStore) -> dict[str, Any]:
+    panels = figure.panels(runs)
+    return {
+        "name": figure.name,
+        "title": figure.title,
+        "shows": figure.shows,
+        "look_for": figure.look_for,
+        "paper": figure.paper,
+        "panels": [
+            {
+                **({"gap": panel.chart.why} if isinstance(panel.chart, Gap) else {"chart": _chart(panel.chart, store)}),
+                "ours": panel.ours,
+            }
+            for panel in panels
+        ],
+    }
+
+
+def _chart(chart: Chart, store: ArrayStore) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "x": _axis(chart.x),
+        "y": _axis(chart.y),
+        "band": None if chart.band is None else asdict(chart.band),
+        "zero": chart.zero,
+    }
+    if chart.heat is not None:
+        heat = chart.heat
+        found["heat"] = {
+            "x": store.put(heat.x), "y": store.put(heat.y), "z": store.put(heat.z), "label": heat.label,
+            "diverging": heat.diverging,
+        }  # fmt: skip
+    found["series"] = [_series(series, store) for series in chart.series]
+    found["legend"] = chart.legend
+    return found
+
+
+def _axis(axis: Axis) -> dict[str, Any]:
+    return {
+        "label": axis.label,
+        "log": axis.is_log,
+        "tokens": axis.is_tokens,
+        "count": axis.is_count,
+        "range": axis.range,
+    }
+
+
+def _series(series: Series, store: ArrayStore) -> dict[str, Any]:
+    return {
+        "label": series.label,
+        "x": store.put(series.x),
+        "y": store.put(series.y),
+        "low": None if series.low is None else store.put(series.low),
+        "high": None if series.high is None else store.put(series.high),
+        "dots": series.dots,
+        "node": series.node,
+        "in_legend": series.in_legend,
+        "head": series.head,
+        "role": series.role,
+        "colour": series.colour,
+        "width": series.width,
+        "dashed": series.dashed,
+        "text": series.text,
+    }

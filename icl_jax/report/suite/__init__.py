@@ -1,0 +1,1 @@
+"""Pictures and tables that compare the members of a suite."""

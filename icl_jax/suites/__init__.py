@@ -1,0 +1,1 @@
+"""Many runs as one: suites, sweeps, and the jobs that they are."""

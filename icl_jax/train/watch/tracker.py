@@ -1,0 +1,270 @@
+"""Weights & Biases behind one small interface. The record on disk is the truth; this is a view of it.
+
+W&B runs in a thread of its own: a point costs the training loop some microseconds however slow W&B is, and
+whatever W&B raises is raised there. A failure is one warning, after which training goes on without tracking.
+
+Points carry the axis ``tokens`` and no explicit W&B step: W&B drops points whose step goes backwards, as the steps
+do that a resumed run takes again after a crash. Such points are sent twice and are equal.
+"""
+
+import os
+import queue
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any, Protocol, SupportsFloat, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from icl_jax.config import Config
+from icl_jax.model.head_scores import InductionHead
+from icl_jax.rundir.files import is_bucket
+from icl_jax.train.watch.wandb_run import (
+    FINISH_TIMEOUT_S,
+    INIT_TIMEOUT_S,
+    InductionNews,
+    Point,
+    Snapshot,
+    auto_mode,
+    history_row,
+    is_logged_in,
+    log_artifact,
+    open_run,
+    tear_down,
+)  # fmt: skip
+
+START_GRACE_S = 5.0
+"""Time beyond that in which W&B can say itself that it gave up."""
+INTERRUPTED_FINISH_TIMEOUT_S = 8.0
+"""The same for a run that ends with an exit code other than 0: after SIGTERM the machine may be gone in seconds."""
+MAX_WAITING_POINTS = 4096
+"""Points that may wait for W&B before it counts as stuck."""
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Where a run's numbers are shown while it trains."""
+
+    description: str
+    """One line that says where the run can be watched, or why it cannot."""
+
+    def log_step(self, step: int, tokens: int, scalars: Mapping[str, SupportsFloat]) -> None:
+        """Numbers of one training step: loss, lr, grad_norm, tokens_per_s."""
+
+    def log_probe(
+        self,
+        step: int,
+        tokens: int,
+        *,
+        icl_score: SupportsFloat,
+        icl_windowed: SupportsFloat,
+        held_out_loss_T: Float[np.ndarray, " T"],
+        prefix_matching_NH: Float[np.ndarray, "N H"],
+        previous_token_NH: Float[np.ndarray, "N H"],
+    ) -> None:
+        """Live measures. The arrays of a model without layers have size zero."""
+
+    def log_snapshot(self, step: int, tokens: int, path: str) -> None:
+        """A snapshot that is complete on disk. May be called from any thread."""
+
+    def finish(self, exit_code: int) -> None:
+        """Send what is waiting and close the run. Later calls of any method do nothing."""
+
+
+class NullTracker:
+    """Tracks nothing."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+
+    def log_step(self, *_args: object, **_scalars: object) -> None:
+        """Do nothing."""
+
+    def log_probe(self, *_args: object, **_measures: object) -> None:
+        """Do nothing."""
+
+    def log_snapshot(self, step: int, tokens: int, path: str) -> None:
+        """Do nothing."""
+
+    def finish(self, exit_code: int) -> None:
+        """Do nothing."""
+
+
+class WandbTracker:
+    """Sends points to Weights & Biases. Use :func:`make_tracker`.
+
+    ``init`` holds the arguments of ``wandb.init``. ``temporary_dir`` is removed once everything in it is uploaded.
+    ``induction_head`` is the one that the record of a resumed run holds; ``keeps_snapshots``: as artifacts.
+    """
+
+    def __init__(
+        self,
+        init: dict[str, Any],
+        warn: Callable[[str], None],
+        temporary_dir: str | None = None,
+        induction_head: InductionHead | None = None,
+        keeps_snapshots: bool = False,
+    ) -> None:
+        self.description = "W&B: starting"
+        self._init = init
+        self._warn = warn
+        self._temporary_dir = temporary_dir
+        self._induction_head = induction_head
+        self._keeps_snapshots = keeps_snapshots
+        self._waiting: queue.Queue[Point | Snapshot | int] = queue.Queue(MAX_WAITING_POINTS)  # an int is the exit code
+        self._is_started = threading.Event()
+        self._failure: str | None = None
+        self._is_off = False
+        self._sync_dir = ""
+        # A daemon: a W&B that hangs must not keep the program alive.
+        self._thread = threading.Thread(target=self._work, name="icl_jax-wandb", daemon=True)
+
+    def start(self) -> bool:
+        """Start the W&B run; False, after a warning, if it failed."""
+        self._thread.start()
+        if not self._is_started.wait(INIT_TIMEOUT_S + START_GRACE_S):
+            self._failure = f"no answer in {INIT_TIMEOUT_S:.0f} s"
+            self._waiting.put(1)  # should it start after all, it ends at once
+        if self._failure is not None:
+            self._turn_off()
+        return not self._is_off
+
+    def log_step(self, step: int, tokens: int, scalars: Mapping[str, SupportsFloat]) -> None:
+        self._send(Point({"tokens": tokens, "step": step, **scalars}))
+
+    def log_probe(
+        self,
+        step: int,
+        tokens: int,
+        *,
+        icl_score: SupportsFloat,
+        icl_windowed: SupportsFloat,
+        held_out_loss_T: Float[np.ndarray, " T"],
+        prefix_matching_NH: Float[np.ndarray, "N H"],
+        previous_token_NH: Float[np.ndarray, "N H"],
+    ) -> None:
+        row: dict[str, SupportsFloat] = {
+            "tokens": tokens,
+            "step": step,
+            "icl_score": icl_score,
+            "icl_windowed": icl_windowed,
+        }
+        for name, score_NH in (("prefix_matching", prefix_matching_NH), ("previous_token", previous_token_NH)):
+            if score_NH.size:
+                row[f"{name}_max"] = score_NH.max()
+            for (layer, head), score in np.ndenumerate(score_NH):
+                row[f"{name}/L{layer}H{head}"] = score
+        self._send(Point(row, np.array(held_out_loss_T), np.array(prefix_matching_NH)))
+
+    def log_snapshot(self, step: int, tokens: int, path: str) -> None:
+        # The writer's thread: whether it failed is for the loop's next call to say.
+        if self._keeps_snapshots and not self._is_off and self._failure is None:
+            self._put(Snapshot(step, tokens, path))
+
+    def finish(self, exit_code: int) -> None:
+        self._send(exit_code)
+        if self._is_off:
+            return
+        self._thread.join(FINISH_TIMEOUT_S if exit_code == 0 else INTERRUPTED_FINISH_TIMEOUT_S)
+        if self._failure is not None:
+            self._turn_off()
+            return
+        self._is_off = True
+        if self._thread.is_alive():
+            self._warn(f"W&B has not taken everything; send the rest with: wandb sync {self._sync_dir}")
+        elif self._temporary_dir is not None and self._init["mode"] == "online":
+            shutil.rmtree(self._temporary_dir, ignore_errors=True)
+
+    def _send(self, item: Point | int) -> None:
+        if self._is_off:
+            return
+        if self._failure is None:
+            self._put(item)
+        if self._failure is not None:
+            self._turn_off()
+
+    def _put(self, item: Point | Snapshot | int) -> None:
+        try:
+            self._waiting.put_nowait(item)
+        except queue.Full:
+            self._failure = f"{MAX_WAITING_POINTS} points are waiting to be sent"
+
+    def _turn_off(self) -> None:
+        self._is_off = True
+        self.description = f"W&B: off ({self._failure})"
+        self._warn(f"W&B failed, training goes on without it: {self._failure}")
+
+    def _work(self) -> None:
+        try:
+            run = open_run(self._init)
+            self._sync_dir = os.path.dirname(run.dir)
+            self.description = f"W&B: offline, {self._sync_dir}" if run.offline else f"W&B: online, {run.url}"
+            self._is_started.set()
+            news = InductionNews(run, self._induction_head)
+            while not isinstance(item := self._waiting.get(), int):
+                if isinstance(item, Point):
+                    run.log(history_row(item))
+                    news.look(item)
+                else:
+                    log_artifact(run, item)
+            run.finish(exit_code=item)
+        except BaseException as error:  # in this thread, no KeyboardInterrupt nor anything of ours can be raised
+            lines = str(error).strip().splitlines() or [""]
+            self._failure = f"{type(error).__name__}: {lines[0]}".rstrip(": ")
+            self._is_started.set()
+            tear_down()
+
+
+def make_tracker(
+    config: Config,
+    run_path: str,
+    run_id: str,
+    warn: Callable[[str], None],
+    is_writer: bool = True,
+    induction_head: InductionHead | None = None,
+) -> Tracker:
+    """Start tracking a run as ``config.tracker`` asks; never raises for a W&B that does not work.
+
+    ``run_id`` is kept by the run directory: with the same id, W&B continues the same run. Only the writer process
+    tracks. ``warn`` takes one line, at most once in the tracker's life, always in the thread that calls the tracker.
+    ``induction_head``: what the record of a resumed run holds already, so that nobody is told twice.
+    """
+    if not is_writer:
+        return NullTracker("W&B: tracked by process 0")
+    mode: str = config.tracker.wandb
+    try:
+        if mode == "auto":
+            mode, reason = auto_mode()
+            if mode == "disabled":
+                return NullTracker(f"W&B: disabled ({reason})")
+        elif mode == "online" and not is_logged_in():
+            # wandb.init would ask for a key on the terminal, unseen.
+            raise RuntimeError("not logged in: run `wandb login` or set WANDB_API_KEY")
+    except Exception as error:
+        warn(f"W&B failed, training goes on without it: {error}")
+        return NullTracker(f"W&B: off ({error})")
+    if mode == "disabled":
+        return NullTracker("W&B: disabled")
+
+    is_local = not is_bucket(run_path)
+    temporary_dir = None if is_local else tempfile.mkdtemp(prefix="icl_jax-wandb-")
+    init = {
+        "mode": mode,
+        "id": run_id,
+        "dir": temporary_dir or run_path,
+        "name": os.path.basename(os.path.abspath(run_path) if is_local else run_path.rstrip("/")),
+        "project": config.tracker.project,
+        "entity": config.tracker.entity or None,
+        "group": config.tracker.group or None,
+        "job_type": config.tracker.job_type or None,
+        "config": asdict(config),
+    }
+    tracker = WandbTracker(init, warn, temporary_dir, induction_head, config.tracker.artifacts)
+    if tracker.start():
+        return tracker
+    if temporary_dir is not None:
+        shutil.rmtree(temporary_dir, ignore_errors=True)
+    return NullTracker(tracker.description)

@@ -1,0 +1,291 @@
+"""What reaches W&B, read back from the transaction log."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import wandb
+
+from icl_jax.config import Config, ModelConfig, TrackerConfig
+from icl_jax.model.head_scores import InductionHead
+from icl_jax.rundir import RunDir, probe_steps
+from icl_jax.rundir.record import ProbeResult
+from icl_jax.train import session
+from icl_jax.train.watch.tracker import Tracker, make_tracker
+from tests.train.fake_wandb import API_KEY, FakeRun, fake_init, log_probe, log_step, with_wandb
+from tests.train.runs import TellingTracker, tiny_config, train_here
+from tests.train.wandb_file import read_items, read_records
+
+pytestmark = pytest.mark.usefixtures("wandb_of_nobody")
+
+
+def only_log(run_path: Path) -> Path:
+    (path,) = run_path.glob("wandb/offline-run-*/run-*.wandb")
+    return path
+
+
+def test_offline_run_holds_everything(tmp_path: Path) -> None:
+    run_path = tmp_path / "two layers"
+    warnings: list[str] = []
+    before = sys.excepthook, sys.exit, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    config = with_wandb("offline", project="phase", group="pairs", job_type="two-layers")
+    tracker = make_tracker(config, str(run_path), "abc123", warnings.append)
+    after = sys.excepthook, sys.exit, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert after == before
+    for step in range(200):
+        log_step(tracker, step)
+    log_probe(tracker, 100)
+    log_probe(tracker, 200)
+    tracker.finish(3)
+    log_step(tracker, 200)  # too late, and harmless
+    tracker.finish(0)
+    wandb.teardown()  # W&B's process writes the log's last block a moment after finish() returns
+
+    path = only_log(run_path)
+    assert warnings == []
+    assert tracker.description == f"W&B: offline, {path.parent}"
+    assert path.stat().st_size > 2 * 32 * 1024, "too small to cross blocks"
+    records = list(read_records(path))
+
+    (run,) = (r.run for r in records if r.WhichOneof("record_type") == "run")
+    assert (run.run_id, run.project, run.display_name) == ("abc123", "phase", "two layers")
+    assert (run.run_group, run.job_type) == ("pairs", "two-layers")
+    sections = read_items(run.config.update)
+    assert sections["model"]["n_layers"] == config.model.n_layers
+    assert sections["optimizer"]["lr"] == config.optimizer.lr
+    assert set(sections) >= {"model", "data", "train", "optimizer", "snapshots", "probes", "tracker"}
+
+    metrics = [r.metric for r in records if r.WhichOneof("record_type") == "metric"]
+    assert [(m.name, m.glob_name, m.step_metric) for m in metrics if m.glob_name == "*"] == [("", "*", "tokens")]
+    assert "tokens" in [m.name for m in metrics]
+
+    rows = [read_items(r.history.item) for r in records if r.WhichOneof("record_type") == "history"]
+    assert [row["tokens"] for row in rows] == [*range(0, 2000, 10), 1000, 2000]
+    assert [row["step"] for row in rows] == [*range(200), 100, 200]
+    assert [row["loss"] for row in rows[:200]] == [4 - step / 1024 for step in range(200)]
+    assert {name: rows[7][name] for name in ("lr", "grad_norm", "tokens_per_s")} == {
+        "lr": 1e-3,
+        "grad_norm": 0.5,
+        "tokens_per_s": 30007,
+    }
+    probe = rows[200]
+    assert (probe["icl_score"], probe["icl_windowed"]) == (-100 / 512, -100 / 256)
+    assert (probe["prefix_matching_max"], probe["previous_token_max"]) == (5 / 8, 1)
+    assert probe["prefix_matching/L0H1"] == 1 / 8
+    assert probe["previous_token/L1H2"] == 1 - 5 / 8
+    assert sum(name.startswith("previous_token/") for name in probe) == 6
+
+    configs = [r.config for r in records if r.WhichOneof("record_type") == "config"]
+    charts = {key: value for c in configs for key, value in read_items(c.update).items() if "visualize" in key}
+    panel = charts["_wandb.visualize.loss_by_position"]["panel_config"]
+    assert panel["panelDefId"] == "wandb/line/v0"
+    assert (panel["fieldSettings"]["x"], panel["fieldSettings"]["y"]) == ("position", "loss_nats")
+    for row, step in zip(rows[200:], (100, 200), strict=True):
+        assert row["loss_by_position_table._type"] == "table-file"
+        table = json.loads((path.parent / "files" / row["loss_by_position_table.path"]).read_text())
+        assert table["columns"] == ["position", "loss_nats"]
+        assert table["data"] == [[t, 4 - t / 4 - step / 512] for t in range(5)]
+
+    summary: dict[str, Any] = {}
+    for r in records:
+        if r.WhichOneof("record_type") == "summary":
+            summary |= read_items(r.summary.update)
+    assert (summary["tokens"], summary["loss"], summary["icl_score"]) == (2000, 4 - 199 / 1024, -200 / 512)
+    assert summary["prefix_matching/L1H2"] == 5 / 8
+    assert [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"] == [3]
+
+
+def test_induction_heads_are_one_alert_and_stand_in_the_summary(tmp_path: Path) -> None:
+    found = InductionHead(tokens=20, layer=1, head=2, score=0.5)
+    told: list[list[str]] = []
+    for known, scales in ((None, (0.1, 0.8, 1.0)), (found, (1.0,))):  # the second resumes the first
+        tracker = make_tracker(with_wandb("offline"), str(tmp_path / str(known)), "abc123", pytest.fail, True, known)
+        for i, scale in enumerate(scales):
+            log_probe(tracker, i + 1, scale)
+        tracker.finish(0)
+        wandb.teardown()
+        records = list(read_records(only_log(tmp_path / str(known))))
+        alerts = [r.alert for r in records if r.WhichOneof("record_type") == "alert"]
+        told.append([f"{alert.title}: {alert.text}" for alert in alerts])
+        summary: dict[str, Any] = {}
+        for r in records:
+            if r.WhichOneof("record_type") == "summary":
+                summary |= read_items(r.summary.update)
+        assert (summary["induction_heads_at_tokens"], summary["induction_heads_head"]) == (20, "L1H2")
+    what = "After 20 tokens head L1H2 has prefix matching 0.50 (0.4 or more)."
+    assert told == [[f"Induction heads have formed: {what}"], []]
+
+
+def test_a_resumed_run_knows_its_heads_from_the_record(tmp_path: Path) -> None:
+    run = RunDir.create(str(tmp_path / "run"), tiny_config(), corpus_sha256="0" * 64)
+    assert session.seen_induction_head(run) is None
+    for i, step in enumerate(probe_steps(run.config)[:3]):
+        score_NH = np.zeros((2, 3), np.float32)
+        score_NH[1, 2] = (0.3, 0.4, 0.9)[i]
+        score_NH[0, 1] = (0.1, 0.7, 0.1)[i]
+        curve_T = np.ones(17, np.float32)
+        run.open_record().write_probe(
+            ProbeResult(
+                step=step, icl_score=0.0, icl_windowed=0.0, held_out_loss=curve_T, prefix_matching=score_NH,
+                previous_token=score_NH,
+            )
+        )  # fmt: skip
+    tokens = probe_steps(run.config)[1] * run.config.tokens_per_step
+    assert session.seen_induction_head(run) == (tokens, 0, 1, pytest.approx(0.7))
+
+
+# W&B leaves the file of drawn values open.
+@pytest.mark.filterwarnings("ignore:(?s)Exception ignored in.*drawn.yaml:pytest.PytestUnraisableExceptionWarning")
+def test_a_run_that_wandbs_agent_started_is_the_one_of_its_sweep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "drawn.yaml").write_text("optimizer.lr: {value: 0.002}\n")
+    for name, value in (("SWEEP_ID", "s1"), ("RUN_ID", "r1"), ("SWEEP_PARAM_PATH", str(tmp_path / "drawn.yaml"))):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    wandb.teardown()  # it reads the environment once
+    tracker = make_tracker(with_wandb("offline"), str(tmp_path / "run"), "abc123", pytest.fail)
+    log_step(tracker, 0)
+    tracker.finish(0)
+    wandb.teardown()
+    (run,) = (r.run for r in read_records(only_log(tmp_path / "run")) if r.WhichOneof("record_type") == "run")
+    assert (run.run_id, run.sweep_id) == ("r1", "s1")
+    assert read_items(run.config.update)["optimizer.lr"] == 0.002
+
+
+def test_no_second_alert_where_wandb_knows_of_the_heads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = FakeRun()
+    run.summary = {"induction_heads_at_tokens": 7}  # of a run that a crash took back behind them
+    run.alert = pytest.fail  # type: ignore[method-assign]
+    fake_init(monkeypatch, run)
+    tracker = make_tracker(with_wandb("offline"), str(tmp_path), "abc123", pytest.fail)
+    log_probe(tracker, 1)
+    tracker.finish(0)
+    assert run.summary == {"induction_heads_at_tokens": 7}
+
+
+def test_resumed_run_continues_the_same_wandb_run(tmp_path: Path) -> None:
+    tokens: dict[str, list[int]] = {}
+    for steps in ((0, 1, 2), (1, 2, 3)):  # steps 1 and 2 were sent, then lost in a crash
+        tracker = make_tracker(with_wandb("offline"), str(tmp_path), "abc123", pytest.fail)
+        for step in steps:
+            log_step(tracker, step)
+        tracker.finish(0)
+        wandb.teardown()
+        path = next(p for p in tmp_path.glob("wandb/offline-run-*/run-abc123.wandb") if str(p) not in tokens)
+        records = list(read_records(path))
+        assert [r.run.run_id for r in records if r.WhichOneof("record_type") == "run"] == ["abc123"]
+        rows = [read_items(r.history.item) for r in records if r.WhichOneof("record_type") == "history"]
+        tokens[str(path)] = [row["tokens"] for row in rows]
+    assert list(tokens.values()) == [[0, 10, 20], [10, 20, 30]]
+
+
+def test_init_is_told_to_resume_and_keep_out_of_the_way(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = FakeRun(log=lambda n: wandb.termwarn("429 encountered, retrying request"))
+    calls = fake_init(monkeypatch, run)
+    config = with_wandb("offline", entity="team")
+    tracker = make_tracker(config, "gs://bucket/runs/first/", "abc123", pytest.fail)
+    log_step(tracker, 0)
+    tracker.finish(0)
+    assert len(run.rows) == 1
+    assert capfd.readouterr() == ("", "")
+    (call,) = calls
+    assert (call["id"], call["resume"], call["mode"]) == ("abc123", "allow", "offline")
+    assert (call["name"], call["entity"], call["group"], call["project"]) == ("first", "team", None, "icl_jax")
+    assert Path(call["dir"]).is_dir(), "a bucket needs a local directory"
+    settings = call["settings"]
+    assert (settings.silent, settings.console, settings.save_code, settings.disable_code) == (True, "off", False, True)
+    assert settings.reinit == "create_new"
+    assert settings.init_timeout <= 30
+
+
+def test_online_bucket_run_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", API_KEY)
+    run = FakeRun()
+    run.offline = False
+    run.url = "somewhere"  # type: ignore[attr-defined]
+    calls = fake_init(monkeypatch, run)
+    tracker = make_tracker(with_wandb("online"), "gs://bucket/run", "abc123", pytest.fail)
+    assert tracker.description == "W&B: online, somewhere"
+    assert Path(calls[0]["dir"]).is_dir()
+    tracker.finish(0)
+    assert not Path(calls[0]["dir"]).exists()
+
+
+def test_a_snapshot_is_an_artifact_on_request(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for wanted in (True, False):
+        run_path = tmp_path / str(wanted)
+        folder = run_path / "snapshots" / "64"
+        (folder / "d").mkdir(parents=True)
+        (folder / "d" / "weights").write_bytes(b"0" * 100)
+        tracker = make_tracker(with_wandb("offline", artifacts=wanted), str(run_path), "abc123", pytest.fail)
+        tracker.log_snapshot(64, 640, str(folder))
+        tracker.finish(0)
+        wandb.teardown()
+        records = read_records(only_log(run_path))
+        artifacts = [r.artifact for r in records if r.WhichOneof("record_type") == "artifact"]
+        assert len(artifacts) == wanted
+        assert capfd.readouterr() == ("", "")
+    (artifact,) = (
+        r.artifact for r in read_records(only_log(tmp_path / "True")) if r.WhichOneof("record_type") == "artifact"
+    )
+    assert (artifact.name, artifact.type) == ("abc123-snapshots", "model")
+    assert set(artifact.aliases) == {"step-64", "latest"}
+    assert json.loads(artifact.metadata) == {"step": 64, "tokens": 640}
+    (entry,) = artifact.manifest.contents
+    assert (entry.path, entry.local_path) == (
+        "d/weights",
+        str(tmp_path / "True" / "snapshots" / "64" / "d" / "weights"),
+    )
+
+
+def test_the_tracker_is_told_of_snapshots_that_are_complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def seen(_tracker: Tracker, step: int, tokens: int, path: str) -> None:
+        entry = RunDir.open(str(tmp_path / "run")).manifest.read()[-1]
+        assert (entry.step, entry.tokens) == (step, tokens)
+        assert Path(path, "_CHECKPOINT_METADATA").exists()
+        told.append(step)
+
+    monkeypatch.setattr(TellingTracker, "log_snapshot", seen)
+    train_here(tiny_config(model={"n_layers": 0}, train={"n_steps": 3}), tmp_path / "run")
+    assert told == [0, 1, 2, 3]
+
+
+def test_a_snapshot_in_a_bucket_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    referred: list[str] = []
+    monkeypatch.setattr(wandb.Artifact, "add_reference", lambda _self, uri: referred.append(uri))
+    run = FakeRun()
+    fake_init(monkeypatch, run)
+    tracker = make_tracker(with_wandb("offline", artifacts=True), "gs://bucket/run", "abc123", pytest.fail)
+    tracker.log_snapshot(64, 640, "gs://bucket/run/snapshots/64")
+    tracker.finish(0)
+    assert referred == ["gs://bucket/run/snapshots/64"]
+    assert run.artifacts == [["step-64", "latest"]]
+
+
+def test_model_without_layers_has_no_head_scores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = FakeRun()
+    fake_init(monkeypatch, run)
+    config = Config(model=ModelConfig(n_layers=0), tracker=TrackerConfig(wandb="offline"))
+    tracker = make_tracker(config, str(tmp_path), "abc123", pytest.fail)
+    none_NH = np.zeros((0, 4), np.float32)
+    tracker.log_probe(
+        1,
+        10,
+        icl_score=float("nan"),
+        icl_windowed=0.0,
+        held_out_loss_T=np.ones(3),
+        prefix_matching_NH=none_NH,
+        previous_token_NH=none_NH,
+    )
+    tracker.finish(0)
+    (row,) = run.rows
+    assert set(row) == {"tokens", "step", "icl_score", "icl_windowed", "loss_by_position"}
+    assert run.exit_code == 0
