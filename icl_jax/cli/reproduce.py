@@ -12,7 +12,7 @@ from tyro.conf import Positional
 
 from icl_jax import process
 from icl_jax.cli.compile import plan_suite, table_rows
-from icl_jax.config import Config, UserError, dump_config
+from icl_jax.config import Config, UserError, dump_config, rows_of
 from icl_jax.config.builtin import builtin_suite_names, builtin_suite_path
 from icl_jax.suites.jobs import Job, Stopped, device_slots, has_accelerators, run_jobs
 from icl_jax.suites.suite import Analysis, Suite, load_suite
@@ -116,8 +116,8 @@ def _report(suite: Suite, out: Path, console: Console) -> None:
     page = write_report([path for paths in titles.values() for path in paths], out / "report")
     pictures = [out / "phase_change.png"]
     # One corpus a picture: the first member's.
-    source = suite.members[0].config.data.source
-    compared = [member.title for member in suite.members if member.config.data.source == source]
+    rows = rows_of(suite.members[0].config)
+    compared = [member.title for member in suite.members if rows_of(member.config) == rows]
     plot_phase_change([load_curve(titles[title][0], title) for title in compared], pictures[0])
     for member in suite.members:
         if draw := PICTURES.get(member.config.data.source):

@@ -17,8 +17,7 @@ from tyro.conf import Positional
 
 from icl_jax.cli.arguments import find_config
 from icl_jax.cli.reproduce import prepare, run_members, tracked, train_command
-from icl_jax.config import Config, UserError
-from icl_jax.config.toml import numeric_differences
+from icl_jax.config import Config, UserError, numeric_differences
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.files import reason
 from icl_jax.suites.jobs import Job

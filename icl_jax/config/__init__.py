@@ -1,6 +1,7 @@
 """What a run is. Standard library only, so that analysis reads a config anywhere."""
 
 from icl_jax.config.errors import NonFiniteLossError, UserError
+from icl_jax.config.sameness import experiment, numeric_differences, rows_of
 from icl_jax.config.schema import (
     Config,
     DataConfig,
@@ -12,7 +13,7 @@ from icl_jax.config.schema import (
     TrackerConfig,
     TrainConfig,
 )
-from icl_jax.config.toml import dump_config, load_config, numeric_differences, parse_config
+from icl_jax.config.toml import dump_config, load_config, parse_config
 
 __all__ = [
     "Config",
@@ -27,7 +28,9 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "dump_config",
+    "experiment",
     "load_config",
     "numeric_differences",
     "parse_config",
+    "rows_of",
 ]

@@ -1,16 +1,19 @@
 """The configuration of a run: frozen dataclasses that check themselves.
 
 Every field can be set in a TOML file (``[model] n_layers = 2``) and overridden on the command line
-(``--model.n-layers 3``). Field comments are the ``--help`` texts. A value that cannot work raises
+(``--model.n-layers 3``). Field comments are the ``--help`` texts; marks (see
+:mod:`~icl_jax.config.sameness`) say which fields make no other run. A value that cannot work raises
 :class:`~icl_jax.config.errors.UserError` naming the field, the value and what is allowed.
 """
 
+import dataclasses
 import math
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 from icl_jax.config.errors import UserError
+from icl_jax.config.sameness import FREE, SEED
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
@@ -125,13 +128,13 @@ class DataConfig:
     """The text feature of a TensorFlow Datasets set."""
     split: str = "train"
     """The split of a TensorFlow Datasets set, TFDS slicing syntax allowed."""
-    data_dir: str = ""
+    data_dir: str = dataclasses.field(default="", metadata=FREE)
     """Folder of prepared TensorFlow Datasets sets; empty: TFDS's own default."""
     tokenizer: str = "bpe"
     """bpe (a byte-level BPE of model.vocab_size tokens trained on the corpus) | PATH.json | a hub name such as gpt2"""
     held_out_rows: int = 512
     """Rows split off first and never trained on."""
-    seed: int = 0
+    seed: int = dataclasses.field(default=0, metadata=SEED)
     """Fixes the split, the order of rows and everything generated."""
     phrase_len: int = 8
     """repeats: tokens in each of a row's fresh phrases."""
@@ -190,13 +193,13 @@ class TrainConfig:
     """Rows per step over all devices and processes."""
     accum_steps: int = 1
     """Micro-batches that each device's share of the batch is cut into (gradient accumulation)."""
-    seed: int = 0
+    seed: int = dataclasses.field(default=0, metadata=SEED)
     """Seed of the initial parameters."""
-    parallel: Literal["pmap", "mesh"] = "pmap"
+    parallel: Literal["pmap", "mesh"] = dataclasses.field(default="pmap", metadata=FREE)
     """pmap: replicated parameters; mesh: jax.jit over a Mesh with data and fsdp axes."""
-    fsdp: int = 1
+    fsdp: int = dataclasses.field(default=1, metadata=FREE)
     """mesh: devices that share one copy of the parameters."""
-    flush_every_s: float = 5.0
+    flush_every_s: float = dataclasses.field(default=5.0, metadata=FREE)
     """Seconds of record that a kill can lose (they are computed again on resuming)."""
 
     def __post_init__(self) -> None:
@@ -272,9 +275,9 @@ class SnapshotConfig:
     """Snapshots spaced evenly over the run."""
     n_log: int = 100
     """Snapshots spaced evenly in the logarithm of the step; the two sets are joined, step 0 and the last added."""
-    state_every_s: float = 300.0
+    state_every_s: float = dataclasses.field(default=300.0, metadata=FREE)
     """Seconds between saves of the full state; it is also saved on SIGTERM, SIGINT and at the end."""
-    keep_states: int = 2
+    keep_states: int = dataclasses.field(default=2, metadata=FREE)
     """Full states kept on disk."""
 
     def __post_init__(self) -> None:
@@ -360,14 +363,14 @@ _TOPOLOGY = r"(v(5e|6e):[1-9]\d{0,2}(x[1-9]\d{0,2})|v(4|5p):[1-9]\d{0,2}(x[1-9]\
 class Config:
     """Everything that fixes a run."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
-    probes: ProbeConfig = field(default_factory=ProbeConfig)
-    tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    snapshots: SnapshotConfig = dataclasses.field(default_factory=SnapshotConfig)
+    probes: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
+    tracker: TrackerConfig = dataclasses.field(default_factory=TrackerConfig, metadata=FREE)
+    launch: LaunchConfig = dataclasses.field(default_factory=LaunchConfig, metadata=FREE)
 
     def __post_init__(self) -> None:
         allowed = f"must be less than model.n_ctx = {self.model.n_ctx}"

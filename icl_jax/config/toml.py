@@ -10,18 +10,6 @@ from typing import Any, get_type_hints
 from icl_jax.config.errors import UserError
 from icl_jax.config.schema import Config
 
-# Fields that may differ between a run and its resumption: they change no recorded number.
-_FREE_FIELDS = frozenset(
-    {
-        "train.parallel",
-        "train.fsdp",
-        "train.flush_every_s",
-        "snapshots.state_every_s",
-        "snapshots.keep_states",
-        "data.data_dir",
-    }
-)
-
 
 def _unknown(name: str, known: list[str], where: str) -> UserError:
     close = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
@@ -85,17 +73,3 @@ def dump_config(config: Config) -> str:
         lines += [f"{name} = {_scalar(value)}" for name, value in values.items()]
         lines.append("")
     return "\n".join(lines)
-
-
-def numeric_differences(a: Config, b: Config) -> list[str]:
-    """Fields in which two configs differ and that change the numbers of a run, as ``section.name: A != B``."""
-    found = []
-    b_sections = asdict(b)
-    for section, values in asdict(a).items():
-        if section in ("tracker", "launch"):
-            continue
-        for name, value in values.items():
-            other = b_sections[section][name]
-            if other != value and f"{section}.{name}" not in _FREE_FIELDS:
-                found.append(f"{section}.{name}: {value!r} != {other!r}")
-    return found

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
 
@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from icl_jax.analysis.dataset import load_dataset
-from icl_jax.config import Config, TrackerConfig
+from icl_jax.config import Config
 from icl_jax.measures.measurement import Derived
 from icl_jax.measures.table import TABLE
 from icl_jax.model.head_scores import HEAD_THRESHOLD
@@ -149,13 +149,6 @@ class ReportedRun:
         heads = f"{model.n_heads} heads, " if model.n_layers else ""
         tokens = config.train.n_steps * config.tokens_per_step
         return f"{heads}d_model {model.d_model}, context {model.n_ctx}, {config.data.source}, {millions(tokens)} tokens"
-
-    @cached_property
-    def without_seed(self) -> Config:
-        """The config with its seeds set to 0 and no tracker: where it is equal, runs differ in their seeds alone."""
-        config = self.config
-        train, data = replace(config.train, seed=0), replace(config.data, seed=0)
-        return replace(config, train=train, data=data, tracker=TrackerConfig())
 
     @property
     def seeds(self) -> str:

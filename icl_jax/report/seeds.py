@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from icl_jax.config import Config, experiment
 from icl_jax.report.reported_run import ReportedRun
 
 _LEVEL = 0.95
@@ -43,12 +44,8 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def group_by_config(runs: list[ReportedRun]) -> list[Group]:
-    """Runs whose configs are equal but for train.seed and data.seed, in the order in which they first come."""
-    groups: list[Group] = []
+    """Runs of one experiment, which differ in their seeds at most, in the order in which they first come."""
+    groups: dict[Config, Group] = {}
     for run in runs:
-        found = next((group for group in groups if group.runs[0].without_seed == run.without_seed), None)
-        if found is None:
-            groups.append(Group([run]))
-        else:
-            found.runs.append(run)
-    return groups
+        groups.setdefault(experiment(run.config), Group([])).runs.append(run)
+    return list(groups.values())

@@ -7,11 +7,12 @@ Source: Olsson et al. 2022, "Summary of evidence".
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 
+from icl_jax.config import rows_of
 from icl_jax.model.head_scores import HEAD_THRESHOLD
 from icl_jax.report.behaviours import behaviours
 from icl_jax.report.figures.smeared_against_plain import NEEDS_PAIR, smeared_pairs
@@ -66,11 +67,6 @@ def verdicts(runs: list[ReportedRun]) -> list[Verdict]:
     return [Verdict(argument, claim, paper, *find(runs)) for argument, claim, paper, find in rows]
 
 
-def _corpus(run: ReportedRun) -> tuple[str, int, int]:
-    """Runs whose scores can be held against each other share it: data, vocabulary, context."""
-    return run.config.data.source, run.config.model.vocab_size, run.config.model.n_ctx
-
-
 def co_occurrence(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
     """Supported: both the score and the best head change mostly in one window, and controls on the same data do not."""
     measured = [run for run in runs if run.has("phase_share", "icl_windowed")]
@@ -85,9 +81,9 @@ def co_occurrence(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
     ]
     # Each control with the smallest change of a run on its data that forms induction heads.
     controls = [
-        (run, min(abs(_change(other)) for other in forming if _corpus(other) == _corpus(run)))
+        (run, min(abs(_change(other)) for other in forming if rows_of(other.config) == rows_of(run.config)))
         for run in measured
-        if not run.forms_induction and _corpus(run) in map(_corpus, forming)
+        if not run.forms_induction and rows_of(run.config) in [rows_of(other.config) for other in forming]
     ]
     effect += [
         f"{run.name}, without induction heads: ICL score changed by {signed(_change(run))}" for run, _ in controls
@@ -258,10 +254,10 @@ def _composes_with(run: ReportedRun, heads: list[tuple[int, int]]) -> tuple[floa
 def continuity(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
     """At most partly: three sizes or more on the same data form induction heads, and it speaks of those alone."""
     forming = [run for run in runs if run.forms_induction and run.has("icl_windowed")]
-    sizes: dict[tuple[str, int, int], set[tuple[int, ...]]] = {}
+    sizes: dict[tuple[Any, ...], set[tuple[int, ...]]] = {}
     for run in forming:
         model = run.config.model
-        sizes.setdefault(_corpus(run), set()).add((model.n_layers, model.d_model, model.n_heads, model.d_mlp))
+        sizes.setdefault(rows_of(run.config), set()).add((model.n_layers, model.d_model, model.n_heads, model.d_mlp))
     scores = [f"{run.name}: ICL score {signed(float(run.last('icl_windowed')))} at the end" for run in forming]
     most = max((len(found) for found in sizes.values()), default=0)
     if most < _MIN_SIZES:

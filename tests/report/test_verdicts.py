@@ -259,6 +259,39 @@ def test_runs_that_differ_in_seeds_alone_are_one_curve(tmp_path: Path) -> None:
     assert labels == ["a (3 seeds)", "other"]
 
 
+FREE = {
+    "train": {"flush_every_s": 60.0, "parallel": "mesh", "fsdp": 2},
+    "snapshots": {"state_every_s": 1.0, "keep_states": 5},
+    "data": {"data_dir": "/elsewhere"},
+    "tracker": {"wandb": "offline", "group": "g", "every_steps": 3},
+    "launch": {"topology": "v5e:4x4"},
+}
+
+
+def _with(run: ReportedRun, section: str, **values) -> ReportedRun:
+    """The run, as if of another config."""
+    config = replace(run.run.config, **{section: replace(getattr(run.run.config, section), **values)})
+    return ReportedRun(replace(run.run, config=config), run.name)
+
+
+@pytest.mark.parametrize("section", FREE)
+def test_what_changes_no_number_parts_no_runs(section: str, tmp_path: Path) -> None:
+    one = _run(tmp_path / "one", forms=False, model=_model(1))
+    other = _with(
+        _with(_run(tmp_path / "other", forms=False, model=_model(1)), "train", seed=1), section, **FREE[section]
+    )
+    assert [group.name for group in group_by_config([one, other])] == ["one (2 seeds)"]
+    smeared = _run(tmp_path / "smeared", forms=True, model=_model(1, smeared_keys=True))
+    assert co_perturbation([smeared, other])[0] == "supported"
+
+
+def test_rows_of_other_options_are_no_control(tmp_path: Path) -> None:
+    forming = _run(tmp_path / "two", forms=True, model=_model())
+    flat = _run(tmp_path / "one", forms=False, model=_model(1), final=-0.25)
+    assert co_occurrence([forming, _with(flat, "data", seed=5)])[0] == "supported"
+    assert co_occurrence([forming, _with(flat, "data", phrase_prob=0.4)])[0] == "partly"
+
+
 def test_interval_is_students() -> None:
     mean, half = interval(np.array([1.0, 2.0, 4.0]))
     # Mean 7/3, standard deviation sqrt(7/3), t of two degrees of freedom 4.3027.

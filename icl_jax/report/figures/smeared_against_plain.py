@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from icl_jax.config import experiment
 from icl_jax.report.chart import Axis, Chart, Gap, Series
 from icl_jax.report.figures.figure import TOKENS, ComparisonFigure
 from icl_jax.report.reported_run import ReportedRun
@@ -15,10 +16,10 @@ def smeared_pairs(runs: list[ReportedRun]) -> list[tuple[Group, Group]]:
     groups = group_by_config([run for run in runs if run.has("icl_windowed")])
     pairs = []
     for smeared in groups:
-        config = smeared.runs[0].without_seed
+        config = experiment(smeared.runs[0].config)
         if config.model.smeared_keys:
             control = replace(config, model=replace(config.model, smeared_keys=False))
-            pairs += [(smeared, plain) for plain in groups if plain.runs[0].without_seed == control]
+            pairs += [(smeared, plain) for plain in groups if experiment(plain.runs[0].config) == control]
     return pairs
 
 
