@@ -13,6 +13,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from icl_jax.model import attention as attention_module
 from icl_jax.model.attention import AttentionFn, attend, attention_fn, attn_scores, reference_attention
 from icl_jax.model.kernels.blocked_attention import blocked_attention
+from tests import float32_bounds
+from tests.float32_bounds import assert_within
 from tests.model.program_arrays import array_shapes
 
 Qkv = tuple[jax.Array, jax.Array, jax.Array]
@@ -32,6 +34,15 @@ def _value_and_grads(attention: AttentionFn, qkv: Qkv, direction: jax.Array) -> 
 
     (_, z), grads = jax.value_and_grad(loss, has_aux=True)(qkv)
     return z, grads
+
+
+def _assert_exact_up_to_rounding(attention: AttentionFn, shape: tuple[int, ...], seed: int) -> None:
+    """Value and gradients against float64."""
+    qkv, direction = _qkv(shape, seed), _qkv(shape, seed + 1)[0]
+    z, grads = _value_and_grads(attention, qkv, direction)
+    expected = float32_bounds.attention(*qkv, direction)
+    for (name, wanted), found in zip(expected.items(), (z, *grads), strict=True):
+        assert_within(found, wanted, name)
 
 
 def _numpy_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -66,26 +77,18 @@ def test_the_reference_equals_numpy(shape: tuple[int, ...]) -> None:
 # Long rows have larger blocks: met exactly, and missed by one.
 @example(n_rows=1, n_heads=2, n_ctx=640, d_head=4, seed=6)
 @example(n_rows=2, n_heads=1, n_ctx=513, d_head=3, seed=7)
+# Entries of dq and of dk on which two float32 forms differ by more than 1e-5, of either kind.
+@example(n_rows=1, n_heads=2, n_ctx=640, d_head=4, seed=55)
+@example(n_rows=2, n_heads=1, n_ctx=513, d_head=3, seed=31)
 @settings(max_examples=3)
 def test_blocked_equals_reference(n_rows: int, n_heads: int, n_ctx: int, d_head: int, seed: int) -> None:
-    shape = (n_rows, n_heads, n_ctx, d_head)
-    qkv, direction = _qkv(shape, seed), _qkv(shape, seed + 1)[0]
-    z, grads = _value_and_grads(blocked_attention, qkv, direction)
-    expected, expected_grads = _value_and_grads(reference_attention, qkv, direction)
-    np.testing.assert_allclose(z, expected, atol=1e-5)
-    for name, found, wanted in zip("qkv", grads, expected_grads, strict=True):
-        np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=1e-5, err_msg=f"d{name}")
+    for attention in (blocked_attention, reference_attention):
+        _assert_exact_up_to_rounding(attention, (n_rows, n_heads, n_ctx, d_head), seed)
 
 
 @pytest.mark.parametrize("implementation", ["cudnn", "splash", "blocked"])
 def test_every_form_equals_the_reference_on_this_platform(implementation: str) -> None:
-    shape = (2, 3, 71, 5)
-    qkv, direction = _qkv(shape, 2), _qkv(shape, 3)[0]
-    z, grads = _value_and_grads(attention_fn(implementation, "cpu"), qkv, direction)
-    expected, expected_grads = _value_and_grads(reference_attention, qkv, direction)
-    np.testing.assert_allclose(z, expected, atol=1e-5)
-    for found, wanted in zip(grads, expected_grads, strict=True):
-        np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=1e-5)
+    _assert_exact_up_to_rounding(attention_fn(implementation, "cpu"), (2, 3, 71, 5), seed=2)
 
 
 def test_large_scores_neither_overflow_nor_lose_the_maximum() -> None:
@@ -139,13 +142,7 @@ def test_splash_takes_the_reference_where_its_blocks_do_not_fit(n_ctx: int) -> N
 def test_splash_equals_the_reference_when_its_kernel_is_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     interpreted = partial(splash_attention_kernel.make_splash_mha, interpret=True)
     monkeypatch.setattr(splash_attention_kernel, "make_splash_mha", interpreted)
-    shape = (2, 3, 256, 8)
-    qkv, direction = _qkv(shape), _qkv(shape, 1)[0]
-    z, grads = _value_and_grads(attention_fn("splash", "tpu"), qkv, direction)
-    expected, expected_grads = _value_and_grads(reference_attention, qkv, direction)
-    np.testing.assert_allclose(z, expected, atol=1e-5)
-    for found, wanted in zip(grads, expected_grads, strict=True):
-        np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=1e-5)
+    _assert_exact_up_to_rounding(attention_fn("splash", "tpu"), (2, 3, 256, 8), seed=0)
 
 
 def test_blocked_never_holds_all_scores() -> None:
