@@ -46,7 +46,7 @@ def random_run(path: Path, model: ModelConfig, steps: Sequence[int], n_rows: int
 
 
 def hand_built_run(path: Path, n_ctx: int = 41, vocab_size: int = 24) -> RunDir:
-    """The induction model of SPEC.md, section 11, whose induction head's gain grows from 0 to all of it at steps 40-60.
+    """The hand-built model of docs/measures.md, whose induction head's gain grows from 0 to all of it at steps 40-60.
 
     Rows: BOS and 10 distinct tokens four times, and the first of them once more, which is predicted last.
     """

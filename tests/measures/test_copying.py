@@ -1,4 +1,4 @@
-"""Copying scores: hand-built, random and made-up heads, with the numbers of SPEC.md, sections 2 and 11."""
+"""Copying scores: hand-built, random and made-up heads, with the numbers of docs/measures.md."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""The numbers of SPEC.md, section 11, through the analysis of a run directory and through the functions alone."""
+"""The numbers of docs/measures.md, through the analysis of a run directory and through the functions alone."""
 
 import json
 import math

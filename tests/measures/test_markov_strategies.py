@@ -61,7 +61,8 @@ def simulated(k: int, n_rows: int, length: int) -> tuple[np.ndarray, np.ndarray]
     return losses.mean(axis=(1, 2)), losses[..., -N_LATE:].mean(axis=(1, 2))
 
 
-# SPEC, nats: mean over 100 positions and over the last 20, of uniform, in-context unigram and bigram; then the chain.
+# As in docs/measures.md, nats: mean over 100 positions and over the last 20, of uniform, in-context unigram and bigram;
+# then the chain.
 REFERENCE = {
     2: ((0.6931, 0.578, 0.511), (0.6931, 0.568, 0.491), 0.482),
     3: ((1.0986, 1.004, 0.886), (1.0986, 0.989, 0.850), 0.819),

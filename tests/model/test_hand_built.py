@@ -1,4 +1,4 @@
-"""Known answers: models written by hand, and uniform attention (values of SPEC.md, sections 2, 5 and 11)."""
+"""Known answers: models written by hand, and uniform attention (values of docs/measures.md)."""
 
 import math
 
