@@ -11,23 +11,38 @@ else
 VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 endif
 BIN := $(VENV)/bin
+comma := ,
 STAMP := $(VENV)/.installed
+
+# $(call install,ENVIRONMENT,EXTRAS): the pinned versions, through uv, or through pip alone where there is no uv.
+# PyTorch always through pip, whose configuration, which uv does not read, may say which of its builds to take.
+define install
+@echo "installing icl_jax [$(2)] in $(1)"
+@$(if $(findstring parity,$(2)),$(1)/bin/python -m pip install -qq --constraint constraints.txt torch)
+@$(1)/bin/python -m pip install -qq --constraint constraints.txt uv && $(1)/bin/uv pip install -q --python $(1)/bin/python $(pinned) || \
+    { echo "without uv (a few minutes)" && $(1)/bin/python -m pip install -q $(pinned); }
+@touch $@
+endef
+pinned = --editable ".[$(2)]" --constraint constraints.txt
+
+# An environment with nothing but Python in it, that git does not see.
+define environment
+rm -rf "$(1)" && $(PYTHON) -m venv "$(1)" && echo '*' > "$(1)/.gitignore"
+endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce check test test-slow test-faults test-parity test-bucket compile-tpu smoke validate-launch bench bench-peers bench-gpu soak wheel clean FORCE
+.PHONY: help setup reproduce check test test-slow test-faults test-parity test-bucket compile-tpu smoke validate-launch bench bench-peers bench-gpu bench-against soak wheel clean FORCE
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.13]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## create the virtual environment with the pinned versions (about a minute)
+setup: $(STAMP) ## create the virtual environment with the pinned versions (half a minute)
 
 # Remade when the pins change and, through the version file, when PYTHON is another version than the environment's.
 $(STAMP): pyproject.toml constraints.txt $(VENV)/.python
-	@echo "installing icl_jax and its development tools in $(VENV) (about a minute)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[dev]" --constraint constraints.txt
-	@touch $@
+	$(call install,$(VENV),dev)
 
 $(VENV)/.python: FORCE
 	@version=$$($(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) || \
@@ -36,7 +51,7 @@ $(VENV)/.python: FORCE
 	    { echo "make: $(PYTHON) is Python $$version; icl_jax needs 3.11 or newer, e.g. make setup PYTHON=python3.12" >&2; exit 1; }; \
 	if [ "$$(cat $@ 2>/dev/null)" != "$$version" ]; then \
 	    echo "creating $(VENV) with Python $$version"; \
-	    rm -rf "$(VENV)" && $(PYTHON) -m venv "$(VENV)" && echo '*' > "$(VENV)/.gitignore" && echo "$$version" > $@; \
+	    $(call environment,$(VENV)) && echo "$$version" > $@; \
 	fi
 
 reproduce: setup ## train four small models through the phase change, analyze them and write the report
@@ -61,17 +76,15 @@ test-faults: setup ## kills, full disks, damage, clocks, W&B that hangs: what ea
 test-parity: $(VENV)/.installed-parity ## tests against TransformerLens (installs it and PyTorch: 1 GB)
 	$(BIN)/python -m pytest -m "slow or not slow" tests/parity
 
-$(VENV)/.installed-parity: $(STAMP)
-	@echo "installing TransformerLens and PyTorch in $(VENV) (about two minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,parity]" --constraint constraints.txt
-	@touch $@
+# An extra beside the development tools: $(VENV)/.installed-parity, say.
+$(VENV)/.installed-%: $(STAMP)
+	$(call install,$(VENV),dev$(comma)$*)
+
+$(VENV)/.installed-gpu: $(STAMP)
+	$(call install,$(VENV),dev$(comma)parity$(comma)cuda)
 
 test-bucket: $(VENV)/.installed-bucket ## a run in a bucket, against a Cloud Storage on this machine (installs it and gcsfs)
 	$(BIN)/python -m pytest -m slow tests/train/test_bucket.py
-
-$(VENV)/.installed-bucket: $(STAMP)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,bucket]" --constraint constraints.txt
-	@touch $@
 
 compile-tpu: $(VENV)-tpu/.installed ## compile the papers' models for TPU slices: memory, speed, cost (ten minutes)
 	$(VENV)-tpu/bin/python -m pytest -m slow tests/plan/test_compiled.py
@@ -79,10 +92,8 @@ compile-tpu: $(VENV)-tpu/.installed ## compile the papers' models for TPU slices
 
 # An environment of its own: where libtpu is installed, JAX looks for a TPU whenever it starts.
 $(VENV)-tpu/.installed: $(VENV)/.python pyproject.toml constraints.txt
-	@echo "installing icl_jax and libtpu in $(VENV)-tpu (about two minutes)"
-	@rm -rf "$(VENV)-tpu" && $(PYTHON) -m venv "$(VENV)-tpu" && echo '*' > "$(VENV)-tpu/.gitignore"
-	@$(VENV)-tpu/bin/python -m pip install -qq --disable-pip-version-check --editable ".[dev,tpu]" --constraint constraints.txt
-	@touch $@
+	@$(call environment,$(VENV)-tpu)
+	$(call install,$(VENV)-tpu,dev$(comma)tpu)
 
 smoke: setup ## train a tiny model and verify its run directory (under 30 s)
 	rm -rf $(SMOKE_RUN)
@@ -107,10 +118,8 @@ bench-peers: $(VENV)/.installed-parity ## training and analysis beside PyTorch a
 bench-gpu: $(VENV)/.installed-gpu ## training on one NVIDIA GPU beside PyTorch, bfloat16 (installs both for CUDA: 5 GB)
 	$(BIN)/python -m benchmarks.peers --device gpu --contenders icl_jax "PyTorch eager" torch.compile
 
-$(VENV)/.installed-gpu: $(STAMP)
-	@echo "installing PyTorch and JAX for CUDA in $(VENV) (about three minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,parity,cuda]" --constraint constraints.txt
-	@touch $@
+bench-against: setup ## training beside another checkout's, pair by pair: make bench-against OTHER=../other (five minutes)
+	$(BIN)/python -m benchmarks.against $(OTHER)
 
 soak: setup ## 10,000 steps on two host devices, watched for a hang
 	$(BIN)/python -m benchmarks.soak

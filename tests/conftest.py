@@ -1,6 +1,7 @@
 """Eight CPU devices, no silent promotion, and nothing of the user's: no cache, no tracker, no accelerator."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,13 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("WANDB_MODE", "disabled")
         patch.setenv("WANDB_SILENT", "true")
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    yield
+    if runs := sys.modules.get("tests.train.runs"):
+        runs.end_children()
 
 
 @pytest.fixture(scope="session")

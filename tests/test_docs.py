@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from icl_jax.cli.arguments import find_config, parse_with_config
 from icl_jax.cli.train import TrainArgs
 from icl_jax.config import Config
 from tests.analysis.small_runs import hand_built_run
-from tests.train.runs import CLI, command
+from tests.train.runs import command, finish, start_cli
 
 _BLOCKS = re.compile(r"^```(python)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -27,8 +26,8 @@ def _run_page(page: Path) -> dict[str, Any]:
             continue
         for line in code.splitlines():
             assert line.startswith("icl-jax "), line
-            done = subprocess.run([*CLI, *line.split()[1:]], capture_output=True, text=True, timeout=600, check=False)
-            assert (done.returncode, done.stderr) == (0, ""), line
+            status, _, err = finish(start_cli(*line.split()[1:]))
+            assert (status, err) == (0, ""), line
     return names
 
 

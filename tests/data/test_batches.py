@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from icl_jax.data import Batches, row_ids
+from tests.waiting import LAST_RESORT_S, wait_until
 
 
 class NumberedRows:
@@ -67,8 +68,9 @@ def test_an_exception_reaches_the_consumer_after_the_batches_before_it() -> None
 def test_no_more_than_depth_batches_wait() -> None:
     corpus = NumberedRows(None)
     with batches(corpus, depth=2):
+        wait_until(lambda: corpus.n_calls == 3)  # two wait in the queue, one for room in it
         time.sleep(0.3)
-        assert corpus.n_calls == 3  # two wait in the queue, one for room in it
+        assert corpus.n_calls == 3
 
 
 def test_a_closed_iterator_is_at_its_end() -> None:
@@ -92,7 +94,7 @@ def test_close_wakes_a_consumer_that_waits() -> None:
     consumer.start()
     time.sleep(0.05)
     made.close()
-    consumer.join(5)
+    consumer.join(LAST_RESORT_S)
     assert not consumer.is_alive()
 
 

@@ -14,13 +14,10 @@ from icl_jax.rundir import RunDir
 from icl_jax.rundir.verify import problems
 from tests.faults.conftest import Note
 from tests.faults.killed import PHASES
-from tests.train.runs import TINY, assert_same_run, finish, recorded, start_cli
+from tests.train.runs import LONG, assert_same_run, finish, recorded, start_cli
 
 pytestmark = pytest.mark.slow
 
-# Some three seconds of steps, with snapshots, probes, flushes and states all through them.
-CONFIG = TINY.replace("n_steps = 8", "n_steps = 300").replace("flush_every_s = 0.0", "flush_every_s = 0.1")
-CONFIG = CONFIG.replace("n_linear = 8\nn_log = 0", "n_linear = 30\nn_log = 20\nstate_every_s = 0.3")
 N_KILLS = {
     "start": 5, "resume": 5, "step": 6, "record flush": 6, "probe": 3, "snapshot": 6, "state save": 6, "removal": 4,
 }  # fmt: skip
@@ -33,7 +30,7 @@ LATEST_MS = {"removal": 2}  # what it does takes that long
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("config") / "long.toml"
-    path.write_text(CONFIG)
+    path.write_text(LONG)
     return path
 
 

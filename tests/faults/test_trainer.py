@@ -31,6 +31,7 @@ from tests.train.runs import (
     tiny_config,
     train_here,
 )
+from tests.waiting import wait_for
 
 # --- losses that are not finite ---
 
@@ -190,7 +191,7 @@ class _BrokenWandb:
         if place == self._place:
             if self._kind == "raises":
                 raise OSError("W&B is down")
-            self._done.wait(60)
+            wait_for(self._done)
 
     def define_metric(self, *_args: object, **_more: object) -> None:
         pass

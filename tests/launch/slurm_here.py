@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tests.waiting import wait_until
+
 _CONF = """
 ClusterName=here
 SlurmctldHost={host}
@@ -65,18 +67,16 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
     with ExitStack() as stack:
         log = stack.enter_context((folder / "daemons.log").open("w"))
         for command in daemons:
-            child = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+            child = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True, text=True
+            )
             stack.callback(_end, child)
             time.sleep(1)
-        deadline_s = time.monotonic() + 60
-        while "idle" not in _output(["sinfo", "--noheader", "--format=%T"], environment):
-            if time.monotonic() > deadline_s:
-                raise RuntimeError(f"Slurm did not start:\n{(folder / 'daemons.log').read_text()}")
-            time.sleep(0.5)
+        wait_until(lambda: "idle" in _output(["sinfo", "--noheader", "--format=%T"], environment), child)
         yield environment
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _end(child: subprocess.Popen[str]) -> None:
     child.terminate()
     try:
         child.wait(20)

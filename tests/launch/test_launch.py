@@ -13,6 +13,7 @@ import yaml
 from icl_jax.cli import main
 from icl_jax.config import parse_config
 from tests.train import runs
+from tests.waiting import LAST_RESORT_S
 
 TINY = runs.TINY.replace("batch_size = 8", "batch_size = 512")  # divides over every slice here
 
@@ -303,7 +304,9 @@ def _run_with_gcloud(gcloud: str, script: str, folder: Path) -> subprocess.Compl
     (folder / "queued-resources.sh").write_text(script)
     environment = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin"}
     command = ["bash", "queued-resources.sh"]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LAST_RESORT_S, check=False
+    )
 
 
 def test_a_slice_that_is_taken_away_is_asked_for_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.launch.slurm_here import job_state, slurm
+from tests.waiting import LAST_RESORT_S, wait_until
 
 CHECKOUT = Path(__file__).parents[2]
 ENVIRONMENTS = CHECKOUT / "build" / "validate-launch"
@@ -82,7 +83,7 @@ def call(command: list[str], folder: Path | None = None) -> str:
     quiet = {"SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
     env = {**os.environ, **quiet, **home}
     done = subprocess.run(
-        command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900, check=False
+        command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LAST_RESORT_S, check=False
     )
     if done.returncode:
         raise AssertionError(f"{shlex.join(command)[:300]}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
@@ -228,16 +229,18 @@ def validate_gcloud(folder: Path) -> str:
     return f"every flag of {', '.join(used)} is in its --help; nothing was called"
 
 
-def wait_for(
-    done: Callable[[], bool], what: str, job: str, environment: dict[str, str], log: Path, timeout_s: float = 400.0
-) -> None:
-    """Wait until `done`. Raises AssertionError with the job's log where it ends before, or it takes too long."""
-    deadline_s = time.monotonic() + timeout_s
-    while not done():
+def wait_for(done: Callable[[], bool], what: str, job: str, environment: dict[str, str], log: Path) -> None:
+    """Wait until `done`. Raises AssertionError with the job's log where it ends before."""
+
+    def done_or_failed() -> bool:
+        if done():
+            return True
         state = job_state(job, environment)
-        if (state in ("FAILED", "CANCELLED", "COMPLETED", "TIMEOUT") and not done()) or time.monotonic() > deadline_s:
+        if state in ("FAILED", "CANCELLED", "COMPLETED", "TIMEOUT") and not done():
             raise AssertionError(f"job {job} is {state}, waiting for {what}:\n{said_in(log)[-3000:]}")
-        time.sleep(0.5)
+        return False
+
+    wait_until(done_or_failed)
 
 
 def said_in(log: Path) -> str:
@@ -299,7 +302,7 @@ def validate_slurm(folder: Path) -> str:
         icl_jax("launch", "stop", "smoke", "--on", "slurm", cwd=folder, environment=environment)
         wait_for(lambda: job_state(job, environment) == "CANCELLED", "CANCELLED", job, environment, log)
         job = launched()
-        wait_for(lambda: job_state(job, environment) == "COMPLETED", "COMPLETED", job, environment, log, 900)
+        wait_for(lambda: job_state(job, environment) == "COMPLETED", "COMPLETED", job, environment, log)
     verified = icl_jax("verify", "runs/slurm", cwd=folder)
     starts = json.loads((folder / "runs" / "slurm" / "environment.json").read_text())["starts"]
     steps = [start["step"] for start in starts]

@@ -1,7 +1,7 @@
 """A suite from its file to its report, in processes of its own."""
 
 import signal
-import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from icl_jax.config import load_config
 from icl_jax.rundir import RunDir
 from icl_jax.suites import jobs
 from icl_jax.suites.jobs import Job, Slot, Stopped, device_slots, run_jobs
-from tests.train.runs import CLI, TINY, command
+from tests.train.runs import TINY, command, finish, start_cli
+from tests.waiting import wait_for, wait_until
 
 SUITE = """
 [analysis]
@@ -95,16 +96,12 @@ def test_a_run_that_fails_is_named_and_the_others_end(tmp_path: Path) -> None:
 def test_a_signal_saves_every_run_and_the_same_command_goes_on(tmp_path: Path, signum: signal.Signals) -> None:
     long = BIGRAM.replace("n_steps = 8", "n_steps = 1000000").replace("n_linear = 8", "n_linear = 0")
     suite, out = _write(tmp_path, config=long), tmp_path / "out"
-    child = subprocess.Popen([*CLI, "reproduce", suite, "--out", out], stdout=subprocess.PIPE, text=True)
-    deadline_s = time.monotonic() + 120
+    child = start_cli("reproduce", suite, "--out", out)
     logs = [out / "logs" / f"{name}.log" for name in ("tiny", "wide")]
-    while not all(log.exists() and "\nstep " in log.read_text() for log in logs):
-        assert time.monotonic() < deadline_s
-        assert child.poll() is None
-        time.sleep(0.1)
+    wait_until(lambda: all(log.exists() and "\nstep " in log.read_text() for log in logs), child)
     child.send_signal(signum)
-    said, _ = child.communicate(timeout=60)
-    assert child.returncode == (130 if signum == signal.SIGINT else 0)
+    status, said, _ = finish(child)
+    assert status == (130 if signum == signal.SIGINT else 0)
     assert f"{signum.name}: states are saved" in said
     for name in ("tiny", "wide"):
         assert (RunDir.open(str(out / name)).last_state_step() or 0) > 0
@@ -126,12 +123,15 @@ def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_never_more_jobs_at_a_time_than_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    running, most = [0], [0]
+    running, most, two_at_once = [0], [0], threading.Event()
 
     def run(_self: object, command: list[str], slot: Slot, *_: object) -> tuple[int, str]:
         running[0] += 1
         most[0] = max(most[0], running[0])
-        time.sleep(0.02)
+        if running[0] == 2:
+            two_at_once.set()
+        wait_for(two_at_once)
+        time.sleep(0.02)  # for a third, if there could be one
         running[0] -= 1
         return (1, "it broke") if command == ["bad"] else (0, "")
 

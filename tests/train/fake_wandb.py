@@ -1,7 +1,5 @@
 """A W&B that tests hold in their hands, and points to send."""
 
-import threading
-import time
 from collections.abc import Callable
 from typing import Any, SupportsFloat
 
@@ -85,14 +83,3 @@ def log_probe(tracker: Tracker, step: int, scale: float = 1.0) -> None:
         prefix_matching_NH=score_NH,
         previous_token_NH=1 - score_NH,
     )
-
-
-def wait_for(event: threading.Event) -> None:
-    event.wait(30)
-
-
-def wait_until(is_true: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not is_true():
-        assert time.monotonic() < deadline_s, "nothing happened"
-        time.sleep(0.005)

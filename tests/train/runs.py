@@ -32,6 +32,7 @@ from icl_jax.train.start import open_or_create
 from icl_jax.train.stop import StopSignal
 from icl_jax.train.watch.progress import Progress
 from icl_jax.train.watch.tracker import NullTracker
+from tests.waiting import LAST_RESORT_S
 
 TINY = """
 [model]
@@ -63,6 +64,10 @@ n_repeats = 2
 wandb = "disabled"
 every_steps = 1
 """
+
+# Some three seconds of steps, with snapshots, probes, flushes and states all through them.
+LONG = TINY.replace("n_steps = 8", "n_steps = 300").replace("flush_every_s = 0.0", "flush_every_s = 0.1")
+LONG = LONG.replace("n_linear = 8\nn_log = 0", "n_linear = 30\nn_log = 20\nstate_every_s = 0.3")
 
 CLI = (sys.executable, "-c", "from icl_jax.cli.main import main; main()")
 
@@ -120,17 +125,31 @@ def start_cli(*args: str | Path, program: tuple[str, ...] = CLI, **options: Any)
     paths = [checkout, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen([*program, *map(str, args)], text=True, env=env, **pipes)
+    child = subprocess.Popen([*program, *map(str, args)], text=True, env=env, **pipes)
+    _children.append(child)
+    return child
 
 
-def finish(child: subprocess.Popen[str], timeout_s: float = 120.0) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr; what runs longer is killed and fails the test."""
+_children: list[subprocess.Popen[str]] = []
+
+
+def end_children() -> None:
+    """Kill what a failed test left running, which later tests would be blamed for."""
+    while _children:
+        child = _children.pop()
+        if child.returncode is None:
+            child.kill()
+            child.communicate()
+
+
+def finish(child: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr, once it has ended by itself."""
     try:
-        out, err = child.communicate(timeout=timeout_s)
+        out, err = child.communicate(timeout=LAST_RESORT_S)
     except subprocess.TimeoutExpired:
         child.kill()
         out, err = child.communicate()
-        raise AssertionError(f"still running after {timeout_s} s:\n{out}\n{err}") from None
+        raise AssertionError(f"still running after {LAST_RESORT_S} s:\n{out}\n{err}") from None
     return child.returncode, out, err
 
 
@@ -145,6 +164,11 @@ def final_state(path: Path) -> dict[str, np.ndarray]:
     step = run.last_state_step()
     assert step is not None
     return run.load_state(step)
+
+
+def has_snapshot(run: Path, step: int) -> bool:
+    """Of this step or a later one."""
+    return any(int(path.name) >= step for path in (run / "snapshots").glob("*") if path.name.isdigit())
 
 
 def folder_bytes(path: Path) -> dict[str, bytes]:

@@ -3,11 +3,11 @@
 `make test-bucket` installs what this needs.
 """
 
+import contextlib
 import shutil
 import signal
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +19,7 @@ import pytest
 
 from icl_jax.rundir import RunDir
 from tests.train.runs import TINY, assert_same_run, finish, start_cli, tiny_config, train_here
+from tests.waiting import wait_until
 
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("gcsfs", reason="make test-bucket installs it")
@@ -45,9 +46,9 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     log = (tmp_path_factory.mktemp("server") / "log").open("w")
     options = ("-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-port", str(port), "-external-url", url)
-    server = subprocess.Popen([_server(), *options], stdout=log, stderr=log)
+    server = subprocess.Popen([_server(), *options], stdout=log, stderr=log, text=True)
     try:
-        _make_bucket(url, "runs")
+        _make_bucket(url, "runs", server)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("STORAGE_EMULATOR_HOST", url)  # gcsfs, google-cloud-storage
             patch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
@@ -60,20 +61,20 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         log.close()
 
 
-def _make_bucket(url: str, name: str) -> None:
+def _make_bucket(url: str, name: str, server: subprocess.Popen[str]) -> None:
     request = urllib.request.Request(
         f"{url}/storage/v1/b?project=test",
         data=f'{{"name": "{name}"}}'.encode(),
         headers={"Content-Type": "application/json"},
     )
-    for _ in range(100):
-        try:
+
+    def answers() -> bool:
+        with contextlib.suppress(urllib.error.URLError):
             urllib.request.urlopen(request).close()
-        except urllib.error.URLError:
-            time.sleep(0.1)
-        else:
-            return
-    raise AssertionError("the server does not answer")
+            return True
+        return False
+
+    wait_until(answers, server)
 
 
 def _files() -> Any:

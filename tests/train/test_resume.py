@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,19 @@ from icl_jax.rundir.manifest import Manifest
 from icl_jax.rundir.record import Record
 from icl_jax.train.start import open_or_create
 from tests.train.runs import (
-    TINY,
+    LONG,
     assert_same_run,
     compile_once,
     final_state,
     finish,
     folder_bytes,
+    has_snapshot,
     snapshot,
     start_cli,
     tiny_config,
     train_here,
 )
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -211,14 +214,11 @@ def test_finished_run_is_left_alone(unbroken: Path) -> None:
 
 # --- through the command line, in processes of their own ---
 
-LONG_TOML = TINY.replace("n_steps = 8", "n_steps = 300").replace("flush_every_s = 0.0", "flush_every_s = 0.1")
-LONG_TOML = LONG_TOML.replace("n_linear = 8\nn_log = 0", "n_linear = 30\nn_log = 20\nstate_every_s = 0.3")
-
 
 @pytest.fixture(scope="module")
 def long_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("config") / "long.toml"
-    path.write_text(LONG_TOML)
+    path.write_text(LONG)
     return path
 
 
@@ -231,32 +231,14 @@ def long_unbroken(long_config: Path) -> Path:
     return path
 
 
-def _reach(run: Path, step: int) -> Callable[[], bool]:
-    """Whether a run has saved a snapshot of `step` or later."""
-
-    def reached() -> bool:
-        folder = run / "snapshots"
-        return folder.exists() and any(int(p.name) >= step for p in folder.iterdir() if p.name.isdigit())
-
-    return reached
-
-
-def _wait(condition: Callable[[], bool], process: Any) -> None:
-    deadline_s = time.monotonic() + 60
-    while not condition():
-        if process.poll() is not None:
-            raise AssertionError(f"ended too early: {finish(process)}")
-        assert time.monotonic() < deadline_s, "nothing happens"
-        time.sleep(0.005)
-
-
 def test_killed_at_five_random_moments(long_config: Path, long_unbroken: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     moments = np.random.default_rng(20260714)
     command = ("train", long_config, "--run", run, "--devices", "2")
-    for low in (0, 50, 100, 150, 200):  # one in each stretch, so that every start gets somewhere
+    for low in (0, 40, 80, 120, 160):  # one in each stretch, so that every start gets somewhere
         process = start_cli(*command)
-        _wait(_reach(run, int(moments.integers(low, low + 50))), process)
+        step = int(moments.integers(low, low + 40))
+        wait_until(partial(has_snapshot, run, step), process)
         time.sleep(moments.uniform(0, 0.05))  # snapshots take longer than steps: away from their ends
         process.kill()
         assert finish(process)[0] == -signal.SIGKILL
@@ -271,7 +253,7 @@ def test_stopped_by_sigterm_and_by_sigint(long_config: Path, long_unbroken: Path
     again = ["train", str(long_config), "--run", str(run), "--devices", "2"]
     for signum, expected_status, snapshot_step in ((signal.SIGTERM, 0, 70), (signal.SIGINT, 130, 170)):
         process = start_cli(*again)
-        _wait(_reach(run, snapshot_step), process)
+        wait_until(partial(has_snapshot, run, snapshot_step), process)
         process.send_signal(signum)
         status, out, err = finish(process)
         assert (status, err) == (expected_status, "")

@@ -19,6 +19,7 @@ from icl_jax.config import Config, DataConfig, UserError
 from icl_jax.data import open_corpus
 from icl_jax.data.text import tfds_prepare
 from icl_jax.data.text.tfds_documents import tfds_documents
+from tests.waiting import LAST_RESORT_S
 
 BUILDERS = """
 import numpy as np
@@ -110,7 +111,7 @@ def test_a_corpus_of_it_trains_without_tensorflow_in_a_process_without_the_build
         "assert 'tensorflow' not in sys.modules\n"
     )
     command = [sys.executable, "-c", program, json.dumps(fields)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=checkout, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=checkout, timeout=LAST_RESORT_S)
     assert done.returncode == 0, done.stderr
     corpus = open_corpus(make_config(**fields))
     from icl_jax.data import row_ids
@@ -274,7 +275,7 @@ def test_tensorflow_gets_a_process_of_its_own(prepared: Path, monkeypatch: pytes
 def test_the_process_says_why_it_failed(tmp_path: Path, checkout: Path) -> None:
     """Without TensorFlow it cannot load it, with TensorFlow it cannot find the set: one line either way."""
     command = [sys.executable, "-m", "icl_jax.data.text.tfds_prepare", "no_such_set", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=checkout, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=checkout, timeout=LAST_RESORT_S)
     assert done.returncode == 1
     assert done.stdout.count("\n") == 1
     assert "Traceback" not in done.stderr

@@ -17,6 +17,7 @@ from icl_jax.data.text import documents as documents_module
 from icl_jax.data.text import token_cache
 from icl_jax.data.text.documents import text_documents
 from icl_jax.data.text.token_cache import TokenStore, open_tokens
+from tests.waiting import LAST_RESORT_S
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ def test_processes_that_prepare_at_once_end_with_one_cache(cache: Path, stories:
     )
     command = [sys.executable, "-c", program, str(stories)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=checkout) for _ in range(3)]
-    said = [process.communicate(timeout=60)[0] for process in running]
+    said = [process.communicate(timeout=LAST_RESORT_S)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0, 0]
     assert len(set(said)) == 1
     assert len(list(cache.glob("*/manifest.json"))) == 1

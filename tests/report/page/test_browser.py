@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from tests.report.made_runs import HOSTILE
+from tests.waiting import LAST_RESORT_S, wait_until
 
 _CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _RUN = '[data-run="0"]'
@@ -29,6 +30,7 @@ def browser() -> Iterator[Browser]:
 def _open(browser: Browser, page: Path, **settings) -> tuple[Page, list[str]]:
     """The page, and a list that fills with what goes wrong: console errors, exceptions, dialogs, requests."""
     tab = browser.new_context(offline=True, **settings).new_page()
+    tab.set_default_timeout(LAST_RESORT_S * 1e3)
     wrong: list[str] = []
 
     def note(message: ConsoleMessage) -> None:
@@ -48,11 +50,7 @@ def _open(browser: Browser, page: Path, **settings) -> tuple[Page, list[str]]:
 
 def _wait(tab: Page, code: str) -> None:
     """Until the code is true. (Playwright's own wait evaluates text in the page, which its policy forbids.)"""
-    for _ in range(100):
-        if tab.evaluate(code):
-            return
-        tab.wait_for_timeout(50)
-    raise AssertionError(f"never came true: {code}")
+    wait_until(lambda: tab.evaluate(code))
 
 
 def _see(tab: Page, selector: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from icl_jax.train.watch.progress import Progress, format_count, format_duration
+from tests.waiting import LAST_RESORT_S
 
 
 class Clock:
@@ -209,7 +210,7 @@ print("trained", file=sys.stderr)
     process.stdout.close()
     errors = process.stderr.read()
     process.stderr.close()
-    assert (process.wait(60), errors) == (0, "trained\n")
+    assert (process.wait(LAST_RESORT_S), errors) == (0, "trained\n")
 
 
 def test_system_exit_of_a_signal_handler_goes_on() -> None:
@@ -230,7 +231,7 @@ def test_update_is_cheap_between_drawings() -> None:
         progress.update(1, 1.0, None)
         calls_s = []
         for step in range(2, 1002):
-            start_s = time.perf_counter()
+            start_s = time.thread_time()
             progress.update(step, 1.0, None)
-            calls_s.append(time.perf_counter() - start_s)
+            calls_s.append(time.thread_time() - start_s)
     assert sorted(calls_s)[500] < 20e-6

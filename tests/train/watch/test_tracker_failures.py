@@ -4,7 +4,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ import wandb
 
 from icl_jax.train.watch import tracker as tracker_module
 from icl_jax.train.watch.tracker import NullTracker, make_tracker
-from tests.train.fake_wandb import API_KEY, FakeRun, fake_init, log_probe, log_step, wait_for, wait_until, with_wandb
+from tests.train.fake_wandb import API_KEY, FakeRun, fake_init, log_probe, log_step, with_wandb
+from tests.waiting import wait_for, wait_until
 
 pytestmark = pytest.mark.usefixtures("wandb_of_nobody")
 WARNING = "W&B failed, training goes on without it: "
@@ -41,7 +41,7 @@ def test_hanging_init_is_one_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     run = FakeRun()
 
     def init(**arguments: Any) -> FakeRun:
-        release.wait(30)
+        wait_for(release)
         return run
 
     monkeypatch.setattr(wandb, "init", init)
@@ -69,7 +69,7 @@ def test_failing_log_is_one_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     tracker = make_tracker(with_wandb("offline"), str(tmp_path), "abc123", warnings.append)
     for step in range(3):
         log_step(tracker, step)
-    assert failed.wait(20)
+    wait_for(failed)
     wait_until(lambda: "icl_jax-wandb" not in [thread.name for thread in threading.enumerate()])
     log_step(tracker, 3)
     log_probe(tracker, 4)
@@ -94,12 +94,12 @@ def test_failing_finish_is_one_warning(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_stuck_wandb_neither_blocks_steps_nor_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tracker_module, "INTERRUPTED_FINISH_TIMEOUT_S", 0.05)
     release = threading.Event()
-    fake_init(monkeypatch, FakeRun(finish=lambda: wait_for(release)))
+    run = FakeRun(finish=lambda: wait_for(release))
+    fake_init(monkeypatch, run)
     warnings: list[str] = []
     tracker = make_tracker(with_wandb("offline"), str(tmp_path), "abc123", warnings.append)
-    start_s = time.monotonic()
     tracker.finish(143)
-    assert time.monotonic() - start_s < 10
+    assert run.exit_code is None  # W&B is still at it
     assert warnings == ["W&B has not taken everything; send the rest with: wandb sync somewhere/wandb/offline-run"]
     release.set()
 
