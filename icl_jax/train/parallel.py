@@ -68,6 +68,7 @@ class ParallelStep:
             self._mesh = Mesh(_arranged(devices, shape), ("data", "fsdp"))
             axes = Axes(("data", "fsdp"), sharded_axes(config))
         self._rows_sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
+        self._gather = jax.jit(lambda x: x, out_shardings=NamedSharding(self._mesh, PartitionSpec()))
 
         one_device = partial(train_step, config=config, axes=axes, platform=self.platform)
 
@@ -142,10 +143,7 @@ class ParallelStep:
 
     def replicate(self, tree: Any) -> Any:
         """The whole of every array on this process's first device."""
-        sharding = NamedSharding(self._mesh, PartitionSpec())
-        whole = jax.tree.map(
-            lambda x: x if x.sharding.is_fully_replicated else jax.jit(lambda y: y, out_shardings=sharding)(x), tree
-        )
+        whole = jax.tree.map(lambda x: x if x.sharding.is_fully_replicated else self._gather(x), tree)
         return jax.tree.map(lambda x: x.addressable_data(0), whole)
 
     def to_host(self, tree: Any) -> Any:

@@ -15,10 +15,11 @@ from icl_jax.rundir.checkpoints import quiet_orbax
 from icl_jax.rundir.files import reason
 from icl_jax.train.environment import describe_start
 from icl_jax.train.loop import Outcome, train
+from icl_jax.train.processes import all_or_none, is_first
 from icl_jax.train.start import held_run
 from icl_jax.train.stop import StopSignal
 from icl_jax.train.watch.progress import Progress
-from icl_jax.train.watch.tracker import make_tracker
+from icl_jax.train.watch.tracker import Tracker, make_tracker
 
 
 def run(
@@ -47,35 +48,42 @@ def run(
     if n_devices and jax.process_count() == 1:
         devices = devices[:n_devices]
     config.train.rows_per_device(len(devices))
-    is_main = jax.process_index() == 0
-    console = console if is_main else Console(quiet=True)
+    console = console if is_first() else Console(quiet=True)
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    if is_main and not RunDir.is_run(path):
-        RunDir.check_free(path)
-    corpus = open_corpus(config, console)
-    _check_corpus(config, corpus.vocab_size)
-    with _failures_explained(), StopSignal() as stop, held_run(path, config, corpus) as run_dir:
-        start_step = run_dir.last_state_step() or 0
-        if start_step >= config.train.n_steps:
-            say(f"{run_dir.path}: already complete at step {start_step}")
-            return Outcome(start_step, 0)
-        if is_main:
+    def open_here() -> Corpus:
+        if is_first() and not RunDir.is_run(path):
+            RunDir.check_free(path)
+        corpus = open_corpus(config, console)
+        _check_corpus(config, corpus.vocab_size)
+        return corpus
+
+    def start_tracker() -> Tracker:
+        if is_first():
             run_dir.add_start(describe_start(start_step, devices, argv))
         say(_headline(config, str(run_dir.path), devices, start_step))
-        known = seen_induction_head(run_dir) if is_main and start_step else None
-        tracker = make_tracker(config, str(run_dir.path), run_dir.run_id, say, is_main, known)
-        say(tracker.description)
-        exit_code = 1
-        try:
-            with Progress(console, config.train.n_steps, config.tokens_per_step, start_step) as progress:
-                outcome = train(run_dir, corpus, devices, stop=stop, progress=progress, tracker=tracker)
-            # W&B waits less for a run that was stopped: a preempted machine is gone in seconds.
-            exit_code = 128 + outcome.signum if outcome.signum else 0
-        finally:
-            tracker.finish(exit_code)
+        known = seen_induction_head(run_dir) if is_first() and start_step else None
+        return make_tracker(config, str(run_dir.path), run_dir.run_id, say, is_first(), known)
+
+    with _failures_explained():
+        corpus = all_or_none("cannot open the corpus", open_here)
+        with StopSignal() as stop, held_run(path, config, corpus) as run_dir:
+            start_step = run_dir.last_state_step() or 0
+            if start_step >= config.train.n_steps:
+                say(f"{run_dir.path}: already complete at step {start_step}")
+                return Outcome(start_step, 0)
+            tracker = all_or_none("cannot start", start_tracker)
+            say(tracker.description)
+            exit_code = 1
+            try:
+                with Progress(console, config.train.n_steps, config.tokens_per_step, start_step) as progress:
+                    outcome = train(run_dir, corpus, devices, stop=stop, progress=progress, tracker=tracker)
+                # W&B waits less for a run that was stopped: a preempted machine is gone in seconds.
+                exit_code = 128 + outcome.signum if outcome.signum else 0
+            finally:
+                tracker.finish(exit_code)
     if not outcome.signum:
         say(f"{run_dir.path}: complete, {outcome.step} steps, {len(run_dir.manifest.read())} snapshots")
     return outcome

@@ -6,10 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from icl_jax.config import Config, UserError, numeric_differences
 from icl_jax.data import Corpus
@@ -17,6 +14,7 @@ from icl_jax.model.icl_score import icl_positions
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.files import is_bucket
 from icl_jax.train.held_out import take_held_out
+from icl_jax.train.processes import all_or_none, is_first
 
 
 def open_or_create(path: str, config: Config, corpus: Corpus) -> RunDir:
@@ -32,21 +30,16 @@ def open_or_create(path: str, config: Config, corpus: Corpus) -> RunDir:
 def held_run(path: str, config: Config, corpus: Corpus) -> Iterator[RunDir]:
     """What `open_or_create` gives, held against a second trainer. Process 0 opens it for all: it fails for all."""
     with contextlib.ExitStack() as held:
-        failure: UserError | None = None
-        if jax.process_index() == 0:
-            try:
-                held.enter_context(_exclusive(path))
-                run = open_or_create(path, config, corpus)
-            except UserError as error:
-                failure = error
-        any_failed = failure is not None
-        if jax.process_count() > 1:
-            any_failed = bool(multihost_utils.broadcast_one_to_all(np.bool_(any_failed)))
-        if failure is not None:
-            raise failure
-        if any_failed:
-            raise UserError(f"{path}: process 0 cannot use this run directory; its message tells why")
-        yield run if jax.process_index() == 0 else replace(RunDir.open(path), config=config)
+
+        def open_first() -> RunDir | None:
+            if not is_first():
+                return None
+            held.enter_context(_exclusive(path))
+            return open_or_create(path, config, corpus)
+
+        what = f"cannot use this run directory, {path}"
+        run = all_or_none(what, open_first)
+        yield all_or_none(what, lambda: run or replace(RunDir.open(path), config=config))
 
 
 @contextlib.contextmanager

@@ -1,12 +1,14 @@
 """The same numbers from 1, 2 and 8 devices, pmap and mesh, one and two processes."""
 
+import contextlib
 import functools
 import re
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from icl_jax.train.parallel import ParallelStep, sharded_axes
 from icl_jax.train.session import _HEARTBEAT_S
 from icl_jax.train.step import init_state, train_step
 from tests.train.runs import (
+    CLI,
     TINY,
     final_state,
     finish,
@@ -63,6 +66,22 @@ def _curve(config: Config, n_devices: int) -> tuple[np.ndarray, np.ndarray, dict
             norms.append(np.asarray(metrics.grad_norm))
     assert len(traced) == 1
     return np.stack(losses), np.stack(norms), parallel.to_host(state.params)
+
+
+@contextlib.contextmanager
+def counted_compilations() -> Iterator[list[str]]:
+    """An entry for each program that is lowered meanwhile, whether or not a cache then has it compiled."""
+    lowered: list[str] = []
+
+    def listen(event: str, *_args: Any, **_more: Any) -> None:
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            lowered.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield lowered
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +141,20 @@ def test_float32_products_are_in_float32_on_any_device(compute_dtype: str, preci
     assert set(found) == {(precision, precision)}
 
 
+@pytest.mark.parametrize("fields", [{}, {"parallel": "mesh", "fsdp": 2}], ids=["pmap", "fsdp"])
+def test_a_second_copy_to_the_host_compiles_nothing(fields: dict[str, Any]) -> None:
+    """What every snapshot, state and probe takes of the parameters."""
+    parallel = ParallelStep(_config(**fields), jax.devices()[:4])
+    state = parallel.init_state()
+    first = parallel.to_host(state)
+    with counted_compilations() as compiled:
+        second = parallel.to_host(state)
+        parallel.replicate(state.params)
+    assert compiled == []
+    for found, expected in zip(jax.tree.leaves(second), jax.tree.leaves(first), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(UserError, match=r"train\.batch_size = 16: must be divisible by 3 devices"):
         ParallelStep(_config(), jax.devices()[:3])
@@ -144,9 +177,9 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _start_two(*args: str | Path) -> list[subprocess.Popen[str]]:
+def _start_two(*args: str | Path, program: tuple[str, ...] = CLI) -> list[subprocess.Popen[str]]:
     shared = ("--coordinator", f"127.0.0.1:{_free_port()}", "--processes", "2")
-    return [start_cli("train", *args, *shared, "--process-id", str(i)) for i in range(2)]
+    return [start_cli("train", *args, *shared, "--process-id", str(i), program=program) for i in range(2)]
 
 
 def _own_lines(text: str) -> list[str]:
@@ -303,6 +336,19 @@ def test_one_process_lost_ends_the_other_within_a_minute(
     said = ours[0] if ours else "JAX's own: another task died"
     fault = f"one of two processes {'killed' if how == signal.SIGKILL else 'silent'}, number {victim}"
     record_property("fault", (fault, said, "steps since the last state are done again", "see test_preempted"))
+
+
+@pytest.mark.parametrize("broken", ["icl_jax.rundir.run.Record.create", "icl_jax.train.session.describe_start"])
+def test_whatever_process_0_fails_by_ends_both(config_file: Path, tmp_path: Path, broken: str) -> None:
+    """By an error that is not the user's as well, while the run is made or after: the others do not wait for it."""
+    module, _, name = broken.rpartition(".")
+    patched = f"import pkgutil; setattr(pkgutil.resolve_name({module!r}), {name!r}, lambda *a: 1 / 0)"
+    program = (sys.executable, "-c", f"{patched}; from icl_jax.cli.main import main; main()")
+    results = [finish(process) for process in _start_two(config_file, "--run", tmp_path / "run", program=program)]
+    assert [status for status, _, _ in results] == [1, 2], results
+    assert "ZeroDivisionError" in results[0][2]
+    (line,) = _own_lines(results[1][2])
+    assert line.startswith("icl-jax: process 0 cannot ")
 
 
 def test_what_process_0_refuses_ends_both(config_file: Path, one_process: Path) -> None:
