@@ -461,7 +461,7 @@ def _bigrams() -> Found:
 
 def _ablation() -> Found:
     params, setting = _hand_built()
-    measured = ablation.ablate(params, setting.config.model, setting.held_out)
+    measured = ablation.ablate(params, setting.held_out, setting.config.model)
     loss = {name: np.asarray(values) for name, values in measured.items()}
     found = {
         (f"{kind}_loss", f"hand-built, head {layer}.0, later copies, less intact"): float(
@@ -470,7 +470,7 @@ def _ablation() -> Found:
         for kind in ("full", "pattern_preserving")
         for layer in (0, 1)
     }
-    untrained = ablation.ablate(init_params(UNTRAINED, seed=0), UNTRAINED, setting.held_out)
+    untrained = ablation.ablate(init_params(UNTRAINED, seed=0), setting.held_out, UNTRAINED)
     difference = np.asarray(untrained["full"]).mean(axis=(2, 3)) - np.asarray(untrained["intact"]).mean()
     return found | {("full_loss", "untrained, less intact"): np.abs(difference).max()}
 

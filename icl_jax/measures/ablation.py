@@ -21,8 +21,7 @@ Source: Olsson et al. 2022, appendix "Data collection (2)" (zero ablations). Mea
 resampling: Chan et al. 2022 (causal scrubbing). Departures: rows of the run in place of 10,000 examples.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,29 +50,28 @@ class _Intact(NamedTuple):
     pattern: list[jax.Array]
 
 
-def _loss(params: Params, config: ModelConfig, rows: jax.Array, tap: Callable[..., jax.Array] | None) -> jax.Array:
-    x_BTD = final_resid(params, rows[:, :-1], config, tap=tap)
+def _loss(params: Params, rows: jax.Array, config: ModelConfig, **options: Any) -> jax.Array:
+    x_BTD = final_resid(params, rows[:, :-1], config, **options)
     return token_loss(x_BTD, unembedding_DV(params).astype(x_BTD.dtype), rows[:, 1:], chunk_size(config))
 
 
-def _intact(params: Params, config: ModelConfig, rows: jax.Array) -> _Intact:
+def _intact(params: Params, rows: jax.Array, config: ModelConfig, names: tuple[str, ...]) -> _Intact:
     seen: dict[str, list[jax.Array]] = {"resid_mid": [], "z": [], "pattern": []}
 
     def see(name: str, _layer: int, value: jax.Array) -> jax.Array:
-        if name in seen:
-            seen[name].append(value)
+        seen[name].append(value)
         return value
 
-    return _Intact(_loss(params, config, rows, see), **seen)
+    return _Intact(_loss(params, rows, config, tap=see, seen=names), **seen)
 
 
-def _mean_z(params: Params, config: ModelConfig, rows_IBT: jax.Array, n_rows: int) -> list[jax.Array]:
+def _mean_z(params: Params, rows_IBT: jax.Array, config: ModelConfig, n_rows: int) -> list[jax.Array]:
     """Mean over the first `n_rows` rows of each head's values at each position, [H, T, E] for each layer."""
     is_counted_IB = (np.arange(rows_IBT.shape[0] * rows_IBT.shape[1]) < n_rows).reshape(rows_IBT.shape[:2])
 
     def add(total: list[jax.Array], args: tuple[jax.Array, jax.Array]) -> tuple[list[jax.Array], None]:
         rows, is_counted_B = args
-        z = _intact(params, config, rows).z
+        z = _intact(params, rows, config, ("z",)).z
         weight_BHTE = is_counted_B[:, None, None, None].astype(z[0].dtype)
         return [a + jnp.sum(b * weight_BHTE, axis=0) for a, b in zip(total, z, strict=True)], None
 
@@ -83,30 +81,36 @@ def _mean_z(params: Params, config: ModelConfig, rows_IBT: jax.Array, n_rows: in
     return [value / np.float32(n_rows).astype(value.dtype) for value in total]
 
 
-def _replaced(
-    params: Params, config: ModelConfig, rows: jax.Array, intact: _Intact, layer: int, head: jax.Array,
-    new_z_BTE: jax.Array, patterns: list[jax.Array] | None,
-) -> jax.Array:  # fmt: skip
-    """Loss when one head's values are others; later patterns are held where they are given.
+def _heads_of_layer(
+    params: Params, rows: jax.Array, config: ModelConfig, intact: _Intact, mean_HTE: jax.Array, layer: int
+) -> dict[str, Float[Array, "H B T"]]:
+    """Loss without each head of a layer. Computed anew is what lies after the layer's attention, all kinds at once."""
+    is_last = layer == config.n_layers - 1
 
-    What lies before the residual stream after `layer`'s attention is not computed: the tap puts a stored one there.
-    """
-    z_BTE = jnp.take(intact.z[layer], head, axis=1)
-    W_O_ED = jnp.take(params["W_O"][layer], head, axis=0).astype(z_BTE.dtype)
-    changed = intact.resid_mid[layer] + jnp.einsum("BTE,ED->BTD", new_z_BTE - z_BTE, W_O_ED)
+    def keep_pattern(_name: str, index: int, _value: jax.Array) -> jax.Array:
+        return intact.pattern[index]
 
-    def tap(name: str, index: int, value: jax.Array) -> jax.Array:
-        if name == "resid_mid" and index == layer:
-            return changed
-        if name == "pattern" and index > layer and patterns is not None:
-            return patterns[index]
-        return value
+    def one_head(args: tuple[jax.Array, ...]) -> dict[str, jax.Array]:
+        z_BTE, mean_TE, W_O_ED = args
 
-    return _loss(params, config, rows, tap)
+        def resid_mid(new_z_BTE: jax.Array) -> jax.Array:
+            return intact.resid_mid[layer] + jnp.einsum("BTE,ED->BTD", new_z_BTE - z_BTE, W_O_ED)
+
+        zero = resid_mid(jnp.zeros_like(z_BTE))
+        others = [resid_mid(jnp.broadcast_to(mean_TE[None], z_BTE.shape)), resid_mid(jnp.roll(z_BTE, 1, axis=0))]
+        start = (layer, jnp.concatenate([zero, *others]))
+        full, mean, resample = jnp.split(_loss(params, jnp.tile(rows, (3, 1)), config, start=start), 3)
+        kept = full
+        if not is_last:
+            kept = _loss(params, rows, config, start=(layer, zero), tap=keep_pattern, seen=("pattern",))
+        return {"full": full, "pattern_preserving": kept, "mean": mean, "resample": resample}
+
+    z = intact.z[layer]
+    return jax.lax.map(one_head, (jnp.swapaxes(z, 0, 1), mean_HTE, params["W_O"][layer].astype(z.dtype)))
 
 
 def ablate(
-    params: Params | dict[str, np.ndarray], config: ModelConfig, rows: Int[Array, "B tokens"] | np.ndarray
+    params: Params | dict[str, np.ndarray], rows: Int[Array, "B tokens"] | np.ndarray, config: ModelConfig
 ) -> dict[str, Float[Array, "..."]]:
     """Loss of every token, nats: "intact" [row, position], and for each of `KINDS` [layer, head, row, position].
 
@@ -118,34 +122,12 @@ def ablate(
     # Filled up with the first rows again; what they give is cut off at the end.
     order = np.arange(n_rows + -n_rows % n_each) % n_rows
     rows_IBT = jnp.asarray(rows)[order].reshape(-1, n_each, n_ctx + 1)
-    mean = _mean_z(params, config, rows_IBT, n_rows)
+    mean = _mean_z(params, rows_IBT, config, n_rows)
 
     def some_rows(rows: jax.Array) -> dict[str, jax.Array]:
-        intact = _intact(params, config, rows)
-        loss: dict[str, list[jax.Array]] = {kind: [] for kind in KINDS}
-        for layer in range(config.n_layers):
-
-            def one_head(head: jax.Array, layer: int = layer) -> dict[str, jax.Array]:
-                z_BTE = jnp.take(intact.z[layer], head, axis=1)
-                mean_BTE = jnp.broadcast_to(jnp.take(mean[layer], head, axis=0)[None], z_BTE.shape)
-                zero = jnp.zeros_like(z_BTE)
-
-                def lose(new_z_BTE: jax.Array, patterns: list[jax.Array] | None = None) -> jax.Array:
-                    return _replaced(params, config, rows, intact, layer, head, new_z_BTE, patterns)
-
-                full = lose(zero)
-                is_last = layer == config.n_layers - 1
-                return {
-                    "full": full,
-                    "pattern_preserving": full if is_last else lose(zero, intact.pattern),
-                    "mean": lose(mean_BTE),
-                    "resample": lose(jnp.roll(z_BTE, 1, axis=0)),
-                }
-
-            losses = jax.lax.map(one_head, jnp.arange(config.n_heads))
-            for kind in KINDS:
-                loss[kind].append(losses[kind])
-        return {"intact": intact.loss_BT, **{kind: jnp.stack(values) for kind, values in loss.items()}}
+        intact = _intact(params, rows, config, ("resid_mid", "z", "pattern"))
+        layers = [_heads_of_layer(params, rows, config, intact, mean[i], i) for i in range(config.n_layers)]
+        return {"intact": intact.loss_BT} | {kind: jnp.stack([loss[kind] for loss in layers]) for kind in KINDS}
 
     chunks = jax.lax.map(some_rows, rows_IBT)
     whole = {"intact": chunks["intact"].reshape(-1, n_ctx)[:n_rows]}
@@ -159,7 +141,7 @@ def ablate(
 
 
 def _one(config: ModelConfig, params: Params, rows: jax.Array) -> dict[str, jax.Array]:
-    return ablate(params, config, rows)
+    return ablate(params, rows, config)
 
 
 def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:

@@ -14,10 +14,10 @@ mlp_out         B T D    the MLP's output (models with MLPs)
 resid_post      B T D    residual stream leaving the layer
 ==============  =======  ==========================================
 
-Not asked for, they cost nothing: without a tap the pattern and the per-head results are never materialised.
+Not asked for, they cost nothing: a pattern and per-head results are materialised for a tap that may look at them only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,10 @@ GatherFn = Callable[[str, jax.Array], jax.Array]
 # Above this, layers run under one scan; below, unrolled layers compile in seconds and run without copies.
 _MAX_UNROLLED_LAYERS = 8
 NORM_EPS = 1e-5
+ACTIVATIONS = (
+    "resid_pre", "q", "k", "v", "attn_scores", "pattern", "z", "result", "resid_mid", "mlp_out", "resid_post",
+)  # fmt: skip
+"""The names of all of them."""
 
 
 def is_rematerialised(config: ModelConfig) -> bool:
@@ -76,10 +80,6 @@ def positions_TD(W_pos: jax.Array | None, n_ctx: int, config: ModelConfig) -> ja
     return jnp.asarray(table[:n_ctx], config.compute_dtype)
 
 
-def _untapped(_name: str, _layer: int, value: jax.Array) -> jax.Array:
-    return value
-
-
 def _block(
     resid: jax.Array,
     layer: Params,
@@ -87,10 +87,13 @@ def _block(
     config: ModelConfig,
     attend_fn: AttentionFn,
     tap: TapFn | None,
+    seen: Container[str],
     index: int,
 ) -> jax.Array:
-    see = tap or _untapped
-    resid = see("resid_pre", index, resid)
+    def see(name: str, value: jax.Array) -> jax.Array:
+        return tap(name, index, value) if tap is not None and name in seen else value
+
+    resid = see("resid_pre", resid)
     x_BTD = normalise(resid, layer.get("ln1_w"), config)
     x_qk_BTD = x_BTD if pos_TD is None or config.positions != "shortformer" else x_BTD + pos_TD[None]
     q, k = (jnp.einsum("BTD,HDE->BHTE", x_qk_BTD, layer[name]) for name in ("W_Q", "W_K"))
@@ -99,21 +102,28 @@ def _block(
         q, k = rotate(q), rotate(k)
     if config.smeared_keys:
         k = smear(k, layer["smear_alpha"])
-    if tap is None:
-        attn_out = jnp.einsum("BHTE,HED->BTD", attend_fn(q, k, v), layer["W_O"])
+    q, k, v = see("q", q), see("k", k), see("v", v)
+    if tap is not None and ("pattern" in seen or "attn_scores" in seen):
+        scores_BHQK = see("attn_scores", attn_scores(q, k))
+        z_BHTE = attend(see("pattern", jax.nn.softmax(scores_BHQK, axis=-1)), v)
     else:
-        q, k, v = tap("q", index, q), tap("k", index, k), tap("v", index, v)
-        scores_BHQK = tap("attn_scores", index, attn_scores(q, k))
-        pattern_BHQK = tap("pattern", index, jax.nn.softmax(scores_BHQK, axis=-1))
-        z_BHTE = tap("z", index, attend(pattern_BHQK, v))
-        result_BTHD = tap("result", index, jnp.einsum("BHTE,HED->BTHD", z_BHTE, layer["W_O"]))
-        attn_out = jnp.sum(result_BTHD, axis=2)
-    resid = see("resid_mid", index, resid + attn_out)
+        z_BHTE = attend_fn(q, k, v)
+    z_BHTE = see("z", z_BHTE)
+    if tap is not None and "result" in seen:
+        attn_out = jnp.sum(see("result", jnp.einsum("BHTE,HED->BTHD", z_BHTE, layer["W_O"])), axis=2)
+    else:
+        attn_out = jnp.einsum("BHTE,HED->BTD", z_BHTE, layer["W_O"])
+    return _after_attention(see("resid_mid", resid + attn_out), layer, config, see)
+
+
+def _after_attention(
+    resid: jax.Array, layer: Params, config: ModelConfig, see: Callable[[str, jax.Array], jax.Array]
+) -> jax.Array:
     if config.d_mlp:
         x_BTD = normalise(resid, layer.get("ln2_w"), config)
         hidden_BTM = jax.nn.gelu(linear(x_BTD, layer["W_in"]), approximate=True)
-        resid = resid + see("mlp_out", index, linear(hidden_BTM, layer["W_out"]))
-    return see("resid_post", index, resid)
+        resid = resid + see("mlp_out", linear(hidden_BTM, layer["W_out"]))
+    return see("resid_post", resid)
 
 
 def final_resid(
@@ -122,12 +132,16 @@ def final_resid(
     config: ModelConfig,
     *,
     tap: TapFn | None = None,
+    seen: Container[str] = ACTIVATIONS,
+    start: tuple[int, Float[Array, "B T D"]] | None = None,
     gather: GatherFn | None = None,
     platform: str | None = None,
 ) -> Float[Array, "B T D"]:
     """The residual stream after the last layer and the final norm: what the unembedding multiplies.
 
-    `gather` makes a whole parameter out of this device's shard, layer by layer (fully sharded training).
+    `seen`: the activations that the tap is called for. `start`, a layer and its `resid_mid`: only what lies after it is
+    computed, and of the tokens only their number is read. `gather` makes a whole parameter out of this device's shard,
+    layer by layer (fully sharded training).
     """
     gather = gather or (lambda _name, value: value)
     attend_fn = attention_fn(config.attention, platform or jax.default_backend())
@@ -146,9 +160,15 @@ def final_resid(
 
     def block(resid: jax.Array, layer: Params, index: int = -1) -> jax.Array:
         whole = {name: load(name, value) for name, value in layer.items()}
-        return _block(resid, whole, pos_TD, config, attend_fn, tap, index)
+        return _block(resid, whole, pos_TD, config, attend_fn, tap, seen, index)
 
-    if tap is not None or not is_rematerialised(config):
+    if start is not None:
+        first, resid = start
+        layer = {name: load(name, value[first]) for name, value in stacked.items()}
+        resid = _after_attention(resid, layer, config, lambda _name, value: value)
+        for index in range(first + 1, config.n_layers):
+            resid = block(resid, {name: value[index] for name, value in stacked.items()}, index)
+    elif tap is not None or not is_rematerialised(config):
         for index in range(config.n_layers):
             resid = block(resid, {name: value[index] for name, value in stacked.items()}, index)
     else:
@@ -163,23 +183,27 @@ def unembedding_DV(params: Params) -> jax.Array:
 
 
 def forward(
-    params: Params, tokens: Int[Array, "B T"], config: ModelConfig, *, tap: TapFn | None = None
+    params: Params,
+    tokens: Int[Array, "B T"],
+    config: ModelConfig,
+    *,
+    tap: TapFn | None = None,
+    seen: Container[str] = ACTIVATIONS,
 ) -> Float[Array, "B T V"]:
     """Logits, float32. Training never calls this: it takes the loss in chunks (`icl_jax.model.loss`)."""
-    x_BTD = final_resid(params, tokens, config, tap=tap)
+    x_BTD = final_resid(params, tokens, config, tap=tap, seen=seen)
     W_U = unembedding_DV(params).astype(x_BTD.dtype)
     return jnp.einsum("BTD,DV->BTV", x_BTD, W_U, preferred_element_type=jnp.float32)
 
 
 def run_with_cache(
-    params: Params, tokens: Int[Array, "B T"], config: ModelConfig, names: tuple[str, ...] | None = None
+    params: Params, tokens: Int[Array, "B T"], config: ModelConfig, names: Container[str] = ACTIVATIONS
 ) -> tuple[Float[Array, "B T V"], dict[tuple[str, int], jax.Array]]:
-    """Logits, and the tapped activations under (name, layer); `names` keeps only those."""
+    """Logits, and the activations of these names under (name, layer)."""
     cache: dict[tuple[str, int], jax.Array] = {}
 
     def keep(name: str, layer: int, value: jax.Array) -> jax.Array:
-        if names is None or name in names:
-            cache[name, layer] = value
+        cache[name, layer] = value
         return value
 
-    return forward(params, tokens, config, tap=keep), cache
+    return forward(params, tokens, config, tap=keep, seen=names), cache

@@ -67,7 +67,7 @@ def test_losses_are_those_of_another_implementation(
     """Taken two rows at a time, the last round is filled up."""
     monkeypatch.setattr(ablation, "_TOKENS_AT_A_TIME", rows_at_a_time * CONFIG.n_ctx)
     params = random_params(CONFIG)
-    loss = {name: np.asarray(v) for name, v in jax.jit(lambda params: ablate(params, CONFIG, rows))(params).items()}
+    loss = {name: np.asarray(v) for name, v in jax.jit(lambda params: ablate(params, rows, CONFIG))(params).items()}
     model = NumpyModel({name: np.asarray(value, np.float64) for name, value in params.items()}, rows)
     np.testing.assert_allclose(loss["intact"], model.loss(), atol=1e-5)
     patterns, z = model.patterns, model.z
@@ -88,7 +88,7 @@ def test_losses_are_those_of_another_implementation(
 
 
 def test_what_random_heads_do_depends_on_how_they_are_taken_away(rows: np.ndarray) -> None:
-    loss = jax.jit(lambda params: ablate(params, CONFIG, rows))(random_params(CONFIG))
+    loss = jax.jit(lambda params: ablate(params, rows, CONFIG))(random_params(CONFIG))
     kinds = [np.asarray(loss[kind])[0] for kind in KINDS]
     for i in range(4):
         for j in range(i):
@@ -97,7 +97,7 @@ def test_what_random_heads_do_depends_on_how_they_are_taken_away(rows: np.ndarra
 
 
 def test_a_single_row_has_no_other_to_draw_from(rows: np.ndarray) -> None:
-    loss = jax.jit(lambda params: ablate(params, CONFIG, rows[:1]))(random_params(CONFIG))
+    loss = jax.jit(lambda params: ablate(params, rows[:1], CONFIG))(random_params(CONFIG))
     assert np.isnan(loss["resample"]).all()
     assert all(np.isfinite(loss[kind]).all() for kind in ("intact", "full", "pattern_preserving", "mean"))
 
@@ -115,11 +115,11 @@ def test_held_out_loss_is_that_of_another_implementation(
 def test_ablation_runs_on_models_with_mlps_and_rotary_positions(rows: np.ndarray) -> None:
     config = dataclasses.replace(CONFIG, d_model=12, d_mlp=11, positions="rotary", smeared_keys=True, norm="layernorm")
     params = random_params(config)
-    loss = jax.jit(lambda params: ablate(params, config, rows))(params)
+    loss = jax.jit(lambda params: ablate(params, rows, config))(params)
     np.testing.assert_allclose(loss["intact"], held_out_loss(params, config, rows), atol=1e-5)
     # A head whose W_O is zero is not missed.
     silent = {**params, "W_O": params["W_O"].at[1, 0].set(0.0)}
-    loss = jax.jit(lambda params: ablate(params, config, rows))(silent)
+    loss = jax.jit(lambda params: ablate(params, rows, config))(silent)
     for kind in KINDS:
         np.testing.assert_allclose(loss[kind][1, 0], loss["intact"], atol=1e-5)
         assert np.abs(loss[kind][1, 1] - loss["intact"]).max() > 1e-3

@@ -103,7 +103,7 @@ def test_loss_of_the_first_copy_and_of_the_others(rows: np.ndarray) -> None:
 
 def test_ablations_of_the_hand_built_model(rows: np.ndarray) -> None:
     params, config = induction_model()
-    loss = {name: np.asarray(value) for name, value in ablate(params, config, rows).items()}
+    loss = {name: np.asarray(value) for name, value in ablate(params, rows, config).items()}
     repeats = slice(26, None)
     intact = loss["intact"][:, repeats].mean()
     effect = {kind: loss[kind][..., repeats].mean(axis=(-2, -1))[:, 0] - intact for kind in KINDS}
@@ -120,7 +120,7 @@ def test_ablations_of_the_hand_built_model(rows: np.ndarray) -> None:
 
 def test_ablations_of_an_untrained_model_do_next_to_nothing(rows: np.ndarray) -> None:
     config = ModelConfig(n_layers=2, d_model=48, n_heads=3, n_ctx=101)
-    loss = {name: np.asarray(value) for name, value in ablate(init_params(config, seed=0), config, rows).items()}
+    loss = {name: np.asarray(value) for name, value in ablate(init_params(config, seed=0), rows, config).items()}
     for kind in KINDS:
         np.testing.assert_allclose(loss[kind].mean(axis=(-2, -1)), loss["intact"].mean(), atol=0.02)
 

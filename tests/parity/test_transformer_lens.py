@@ -190,7 +190,7 @@ def test_losses_under_ablation(config: ModelConfig) -> None:
     model = hooked_transformer(params, config)
     tokens, targets = to_torch(rows[:, :-1]), to_torch(rows[:, 1:])
     _, intact = model.run_with_cache(tokens)
-    ours = jax.jit(lambda params, rows: ablate(params, config, rows))(params, rows)
+    ours = jax.jit(lambda params, rows: ablate(params, rows, config))(params, rows)
 
     def losses(hooks: list[Any]) -> jax.Array:
         log_p = model.run_with_hooks(tokens, fwd_hooks=hooks).log_softmax(dim=-1)
