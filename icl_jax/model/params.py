@@ -16,12 +16,16 @@ No array has size zero: a model without layers simply lacks the per-layer arrays
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from icl_jax.config import ModelConfig
+
+_T = TypeVar("_T")
 
 Params = dict[str, jax.Array]
 
@@ -80,7 +84,20 @@ def init_params(config: ModelConfig, seed: int) -> Params:
         params: Params = nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(params=seed)), nnx.Param))
         return params
 
-    return jax.jit(init)()
+    return run_once(init)
+
+
+def run_once(function: Callable[[], _T], **options: Any) -> _T:
+    """What a function returns, compiled as for `jax.jit(function, **options)`, or inlined into what is being traced.
+
+    XLA's highest level of optimisation takes seven times as long to compile random numbers for a CPU, for the same
+    bits: of what runs once, that would be most of the time.
+    """
+    if isinstance(jnp.zeros(()), jax.core.Tracer):
+        return function()
+    if jax.default_backend() == "cpu":
+        options["compiler_options"] = {"xla_backend_optimization_level": 2}
+    return jax.jit(function, **options)()
 
 
 def n_params(config: ModelConfig) -> int:

@@ -13,7 +13,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from icl_jax.config import Config
-from icl_jax.model.params import layer_names, param_shapes
+from icl_jax.model.params import layer_names, param_shapes, run_once
 from icl_jax.model.precision import matmul_precision
 from icl_jax.train.step import Axes, StepMetrics, TrainState, init_state, train_step
 
@@ -122,7 +122,7 @@ class ParallelStep:
 
     def init_state(self) -> TrainState:
         """The state of step 0 over the devices. Each makes its own shards: a large model would not fit on one."""
-        return jax.jit(lambda: init_state(self._config), out_shardings=self.state_sharding)()
+        return run_once(lambda: init_state(self._config), out_shardings=self.state_sharding)
 
     def put_state(self, state: TrainState) -> TrainState:
         """Lay a state, equal on every process, out over the devices."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from icl_jax.config import ModelConfig
-from icl_jax.model.params import init_params, layer_names, n_params, param_shapes
+from icl_jax.model.params import init_params, layer_names, n_params, param_shapes, run_once
 
 N, D, H, M, T, V = 2, 15, 3, 7, 11, 29
 E = D // H
@@ -102,3 +102,12 @@ def test_initial_values_are_a_function_of_the_seed() -> None:
         np.testing.assert_array_equal(a[name], again[name])
         if name.startswith("W_"):
             assert float(jnp.abs(a[name] - other[name]).max()) > 0.01
+
+
+def test_what_runs_once_has_the_bits_of_what_runs_often() -> None:
+    def sample() -> jax.Array:
+        return 0.02 * jax.random.normal(jax.random.key(3), (V, D))
+
+    expected = jax.jit(sample)()
+    np.testing.assert_array_equal(run_once(sample), expected)
+    np.testing.assert_array_equal(jax.jit(lambda: run_once(sample))(), expected)
