@@ -1,14 +1,20 @@
 """A run directory in Python: ``run = icl_jax.open_run("runs/repeats-2l")``."""
 
+import html
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from icl_jax.analysis.dataset import load_dataset
-from icl_jax.analysis.probe import Probe, probe
-from icl_jax.config import Config
+from icl_jax.config import Config, UserError
 from icl_jax.rundir import HeldOut, RunDir
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from icl_jax.analysis.probe import Probe
 
 
 class OpenedRun:
@@ -50,14 +56,58 @@ class OpenedRun:
         """Every measurement that `icl-jax analyze` has taken; read lazily."""
         return load_dataset(self._run.path / "analysis.zarr")
 
-    def probe(self, text: str, step: int | None = None) -> Probe:
+    def heads(self, step: int | None = None) -> "pd.DataFrame":
+        """One row for each (layer, head), one column for each measurement of single heads, at a snapshot (the last).
+
+        Raises UserError for a step that was not analyzed and for a model without heads.
+        """
+        analysis = self.analysis
+        steps = analysis["snapshot"].values.tolist()
+        if step is not None and step not in steps:
+            raise UserError(f"step = {step}: was not analyzed; must be one of {steps}")
+        at = analysis.sel(snapshot=steps[-1] if step is None else step).drop_vars(("snapshot", "tokens"))
+        names = [name for name, values in at.data_vars.items() if values.dims == ("layer", "head")]
+        if not names:
+            raise UserError(f"{self.path}: no measurement of single heads: the model has none, or it was not asked for")
+        return at[names].to_dataframe()
+
+    def probe(self, text: str, step: int | None = None) -> "Probe":
         """A text token by token: losses, predictions, heads; see `icl_jax.analysis.probe.probe`."""
+        # Not at the top: it takes the tokenizer, the model and with it flax.
+        from icl_jax.analysis.probe import probe
+
         return probe(self._run, text, step)
+
+    def _repr_html_(self) -> str:
+        """The run in a notebook: what it is, and the curve of its in-context learning score."""
+        model, data = self.config.model, self.config.data
+        facts = {
+            "model": f"{model.n_layers} layers of {model.n_heads} heads, width {model.d_model}, context {model.n_ctx}",
+            "data": f"{data.source}, vocabulary {model.vocab_size}",
+            "training": f"{self.config.train.n_steps} steps of {self.config.tokens_per_step:,} tokens",
+            "snapshots": f"{len(self.snapshots)}",
+        }
+        curve = ""
+        scores = self.record["icl_windowed"].values if "icl_windowed" in self.record else np.zeros(0)
+        if len(scores) > 1 and np.isfinite(scores).all():
+            facts["ICL score"] = f"{scores[0]:.2f} at first, {scores[-1]:.2f} at last (nats, windowed, held-out rows)"
+            curve = _curve(scores)
+        rows = "".join(f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in facts.items())
+        return f"<b>{html.escape(self.path)}</b><table>{rows}</table>{curve}"
 
     def __repr__(self) -> str:
         model = self.config.model
         n = len(self.snapshots)
         return f"<icl_jax run {self.path!r}: {model.n_layers} layers, {self.config.train.n_steps} steps, {n} snapshots>"
+
+
+def _curve(values: np.ndarray) -> str:
+    """A line through values at even distances, as SVG."""
+    x = np.linspace(2, 298, len(values))
+    y = 78 - 76 * (values - values.min()) / (np.ptp(values) or 1)
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+    line = f'<polyline points="{points}" fill="none" stroke="#D55E00" stroke-width="2"/>'
+    return f'<svg width="300" height="80" role="img" aria-label="ICL score over training">{line}</svg>'
 
 
 def open_run(path: str) -> OpenedRun:

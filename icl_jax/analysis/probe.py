@@ -1,5 +1,6 @@
 """What a run's model makes of one text: losses, predictions, and which heads said what came next."""
 
+import html
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,6 +49,20 @@ class Probe:
     def tokens(self) -> list[str]:
         """How the ids of the text show."""
         return [self.vocabulary[i] for i in self.ids]
+
+    def _repr_html_(self) -> str:
+        """A row per token in a notebook: its losses, what is expected next, the head that raised it most."""
+        last = self.looks[-1]
+        header = ["token", *(f"loss at {look.step}" for look in self.looks), "expected next", "head"]
+        rows = []
+        for t, token in enumerate(self.tokens):
+            losses = [f"{look.attribution.loss_nats[t - 1]:.2f}" if t else "" for look in self.looks]
+            expected = self.vocabulary[int(last.top(1)[t, 0])]
+            heads = last.attribution.heads[t - 1] if t else np.zeros((0, 0))
+            best = ".".join(str(i) for i in np.unravel_index(np.argmax(heads), heads.shape)) if heads.size else ""
+            rows.append([token, *losses, expected, best])
+        lines = (f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+        return f"<table><tr>{''.join(f'<th>{name}</th>' for name in header)}</tr>{''.join(lines)}</table>"
 
 
 def probe(run: RunDir, text: str, step: int | None = None) -> Probe:

@@ -7,6 +7,7 @@ Every field can be set in a TOML file (``[model] n_layers = 2``) and overridden 
 """
 
 import dataclasses
+import html
 import math
 import re
 from dataclasses import dataclass, fields
@@ -123,7 +124,7 @@ class DataConfig:
 
     source: str = "repeats"
     """repeats | patterns | stories | markov | triggers | classes | python | text:PATH-OR-GLOB |
-    tfds:NAME[/CONFIG][:VERSION]"""
+    `tfds:NAME[/CONFIG][:VERSION]`"""
     field: str = "text"
     """The text feature of a TensorFlow Datasets set."""
     split: str = "train"
@@ -408,6 +409,12 @@ class Config:
     def tokens_per_step(self) -> int:
         """Predicted tokens per step: rows times positions."""
         return self.train.batch_size * self.model.n_ctx
+
+    def _repr_html_(self) -> str:
+        """The config in a notebook: its TOML file."""
+        from icl_jax.config.toml import dump_config
+
+        return f"<pre>{html.escape(dump_config(self))}</pre>"
 
 
 SECTIONS = tuple(f.name for f in fields(Config))

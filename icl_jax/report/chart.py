@@ -1,5 +1,6 @@
 """What a figure shows, as plain arrays: the page, the pictures and the CSV files are all drawn from it."""
 
+import html
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -90,12 +91,21 @@ class Chart:
     """A line at y = 0."""
     legend: bool = False
 
+    def _repr_html_(self) -> str:
+        """The chart as a picture, in a notebook."""
+        from icl_jax.report.pictures import chart_html
+
+        return chart_html(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Gap:
     """Stands where a chart cannot: the reason, a sentence."""
 
     why: str
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self.why)}</p>"
 
 
 def table_of(chart: Chart) -> tuple[list[str], list[list[object]]]:

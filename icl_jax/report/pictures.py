@@ -1,10 +1,14 @@
 """The figures as PNG and PDF for papers, and their numbers as CSV."""
 
+import base64
 import csv
+import html
+import io
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.figure
 import numpy as np
 
 from icl_jax.report.chart import Band, Chart, Series, table_of
@@ -64,6 +68,20 @@ def _draw(figure: Figure, panels: list[tuple[Panel, Chart]], paths: list[Path]) 
         for path in paths:
             drawn.savefig(path, dpi=160)
         plt.close(drawn)
+
+
+def chart_html(chart: Chart) -> str:
+    """One chart as an HTML image that holds its PNG."""
+    # A figure of its own: pyplot's would be shown a second time, and would need its backend changed.
+    with mpl.rc_context(_STYLE):
+        drawn = mpl.figure.Figure(figsize=(4.5, 2.8), layout="constrained")
+        _draw_chart(drawn.subplots(), chart)
+        png = io.BytesIO()
+        drawn.savefig(png, dpi=110, format="png")
+    data = base64.b64encode(png.getvalue()).decode()
+    return (
+        f'<img src="data:image/png;base64,{data}" alt="{html.escape(chart.y.label)} by {html.escape(chart.x.label)}">'
+    )
 
 
 def _draw_chart(axes: Any, chart: Chart) -> None:

@@ -1,0 +1,40 @@
+"""What is imported when: a notebook opens a run without waiting for what it does not use."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.analysis.small_runs import hand_built_run
+
+
+def _loaded(code: str, cwd: Path) -> set[str]:
+    """Modules that a fresh interpreter has after `code`."""
+    code = f"import sys\n{code}\nprint(*sys.modules)"
+    return set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=cwd).stdout.split()
+    )
+
+
+def test_import_alone_loads_the_standard_library_only(checkout: Path) -> None:
+    loaded = {name.partition(".")[0] for name in _loaded("import icl_jax", checkout) - _loaded("", checkout)}
+    assert loaded - sys.stdlib_module_names <= {"icl_jax"}
+
+
+def test_a_run_is_opened_without_flax_and_tokenizers(checkout: Path, tmp_path: Path) -> None:
+    hand_built_run(tmp_path / "run", n_ctx=17, vocab_size=11)
+    path = str(tmp_path / "run")
+    code = f"import icl_jax\nrun = icl_jax.open_run({path!r})\nrun.config, run.snapshots, run.record['loss']"
+    loaded = _loaded(code, checkout)
+    assert "icl_jax.rundir.run" in loaded
+    assert not loaded & {"flax", "matplotlib", "optax", "tokenizers", "wandb"}
+
+
+@pytest.mark.parametrize("name", ["open_run"])
+def test_names_that_are_loaded_late_are_there(name: str) -> None:
+    import icl_jax
+
+    assert callable(getattr(icl_jax, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = icl_jax.nothing
