@@ -32,7 +32,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce check test test-slow test-faults test-parity test-bucket compile-tpu smoke validate-launch bench bench-peers bench-gpu bench-against soak wheel clean FORCE
+.PHONY: help setup reproduce check test test-slow test-faults test-parity test-bucket compile-tpu smoke validate-launch docs bench bench-peers bench-gpu bench-against soak wheel clean FORCE
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.13]"
@@ -105,6 +105,10 @@ validate-launch: setup ## what launch writes, by the real tools: SkyPilot, xpk, 
 	    apt-get -qq update && apt-get -qq install --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null; fi
 	$(BIN)/python -m tests.launch.validate
 
+docs: $(VENV)/.installed-docs ## the documentation as a site, in site/; a link that leads nowhere is an error
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
 bench: setup ## speed and memory of training and of analysis, how they grow, where the time goes
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.analysis
@@ -128,5 +132,5 @@ wheel: setup ## build the wheel and the source distribution in dist/
 	$(BIN)/python -m build --no-isolation
 
 clean: ## remove environments, caches and build outputs (never runs/)
-	rm -rf .venv .venv-* dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-* dist build site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

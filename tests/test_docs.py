@@ -1,6 +1,9 @@
 """The pages of docs/ that hold code: run as they stand."""
 
+import importlib
+import inspect
 import re
+import runpy
 import shlex
 from pathlib import Path
 from typing import Any
@@ -90,3 +93,16 @@ def test_the_commands_on_wandb_are_understood(checkout: Path, tmp_path: Path, mo
     for name in re.findall(r"`((?:tracker|probes|train)\.\w+)`", page):
         section, field = name.split(".")
         assert hasattr(getattr(Config(), section), field), name
+
+
+def test_every_public_name_says_what_it_is(checkout: Path) -> None:
+    public_names = runpy.run_path(str(checkout / "docs" / "tools" / "site.py"), run_name="site")["public_names"]
+    packages = ("icl_jax", "icl_jax.analysis", "icl_jax.config", "icl_jax.data", "icl_jax.rundir", "icl_jax.report")
+    silent = []
+    for path in [path for package in packages for path in public_names(package)]:
+        module, _, name = path.rpartition(".")
+        value = getattr(importlib.import_module(module), name)
+        is_made = (value.__doc__ or "").startswith(f"{name}(")  # by dataclass
+        if (inspect.isfunction(value) or inspect.isclass(value)) and (not value.__doc__ or is_made):
+            silent.append(path)
+    assert silent == []
