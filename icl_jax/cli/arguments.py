@@ -4,15 +4,16 @@ import contextlib
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 from tyro.conf import Positional
 
-from icl_jax.config import Config, UserError, load_config
+from icl_jax.config import Config, DataConfig, UserError, load_config
 from icl_jax.config.builtin import builtin_config_path
+from icl_jax.config.corpora import NAMES, Options, corpus_kind, corpus_name, sources
 
 T = TypeVar("T")
 
@@ -65,6 +66,43 @@ def _one_line(box: str, prog: str) -> str:
     return f"{message}; see {prog} --help"
 
 
+def _as_arguments(config: Config) -> Config:
+    """The config with the options of every corpus beside each other, ``--data.markov.order``, for tyro to read.
+
+    Nothing is checked: what is read is turned back by :func:`_as_config`.
+    """
+    unchecked = {"__post_init__": lambda self: None}
+    groups = {name: corpus_kind(name).options for name in NAMES if fields(corpus_kind(name).options)}
+    source = Annotated[str, tyro.conf.arg(help=f"{' | '.join(sources())}")]
+    more: list[Any] = [("source", source), ("options", Annotated[Options, tyro.conf.Suppress])]
+    data_cls = make_dataclass(
+        "Data", [*more, *groups.items()], bases=(DataConfig,), namespace=unchecked, frozen=True, kw_only=True
+    )
+    given = {field.name: getattr(config.data, field.name) for field in fields(config.data)}
+    given |= {name: config.data.options if name == config.data.corpus else cls() for name, cls in groups.items()}
+    cls = make_dataclass("Overrides", [], bases=(Config,), namespace=unchecked, frozen=True, kw_only=True)
+    sections = {field.name: getattr(config, field.name) for field in fields(config)}
+    arguments: Config = cls(**sections | {"data": data_cls(**given)})
+    return arguments
+
+
+def _as_config(arguments: Config, shown: Config) -> Config:
+    """The config that was meant. Raises UserError, also for a given option of another corpus than the source."""
+    data = arguments.data
+    name = corpus_name(data.source)
+    for other in NAMES:
+        options: Any = getattr(data, other, None)
+        before = getattr(shown.data, other, None)
+        if options != before and other != name:
+            changed = next(f.name for f in fields(options) if getattr(options, f.name) != getattr(before, f.name))
+            allowed = f"only with data.source = {other!r}, and it is {data.source!r}"
+            raise UserError(f"data.{other}.{changed} = {getattr(options, changed)!r}: {allowed}")
+    shared = {field.name: getattr(data, field.name) for field in fields(DataConfig)}
+    chosen = {"options": getattr(data, name, Options())}
+    sections = {field.name: getattr(arguments, field.name) for field in fields(Config)}
+    return Config(**sections | {"data": DataConfig(**shared | chosen)})
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConfigArgs:
     """A config file and overrides of its fields."""
@@ -91,9 +129,13 @@ def parse_with_config(cls: type[T], args: Sequence[str], *, prog: str, descripti
     `cls` is a dataclass with fields `config` and `overrides`. Help without a config shows the built-in defaults.
     """
     if not args or args[0].startswith("-"):
-        if any(arg in ("-h", "--help") for arg in args):
-            return parse(cls, args, prog=prog, description=description)
-        raise UserError(f"the config file must come first; see {prog} --help")
+        if not any(arg in ("-h", "--help") for arg in args):
+            raise UserError(f"the config file must come first; see {prog} --help")
+        default: Any = cls(config=tyro.MISSING, overrides=_as_arguments(Config()))  # type: ignore[call-arg]
+        return parse(cls, args, prog=prog, description=description, default=default)
     _, config = find_config(args[0])
-    with_defaults = cls(config=args[0], overrides=config)  # type: ignore[call-arg]
-    return parse(cls, args, prog=prog, description=description, default=with_defaults)
+    shown = _as_arguments(config)
+    default = cls(config=args[0], overrides=shown)  # type: ignore[call-arg]
+    read: Any = parse(cls, args, prog=prog, description=description, default=default)
+    parsed: T = replace(read, overrides=_as_config(read.overrides, shown))
+    return parsed

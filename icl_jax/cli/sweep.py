@@ -18,6 +18,7 @@ from tyro.conf import Positional
 from icl_jax.cli.arguments import find_config
 from icl_jax.cli.reproduce import prepare, run_members, tracked, train_command
 from icl_jax.config import Config, UserError, numeric_differences
+from icl_jax.config.tables import flat
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.files import reason
 from icl_jax.suites.jobs import Job
@@ -141,7 +142,7 @@ def train_member() -> None:
 def _show(out: Path, varied: list[str], runs: Mapping[str, Config], console: Console) -> None:
     """A row for each member, on the console and in OUT/sweep.csv."""
     header = [*varied, "final loss", "ICL score", "heads form at", "run"]
-    rows = [[_value(config, name) for name in varied] + _measured(out / run) for run, config in runs.items()]
+    rows = [[str(flat(config).get(name, "")) for name in varied] + _measured(out / run) for run, config in runs.items()]
     table = Table(*(Column(name, no_wrap=name != "run", overflow="fold") for name in header), box=None)
     for row in rows:
         table.add_row(*row)
@@ -149,11 +150,6 @@ def _show(out: Path, varied: list[str], runs: Mapping[str, Config], console: Con
     with (out / "sweep.csv").open("w", encoding="utf-8", newline="") as handle:
         csv.writer(handle).writerows([header, *rows])
     _say(console, f"the table: {out / 'sweep.csv'}")
-
-
-def _value(config: Config, name: str) -> str:
-    section, _, field = name.partition(".")
-    return str(getattr(getattr(config, section), field))
 
 
 def _measured(path: Path) -> list[str]:

@@ -9,14 +9,22 @@ def packaged_folder(name: str) -> Path:
     return beside if beside.is_dir() and not inside.is_dir() else inside
 
 
-def builtin_config_names() -> list[str]:
-    """Names of the configs that come with the package, sorted; a name is a file of configs/ without ``.toml``."""
-    return sorted(path.stem for path in _folder().glob("*.toml"))
+def _config_files(bases: bool) -> dict[str, Path]:
+    folders = [_folder(), _folder() / "bases"] if bases else [_folder()]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
 
 
-def builtin_config_path(name: str) -> Path | None:
+def builtin_config_names(*, bases: bool = False) -> list[str]:
+    """Names of the configs that come with the package, sorted; a name is a file of configs/ without ``.toml``.
+
+    With `bases` also those of configs/bases, which others extend and nobody trains.
+    """
+    return sorted(_config_files(bases))
+
+
+def builtin_config_path(name: str, *, bases: bool = False) -> Path | None:
     """File of the built-in config of that name, or None if there is none."""
-    return _folder() / f"{name}.toml" if name in builtin_config_names() else None
+    return _config_files(bases).get(name)
 
 
 def builtin_suite_names() -> list[str]:

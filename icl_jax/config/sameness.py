@@ -6,6 +6,8 @@ A field, or a whole section, is marked where it is declared: ``field(default=5.0
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from icl_jax.config.tables import flat
+
 if TYPE_CHECKING:
     from icl_jax.config.schema import Config
 
@@ -43,16 +45,9 @@ def rows_of(config: "Config") -> tuple[Any, ...]:
     return same.data, same.model.vocab_size, same.model.n_ctx
 
 
-def _named(section: Any, prefix: str = "") -> dict[str, Any]:
-    """Every field by its full name, such as model.n_layers."""
-    found: dict[str, Any] = {}
-    for field in fields(section):
-        name, value = prefix + field.name, getattr(section, field.name)
-        found |= _named(value, f"{name}.") if is_dataclass(value) else {name: value}
-    return found
-
-
 def numeric_differences(a: "Config", b: "Config") -> list[str]:
     """Fields in which two configs differ and that change the numbers of a run, as ``section.name: A != B``."""
-    ours, theirs = (_named(_without(config, FREE)) for config in (a, b))
-    return [f"{name}: {value!r} != {theirs[name]!r}" for name, value in ours.items() if value != theirs[name]]
+    ours, theirs = (flat(_without(config, FREE)) for config in (a, b))
+    return [
+        f"{name}: {ours[name]!r} != {theirs[name]!r}" for name in ours if theirs.get(name, ours[name]) != ours[name]
+    ]

@@ -6,6 +6,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+BOS = "<|bos|>"
+"""The token at position 0 of a row, in tokenizers of our own."""
+
 Progress = Callable[[int, int, str], None]
 """Called with (bytes done, bytes in all, label) while a corpus is prepared."""
 

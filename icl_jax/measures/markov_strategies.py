@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from icl_jax.config import ModelConfig
-from icl_jax.data.corpora.markov import MarkovCorpus
+from icl_jax.data.corpora.markov import MarkovCorpus, MarkovOptions
 from icl_jax.measures.head_scores import patterns
 from icl_jax.measures.map_rows import map_rows
 from icl_jax.measures.map_snapshots import map_snapshots
@@ -103,7 +103,7 @@ def _match_attention(config: ModelConfig, params: Params, tokens: jax.Array, mat
 
 
 def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
-    order, n_states = context.config.data.chain_order, context.config.model.vocab_size - 1
+    order, n_states = context.config.data.options_of(MarkovOptions).order, context.config.model.vocab_size - 1
     rows, n_rows = context.held_out, len(context.held_out)
     found = map_snapshots(_log_prob, context.config.model, params, rows[:, :-1])["log_prob"]
     n_snapshots = len(found)

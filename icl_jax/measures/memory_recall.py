@@ -31,6 +31,7 @@ from jaxtyping import Bool, Float, Int
 
 from icl_jax.config import ModelConfig
 from icl_jax.data.corpora.character_bigrams import N_CHARACTERS
+from icl_jax.data.corpora.triggers import TriggersOptions
 from icl_jax.measures.circuits import Weights, fold_norms, ov_circuit, position_circuit, seen_embedding
 from icl_jax.measures.head_scores import patterns
 from icl_jax.measures.map_snapshots import map_snapshots
@@ -93,11 +94,11 @@ def _asked(context: Context) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "
 
 
 def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
-    config, data = context.config.model, context.config.data
+    config, options = context.config.model, context.config.data.options_of(TriggersOptions)
     weights = fold_norms(params, config)
     seen = {**weights, "W_E": seen_embedding(weights, config)}
     seen["W_E"] = seen["W_E"][..., : 1 + N_CHARACTERS, :]
-    n_triggers = data.n_triggers if data.trigger_choice == "fixed" else N_CHARACTERS
+    n_triggers = options.n_triggers if options.choice == "fixed" else N_CHARACTERS
     rows, is_asked = _asked(context)
     found = {
         "output_recall": output_recall(seen),

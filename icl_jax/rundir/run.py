@@ -18,7 +18,7 @@ from icl_jax.rundir.held_out import HeldOut, load_held_out
 from icl_jax.rundir.manifest import Manifest, SnapshotEntry, params_sha256
 from icl_jax.rundir.record import Record, load_record
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # An array of each state, over all the others.
 _STATE_SHA256 = "sha256"
 _MADE_BEFORE_CONFIG = {"environment.json", "tokenizer.json", "record.zarr", "held_out.zarr"}

@@ -21,13 +21,14 @@ set = { model = { n_layers = 3 } }   # fields of the config, as in its own file
 
 import re
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from icl_jax.config.builtin import builtin_config_path
 from icl_jax.config.errors import UserError
 from icl_jax.config.schema import Config
+from icl_jax.config.tables import merge, to_tables
 from icl_jax.config.toml import build_config, load_config
 
 
@@ -136,10 +137,7 @@ def with_fields(config: Config, changes: Any, where: str) -> Config:
     """The config with some fields changed; checked like a config's own file."""
     if not isinstance(changes, dict) or not all(isinstance(values, dict) for values in changes.values()):
         raise UserError(f"{where}: {changes!r}: must be tables of fields such as {{ model = {{ n_layers = 3 }} }}")
-    merged: dict[str, Any] = asdict(config)
-    for section, values in changes.items():
-        merged[section] = {**merged.get(section, {}), **values}
-    return build_config(merged, where)
+    return build_config(merge(to_tables(config), changes), where)
 
 
 def _check_keys(raw: dict[str, Any], known: set[str], path: Path, prefix: str) -> None:

@@ -6,14 +6,16 @@ import random
 import re
 import sys
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import yaml
 
 from icl_jax.config import Config, UserError
+from icl_jax.config.toml import field_types
 from icl_jax.suites.suite import with_fields
 
 _LOCAL_METHODS = ("grid", "random")
@@ -46,10 +48,10 @@ class SweepFile:
 
     def config(self, base: Config, values: dict[str, Any]) -> Config:
         """The config of a member. Raises UserError for values that cannot work."""
-        sections: dict[str, dict[str, Any]] = {}
+        sections: dict[str, Any] = {}
         for name, value in values.items():
-            section, _, field = name.partition(".")
-            sections.setdefault(section, {})[field] = value
+            *tables, field = name.split(".")
+            reduce(lambda table, part: table.setdefault(part, {}), tables, sections)[field] = value
         return with_fields(base, sections, f"{self.path}: {self.member_name(values)}")
 
     def members(self, count: int) -> dict[str, dict[str, Any]]:
@@ -103,7 +105,7 @@ def load_sweep(path: Path) -> SweepFile:
     parameters = spec.get("parameters")
     if not isinstance(parameters, dict) or not parameters:
         raise UserError(f"{path}: parameters = {parameters!r}: must be fields of the config, such as model.n_layers")
-    types = _field_types()
+    types = field_types()
     for name, how in parameters.items():
         if name not in types:
             raise UserError(f"{path}: parameters: unknown field {name!r}; fields are named such as model.n_layers")
@@ -112,15 +114,6 @@ def load_sweep(path: Path) -> SweepFile:
         if types[name] is float:
             parameters[name] = {key: _number(value) for key, value in how.items()}
     return SweepFile(path, spec)
-
-
-def _field_types() -> dict[str, Any]:
-    sections = get_type_hints(Config)
-    return {
-        f"{section.name}.{name}": annotation
-        for section in fields(Config)
-        for name, annotation in get_type_hints(sections[section.name]).items()
-    }
 
 
 def _number(value: Any) -> Any:

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from icl_jax.config import Config, DataConfig, ModelConfig
+from icl_jax.config import Config, ModelConfig
 from icl_jax.measures.measurement import Context, Measurement
+from tests.data_configs import data_config
 from tests.model.random_params import random_params
 
 
@@ -17,7 +18,7 @@ def context(model: ModelConfig, n_rows: int = 6) -> Context:
     rng = np.random.default_rng(7)
     held_out = rng.integers(1, model.vocab_size, (n_rows, model.n_ctx + 1)).astype(np.int32)
     held_out[:, 0] = 0
-    config = Config(model=model, data=DataConfig(phrase_len=2))
+    config = Config(model=model, data=data_config(phrase_len=2))
     return Context(config, held_out, np.arange(1, model.vocab_size, dtype=np.int32), bos_id=0, seed=0)
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from icl_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, SnapshotConfig, TrainConfig
+from icl_jax.config import Config, ModelConfig, OptimizerConfig, SnapshotConfig, TrainConfig
 from icl_jax.rundir import HeldOut, RunDir
+from tests.data_configs import data_config
 from tests.hand_built import BOS, induction_model, repeated_rows
 from tests.model.random_params import random_params
 
@@ -16,7 +17,7 @@ TOKENS_PER_STEP = 1000
 def config_of(model: ModelConfig, last_step: int) -> Config:
     return Config(
         model=model,
-        data=DataConfig(phrase_len=2),
+        data=data_config(phrase_len=2),
         train=TrainConfig(n_steps=last_step, batch_size=8),
         optimizer=OptimizerConfig(warmup_steps=0),
         snapshots=SnapshotConfig(n_linear=1, n_log=0),

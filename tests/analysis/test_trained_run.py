@@ -22,9 +22,10 @@ n_ctx = 64
 vocab_size = 64
 [data]
 source = "repeats"
+held_out_rows = 256
+[data.repeats]
 n_phrases = 1
 phrase_prob = 0.3
-held_out_rows = 256
 [train]
 n_steps = 700
 batch_size = 32

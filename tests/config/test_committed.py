@@ -1,11 +1,15 @@
 """The configs that come with icl_jax: all load, and the papers' are the papers'."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
-from icl_jax.config import load_config
+from icl_jax.config import Config, DataConfig, load_config
 from icl_jax.config.builtin import builtin_config_names, builtin_config_path
+from icl_jax.config.tables import flat
+from icl_jax.config.toml import config_chain
 from icl_jax.rundir import snapshot_steps
 
 # Olsson et al. 2022, "Model Details": name -> layers, with MLPs, smeared keys.
@@ -123,7 +127,7 @@ def test_paper_config_names_a_slice_that_its_batch_divides_among(name: str) -> N
 def test_paper_config_marks_what_is_ours(name: str) -> None:
     path = builtin_config_path(name)
     assert path is not None
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = [line for file in config_chain(path) for line in file.read_text(encoding="utf-8").splitlines()]
     ours = {line.split(" = ")[0] for line in lines if "ours" in line and not line.startswith("#")}
     assert ours >= {"source", "tokenizer", "lr", "schedule", "weight_decay", "b1", "b2", "topology"}
     assert name in FULL or "decay_change_factor" in ours
@@ -145,3 +149,14 @@ def test_configs_of_a_comparison_differ_only_in_layers_and_smearing(names: list[
         return dataclasses.replace(config, model=dataclasses.replace(config.model, n_layers=1, smeared_keys=False))
 
     assert all(controlled(name) == controlled(names[0]) for name in names)
+
+
+RESOLVED = json.loads(Path(__file__).with_name("paper_resolved.json").read_text(encoding="utf-8"))
+"""Of before these files extended a base: each config's fields that were not the defaults of then."""
+
+
+@pytest.mark.parametrize("name", RESOLVED)
+def test_paper_config_has_all_values_that_it_had_before_it_extended_a_base(name: str) -> None:
+    found, defaults = flat(load(name)), flat(Config(data=DataConfig(source="tfds:another")))
+    assert {key: found[key] for key in RESOLVED[name]} == RESOLVED[name]
+    assert {key for key in found if found[key] != defaults[key]} <= RESOLVED[name].keys()

@@ -1,6 +1,6 @@
 """TOML in and out: what is written is read back, and what differs is named."""
 
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -22,6 +22,10 @@ from icl_jax.config import (
     numeric_differences,
     parse_config,
 )
+from icl_jax.config.corpora import NAMES
+from icl_jax.config.tables import flat, merge, to_tables
+from icl_jax.config.toml import build_config, field_types
+from tests.data_configs import data_config
 
 # Every character that a file can hold, line ends and control characters among them.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -75,18 +79,23 @@ def trains(draw: st.DrawFn) -> TrainConfig:
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
     model, train = draw(models()), draw(trains())
+    options: dict[str, Any] = {
+        "repeats": {
+            "phrase_len": draw(st.integers(2, model.n_ctx - 1)),
+            "n_phrases": draw(COUNT),
+            "phrase_prob": draw(st.floats(min_value=0, max_value=1, exclude_min=True)),
+        },
+        "classes": {"n_classes": draw(COUNT), "bursty": draw(st.floats(0, 1))},
+        "tfds": {"field": draw(NON_EMPTY), "split": draw(NON_EMPTY), "data_dir": draw(TEXT)},
+    }
     named = st.sampled_from(["text:", "tfds:"]).flatmap(lambda kind: NON_EMPTY.map(kind.__add__))
-    data = DataConfig(
-        source=draw(st.sampled_from(["repeats", "python"]) | named),
-        field=draw(NON_EMPTY),
-        split=draw(NON_EMPTY),
-        data_dir=draw(TEXT),
+    source = draw(st.sampled_from(["repeats", "classes", "python"]) | named)
+    data = data_config(
+        source,
         tokenizer=draw(NON_EMPTY),
         held_out_rows=draw(COUNT),
         seed=draw(st.integers(0, 2**63 - 1)),
-        phrase_len=draw(st.integers(2, model.n_ctx - 1)),
-        n_phrases=draw(COUNT),
-        phrase_prob=draw(st.floats(min_value=0, max_value=1, exclude_min=True)),
+        **options.get(source.partition(":")[0], {}),
     )
     optimizer = OptimizerConfig(
         lr=draw(POSITIVE),
@@ -135,9 +144,13 @@ def test_what_is_saved_is_loaded_back(config: Config, tmp_path_factory: pytest.T
     assert load_config(path) == config
 
 
-def test_dump_names_every_field() -> None:
-    text = dump_config(Config())
-    for section, values in asdict(Config()).items():
+@pytest.mark.parametrize("source", [*NAMES[:-2], "text:a", "tfds:a"])
+def test_dump_names_every_field(source: str) -> None:
+    config = Config(model=ModelConfig(vocab_size=12), data=DataConfig(source=source))
+    text = dump_config(config)
+    assert parse_config(text) == config
+    for section, values in asdict(config).items():
+        values |= values.pop("options", {})
         assert f"[{section}]\n" in text
         assert all(f"\n{name} = " in text for name in values)
 
@@ -161,7 +174,7 @@ def changed(value: Any, annotation: Any) -> Any:
     return value / 2 if annotation is float else value * 2 or 1 if annotation is int else value + "x"
 
 
-FIELDS = [(section.name, name) for section in fields(Config) for name in get_type_hints(section.type)]
+FIELDS = field_types()
 # Fields that a resumed run may change, beside all of [tracker] and [launch]: they change no recorded number.
 FREE = {
     "train.parallel",
@@ -169,26 +182,68 @@ FREE = {
     "train.flush_every_s",
     "snapshots.state_every_s",
     "snapshots.keep_states",
-    "data.data_dir",
+    "data.tfds.data_dir",
 }
 
 
-@pytest.mark.parametrize(("section", "name"), FIELDS)
-def test_numeric_differences_names_each_changed_field(section: str, name: str) -> None:
+@pytest.mark.parametrize("field", FIELDS)
+def test_numeric_differences_names_each_changed_field(field: str) -> None:
+    section, *table, name = field.split(".")
+    source = {"text": "text:a", "tfds": "tfds:a"}.get(*table, *table) if table else "text:a"
     base = Config(
-        model=ModelConfig(d_mlp=16),
+        model=ModelConfig(d_mlp=16, vocab_size=12),
         train=TrainConfig(parallel="mesh", fsdp=1, seed=3),
-        data=DataConfig(source="text:a", seed=3),
+        data=DataConfig(source=source, seed=3),
         optimizer=OptimizerConfig(decay_change_step=5),
         probes=ProbeConfig(held_out_rows=64),
     )
-    part = getattr(base, section)
-    old = getattr(part, name)
-    new = "v5e:4x4" if name == "topology" else changed(old, get_type_hints(type(part))[name])
-    other = replace(base, **{section: replace(part, **{name: new})})
-    is_free = section in ("tracker", "launch") or f"{section}.{name}" in FREE
-    assert numeric_differences(base, other) == ([] if is_free else [f"{section}.{name}: {old!r} != {new!r}"])
+    old = flat(base)[field]
+    new = "v5e:4x4" if name == "topology" else 0.5 if name == "bursty" else changed(old, FIELDS[field])
+    value = {name: new}
+    other = build_config(merge(to_tables(base), {section: {table[0]: value} if table else value}))
+    assert flat(other)[field] == new
+    is_free = section in ("tracker", "launch") or field in FREE
+    assert numeric_differences(base, other) == ([] if is_free else [f"{field}: {old!r} != {new!r}"])
     assert numeric_differences(base, base) == []
+
+
+def test_fields_of_a_corpus_say_nothing_where_the_corpus_is_another() -> None:
+    markov = Config(model=ModelConfig(vocab_size=4), data=DataConfig(source="markov"))
+    assert numeric_differences(markov, Config(model=ModelConfig(vocab_size=4))) == [
+        "data.source: 'markov' != 'repeats'"
+    ]
+
+
+SCHEMA_1 = """
+[model]
+vocab_size = 4
+[data]
+source = "markov"
+field = "text"
+split = "train"
+data_dir = ""
+tokenizer = "bpe"
+held_out_rows = 512
+seed = 0
+phrase_len = 8
+n_phrases = 2
+phrase_prob = 0.2
+chain_order = 2
+chain_prior = "unigram"
+n_triggers = 5
+trigger_choice = "fixed"
+n_classes = 2048
+n_labels = 32
+burstiness = 2
+bursty = 1.0
+"""
+
+
+def test_a_config_of_schema_1_is_read() -> None:
+    config = Config(model=ModelConfig(vocab_size=4), data=data_config("markov", order=2, prior="unigram"))
+    assert parse_config(SCHEMA_1) == config
+    tfds = SCHEMA_1.replace('"markov"', '"tfds:a"').replace('data_dir = ""', 'data_dir = "/x"')
+    assert parse_config(tfds).data == data_config("tfds:a", data_dir="/x")
 
 
 def test_rows_per_device() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from icl_jax.config import Config, DataConfig, ModelConfig, ProbeConfig
+from icl_jax.config import Config, ModelConfig, ProbeConfig
+from tests.data_configs import data_config
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def make_config() -> Callable[..., Config]:
         data = {"held_out_rows": 11} | fields
         return Config(
             model=ModelConfig(**({"vocab_size": 300, "n_ctx": 19} | model)),
-            data=DataConfig(**data),
+            data=data_config(**data),
             probes=ProbeConfig(held_out_rows=1),
         )
 

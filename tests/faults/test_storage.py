@@ -236,7 +236,9 @@ def test_damaged_token_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no
     (tmp_path / "stories.txt").write_text("".join(f"the {i} green frog saw {i * i} clouds. " for i in range(400)))
     config = tmp_path / "text.toml"
     text = TINY.replace("[data]\n", f'[data]\nsource = "text:{tmp_path / "stories.txt"}"\ntokenizer = "bpe"\n')
-    config.write_text(text.replace("vocab_size = 29", "vocab_size = 300").replace("phrase_len = 5\n", ""))
+    config.write_text(
+        text.replace("vocab_size = 29", "vocab_size = 300").replace("[data.repeats]\nphrase_len = 5\n", "")
+    )
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert command("train", config, "--run", whole, "--devices", "1")[0] == 0
     (tokens,) = (tmp_path / "cache").rglob("tokens.bin")

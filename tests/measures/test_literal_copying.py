@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icl_jax.config import Config, DataConfig, ModelConfig
+from icl_jax.config import Config, ModelConfig
 from icl_jax.measures.literal_copying import MEASUREMENT, said_twice
 from icl_jax.model.forward import run_with_cache
 from tests.analysis.random_snapshots import context, stacked
+from tests.data_configs import data_config
 from tests.hand_built import GAMMA, induction_model
 
 MODEL = ModelConfig(n_layers=2, d_model=10, n_heads=5, n_ctx=14, vocab_size=19, norm="none", d_mlp=7)
@@ -59,7 +60,7 @@ def test_the_hand_built_induction_head_does_all_of_it() -> None:
     params, model = induction_model(n_ctx=41, vocab_size=24)
     rng = np.random.default_rng(0)
     rows = np.stack([np.concatenate([[0], rng.permutation(np.arange(1, 24))[:20], np.ones(21)]) for _ in range(3)])
-    config = Config(model=model, data=DataConfig(phrase_len=2))
+    config = Config(model=model, data=data_config(phrase_len=2))
     setting = dataclasses.replace(context(model), config=config, held_out=rows.astype(np.int32))
     found = MEASUREMENT.measure(setting, {name: np.asarray(value)[None] for name, value in params.items()})
     np.testing.assert_allclose(found["literal_copying_attention"][0, :, 0], [0, 1], atol=1e-3)

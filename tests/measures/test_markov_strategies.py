@@ -14,13 +14,14 @@ from icl_jax.measures.markov_strategies import MEASUREMENT, N_LATE, context_code
 from icl_jax.measures.measurement import Context
 from icl_jax.model.forward import forward
 from tests.analysis.random_snapshots import context, stacked
+from tests.data_configs import data_config
 
 K, T = 3, 29
 MODEL = ModelConfig(n_layers=2, d_model=6, n_heads=3, n_ctx=T, vocab_size=K + 1)
 
 
 def rows_of(order: int = 1, n_rows: int = 7) -> Context:
-    config = Config(model=MODEL, data=DataConfig(source="markov", chain_order=order, held_out_rows=130))
+    config = Config(model=MODEL, data=data_config(source="markov", order=order, held_out_rows=130))
     corpus = open_corpus(config)
     return Context(config, corpus.held_out(n_rows), corpus.probe_tokens(), corpus.bos_id, 0)
 

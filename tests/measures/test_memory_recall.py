@@ -11,14 +11,15 @@ from icl_jax.measures.head_scores import patterns
 from icl_jax.measures.measurement import Context
 from icl_jax.measures.memory_recall import MEASUREMENT, output_recall, previous_recall, trigger_recall
 from tests.analysis.random_snapshots import context, stacked
+from tests.data_configs import data_config
 from tests.hand_built import induction_model
 
 MODEL = ModelConfig(n_layers=2, d_model=12, n_heads=3, n_ctx=43, vocab_size=66, positions="standard")
-DATA = DataConfig(source="triggers", n_triggers=4, held_out_rows=130)
+DATA = data_config(source="triggers", n_triggers=4, held_out_rows=130)
 
 
-def rows_of(model: ModelConfig = MODEL, n_rows: int = 9, **fields: object) -> Context:
-    config = Config(model=model, data=dataclasses.replace(DATA, **fields))
+def rows_of(model: ModelConfig = MODEL, n_rows: int = 9, data: DataConfig = DATA) -> Context:
+    config = Config(model=model, data=data)
     corpus = open_corpus(config)
     return Context(
         config, corpus.held_out(n_rows), corpus.probe_tokens(), corpus.bos_id, 0, None, corpus.label_names,
@@ -110,7 +111,10 @@ def _centred(x: np.ndarray, norm: str) -> np.ndarray:
 
 def test_random_triggers_are_looked_for_among_all_characters() -> None:
     model = dataclasses.replace(MODEL, n_layers=2, d_model=6)
-    found = MEASUREMENT.measure(rows_of(model, trigger_choice="random"), stacked(model, 8))
+    found = MEASUREMENT.measure(
+        rows_of(model, data=data_config(source="triggers", n_triggers=4, choice="random", held_out_rows=130)),
+        stacked(model, 8),
+    )
     known = found["trigger_recall"][:, 0, :, 1]
     assert known.mean() == pytest.approx(1 / 64, abs=0.015)
     np.testing.assert_allclose(known * 64, np.round(known * 64), atol=1e-9)

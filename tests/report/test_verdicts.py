@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from icl_jax.config import ModelConfig
+from icl_jax.data.corpora.repeats import RepeatsOptions
 from icl_jax.report.behaviours import behaviours
 from icl_jax.report.chart import Gap
 from icl_jax.report.figures import icl_comparison, smeared_against_plain
@@ -262,7 +263,6 @@ def test_runs_that_differ_in_seeds_alone_are_one_curve(tmp_path: Path) -> None:
 FREE = {
     "train": {"flush_every_s": 60.0, "parallel": "mesh", "fsdp": 2},
     "snapshots": {"state_every_s": 1.0, "keep_states": 5},
-    "data": {"data_dir": "/elsewhere"},
     "tracker": {"wandb": "offline", "group": "g", "every_steps": 3},
     "launch": {"topology": "v5e:4x4"},
 }
@@ -289,7 +289,10 @@ def test_rows_of_other_options_are_no_control(tmp_path: Path) -> None:
     forming = _run(tmp_path / "two", forms=True, model=_model())
     flat = _run(tmp_path / "one", forms=False, model=_model(1), final=-0.25)
     assert co_occurrence([forming, _with(flat, "data", seed=5)])[0] == "supported"
-    assert co_occurrence([forming, _with(flat, "data", phrase_prob=0.4)])[0] == "partly"
+    assert (
+        co_occurrence([forming, _with(flat, "data", options=RepeatsOptions(phrase_len=2, phrase_prob=0.4))])[0]
+        == "partly"
+    )
 
 
 def test_interval_is_students() -> None:

@@ -4,16 +4,17 @@ from pathlib import Path
 
 import numpy as np
 
-from icl_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, ProbeConfig, SnapshotConfig, TrainConfig
+from icl_jax.config import Config, ModelConfig, OptimizerConfig, ProbeConfig, SnapshotConfig, TrainConfig
 from icl_jax.rundir import HeldOut, RunDir, probe_steps, snapshot_steps
 from icl_jax.rundir.checkpoints import Arrays
 from icl_jax.rundir.record import ProbeResult, StepBlock
+from tests.data_configs import data_config
 
 
 def run_config(*, n_steps: int = 11, n_layers: int = 2, n_probes: int = 3, n_ctx: int = 7) -> Config:
     return Config(
         model=ModelConfig(n_layers=n_layers, d_model=12, n_heads=3, n_ctx=n_ctx, vocab_size=29),
-        data=DataConfig(phrase_len=3, held_out_rows=13),
+        data=data_config(phrase_len=3, held_out_rows=13),
         train=TrainConfig(n_steps=n_steps, batch_size=5),
         optimizer=OptimizerConfig(warmup_steps=0),
         snapshots=SnapshotConfig(n_linear=3, n_log=2, keep_states=2),

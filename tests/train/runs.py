@@ -44,6 +44,7 @@ vocab_size = 29
 smeared_keys = true
 [data]
 held_out_rows = 10
+[data.repeats]
 phrase_len = 5
 [train]
 n_steps = 8

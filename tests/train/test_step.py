@@ -21,6 +21,7 @@ from icl_jax.train import step as step_module
 from icl_jax.train.optimizer import init_opt_state, is_decayed, learning_rate_fn
 from icl_jax.train.parallel import ParallelStep
 from icl_jax.train.step import Axes, StepMetrics, TrainState, loss_and_grads, n_micro_batches, train_step
+from tests.data_configs import data_config
 from tests.model.random_params import random_params
 
 B, T, V = 6, 7, 29
@@ -38,7 +39,7 @@ def _config(*, accum_steps: int = 1, model: ModelConfig = MODEL, n_steps: int = 
         model=model,
         train=TrainConfig(n_steps=n_steps, batch_size=B, accum_steps=accum_steps),
         optimizer=dataclasses.replace(OPTIMIZER, **optimizer),
-        data=dataclasses.replace(Config().data, phrase_len=3),
+        data=data_config(phrase_len=3),
     )
 
 

@@ -10,13 +10,17 @@ letters and there is no noise within a class; all classes are equally common (ra
 loss counts all tokens.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icl_jax.config import Config, UserError
+from icl_jax.config.checks import check_types, require
+from icl_jax.config.corpora import CorpusKind, Options
 from icl_jax.data.corpora.generated import BLOCK_ROWS, Block, GeneratedCorpus
+from icl_jax.data.corpus import Progress
 from icl_jax.data.streams import Stream, random_stream
 
 VERSION = 1
@@ -26,13 +30,33 @@ BOS_ID = 0
 _MAX_LETTERS = 4096  # their pairs are shuffled as one array, 128 MiB
 
 
-class ClassesCorpus(GeneratedCorpus[NDArray[np.int32]]):
-    """Ids: BOS, `data.n_labels` labels, and letters to the end of the vocabulary.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassesOptions(Options):
+    """Few-shot classification, from the context or from the weights."""
 
-    A class is a pair of letters. `data.n_classes` pairs, drawn once, are those of training rows, and each keeps its
-    label; the other pairs are new classes. A row has n_ctx / 3 - 1 items with their labels as context, then the target
-    and its label. Of training rows a share `data.bursty` is bursty: context / burstiness different classes stand in it
-    `data.burstiness` times each, in random order, and the target is one of them. In the others each is drawn alone.
+    n_classes: int = 2048
+    """Classes of training rows."""
+    n_labels: int = 32
+    """Labels that they share."""
+    burstiness: int = 2
+    """Times that each class of a bursty row stands in its context."""
+    bursty: float = 1.0
+    """Share of training rows that are bursty."""
+
+    def __post_init__(self) -> None:
+        check_types("data.classes", self)
+        for name in ("n_classes", "n_labels", "burstiness"):
+            require(getattr(self, name) >= 1, f"data.classes.{name}", getattr(self, name), "must be 1 or more")
+        require(0 <= self.bursty <= 1, "data.classes.bursty", self.bursty, "must be from 0 to 1")
+
+
+class ClassesCorpus(GeneratedCorpus[NDArray[np.int32]]):
+    """Ids: BOS, `n_labels` labels, and letters to the end of the vocabulary.
+
+    A class is a pair of letters. `n_classes` pairs, drawn once, are those of training rows, and each keeps its label;
+    the other pairs are new classes. A row has n_ctx / 3 - 1 items with their labels as context, then the target and its
+    label. Of training rows a share `bursty` is bursty: context / burstiness different classes stand in it `burstiness`
+    times each, in random order, and the target is one of them. In the others each is drawn alone.
     """
 
     label_names = ("new_class", "swapped_label", "in_weights")
@@ -40,24 +64,26 @@ class ClassesCorpus(GeneratedCorpus[NDArray[np.int32]]):
     bursty rows of training classes, all labels moved on by one; rows of different training classes, the target none of
     the context's."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, progress: Progress | None = None) -> None:
         super().__init__(config)
-        data = config.data
-        self._n_labels, self._n_classes, self._burstiness = data.n_labels, data.n_classes, data.burstiness
-        self._bursty = data.bursty
+        options = config.data.options_of(ClassesOptions)
+        self._n_labels, self._n_classes = options.n_labels, options.n_classes
+        self._burstiness, self._bursty = options.burstiness, options.bursty
         self._n_context = self.n_ctx // 3 - 1
         if self.n_ctx % 3 or self._n_context < 1 or self._n_context % self._burstiness:
-            allowed = f"must be 3 + 3 x a multiple of data.burstiness = {self._burstiness} for data.source = 'classes'"
+            allowed = f"must be 3 + 3 x a multiple of data.classes.burstiness = {self._burstiness}"
             raise UserError(f"model.n_ctx = {self.n_ctx}: {allowed}")
         self._n_letters = self.vocab_size - 1 - self._n_labels
         n_pairs, n_items = max(self._n_letters, 0) ** 2, self._n_context + 1
         if self._n_classes < n_items:
-            raise UserError(f"data.n_classes = {self._n_classes}: must be {n_items} or more, the items of a row")
+            raise UserError(
+                f"data.classes.n_classes = {self._n_classes}: must be {n_items} or more, the items of a row"
+            )
         if self._n_letters > _MAX_LETTERS:
             allowed = f"must be at most {1 + self._n_labels + _MAX_LETTERS} for data.source = 'classes'"
             raise UserError(f"model.vocab_size = {self.vocab_size}: {allowed}")
         if n_pairs < self._n_classes + n_items:
-            allowed = f"must leave letters for {self._n_classes + n_items} pairs beside BOS and data.n_labels"
+            allowed = f"must leave letters for {self._n_classes + n_items} pairs beside BOS and data.classes.n_labels"
             raise UserError(f"model.vocab_size = {self.vocab_size}: {allowed}")
         # Training classes come first.
         self._pairs = random_stream(self._seed, Stream.CLASSES).permutation(n_pairs)
@@ -117,3 +143,6 @@ class ClassesCorpus(GeneratedCorpus[NDArray[np.int32]]):
             "burstiness": self._burstiness,
             "bursty": self._bursty,
         }
+
+
+CORPUS = CorpusKind(open=ClassesCorpus, options=ClassesOptions)

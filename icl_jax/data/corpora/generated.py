@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from icl_jax.config import Config
+from icl_jax.data.corpus import Progress
 from icl_jax.data.probe_tokens import eligible_tokens
 from icl_jax.data.streams import Stream, random_stream
 
@@ -38,7 +39,7 @@ class GeneratedCorpus(ABC, Generic[Hidden]):
     label_names: tuple[str, ...] = ()
     n_rows = None
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, progress: Progress | None = None) -> None:
         self.vocab_size = config.model.vocab_size
         self.n_ctx = config.model.n_ctx
         self.n_held_out = config.data.held_out_rows

@@ -7,14 +7,18 @@ Departures: BOS stands in front of each row; the first states are uniform (those
 fewer than five states, where its stationary distribution comes out uniform).
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
 from icl_jax.config import Config
+from icl_jax.config.checks import check_types, require
+from icl_jax.config.corpora import CorpusKind, Options
 from icl_jax.data.corpora.generated import BLOCK_ROWS, Block, GeneratedCorpus
+from icl_jax.data.corpus import Progress
 
 VERSION = 1
 """Goes up whenever the rows of a given config change."""
@@ -22,6 +26,35 @@ VERSION = 1
 # Rows and columns are normalised in turn; what is left after so many turns is below 1e-3 but for rare matrices, and
 # the last turn is that of the rows, so that they are probabilities exactly.
 _SINKHORN_TURNS = 50
+_MAX_CHAIN_ENTRIES = 4096
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MarkovOptions(Options):
+    """Each row a Markov chain of its own."""
+
+    order: int = 1
+    """States that the next state depends on."""
+    prior: Literal["dirichlet", "doubly_stochastic", "unigram"] = "dirichlet"
+    """dirichlet: any chain; doubly_stochastic: all states equally common; unigram: independent states."""
+
+    def __post_init__(self) -> None:
+        check_types("data.markov", self)
+        require(self.order >= 1, "data.markov.order", self.order, "must be 1 or more")
+        is_defined = self.prior != "doubly_stochastic" or self.order == 1
+        allowed = "must be 1 with data.markov.prior = 'doubly_stochastic'"
+        require(is_defined, "data.markov.order", self.order, allowed)
+
+    def check(self, config: Config) -> None:
+        n_ctx, vocab_size = config.model.n_ctx, config.model.vocab_size
+        n_states = vocab_size - 1
+        allowed = "must be 3 or more for markov: BOS and at least two states"
+        require(n_states >= 2, "model.vocab_size", vocab_size, allowed)
+        chances = f"{n_states} ** (data.markov.order + 1) chances"
+        allowed = f"must be smaller: {chances} are more than {_MAX_CHAIN_ENTRIES}"
+        require(n_states ** (self.order + 1) <= _MAX_CHAIN_ENTRIES, "model.vocab_size", vocab_size, allowed)
+        allowed = f"must be at most model.n_ctx - 2 = {n_ctx - 2}"
+        require(self.order <= n_ctx - 2, "data.markov.order", self.order, allowed)
 
 
 def draw_chains(
@@ -45,13 +78,13 @@ def draw_chains(
 
 
 class MarkovCorpus(GeneratedCorpus[NDArray[np.float64]]):
-    """BOS (0) and a chain over the states 1 .. vocab_size - 1; its first `data.chain_order` states are uniform."""
+    """BOS (0) and a chain over the states 1 .. vocab_size - 1; its first `order` states are uniform."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, progress: Progress | None = None) -> None:
         super().__init__(config)
         self.n_states = config.model.vocab_size - 1
-        self.order = config.data.chain_order
-        self._prior = config.data.chain_prior
+        options = config.data.options_of(MarkovOptions)
+        self.order, self._prior = options.order, options.prior
 
     def _make_block(self, rng: np.random.Generator, is_held_out: bool) -> Block[NDArray[np.float64]]:
         chains = draw_chains(rng, BLOCK_ROWS, self.n_states, self.order, self._prior)
@@ -76,3 +109,6 @@ class MarkovCorpus(GeneratedCorpus[NDArray[np.float64]]):
     @property
     def _definition(self) -> dict[str, Any]:
         return {"corpus": "markov", "version": VERSION, "chain_order": self.order, "chain_prior": self._prior}
+
+
+CORPUS = CorpusKind(open=MarkovCorpus, options=MarkovOptions)

@@ -11,15 +11,18 @@ of the same pairs. Source: Olsson et al. 2022, Argument 4, "Pattern matching". D
 change places; a label and its colon are one token, so that what predicts the label is the line's second word.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from icl_jax.config import Config, UserError
+from icl_jax.config.corpora import CorpusKind
 from icl_jax.data.corpora.generated import BLOCK_ROWS, Block, GeneratedCorpus
-from icl_jax.data.text.tokenizing import BOS
+from icl_jax.data.corpus import BOS, Progress
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 VERSION = 1
 """Goes up whenever the rows of a given config change."""
@@ -55,8 +58,10 @@ _AGAIN_ROWS = 0.5
 _N_DIFFERENT = (2, 6)
 
 
-def tokenizer() -> Tokenizer:
+def tokenizer() -> "Tokenizer":
     """Words, labels with their colons (": 3" is one token) and line ends."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|: \d+|[^\s:]+|:"), behavior="removed", invert=True)
     return made
@@ -77,7 +82,7 @@ class PatternsCorpus(GeneratedCorpus[NDArray[np.int64]]):
     """In rows whose labels are drawn: of a pair of classes that is new in the row, of one that earlier lines had, with
     other words, and of two words that have stood in one line before. In the others: class_known."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, progress: Progress | None = None) -> None:
         if config.model.vocab_size < len(VOCABULARY):
             allowed = f"must be {len(VOCABULARY)} or more for data.source = 'patterns'"
             raise UserError(f"model.vocab_size = {config.model.vocab_size}: {allowed}")
@@ -126,3 +131,6 @@ class PatternsCorpus(GeneratedCorpus[NDArray[np.int64]]):
     @property
     def _definition(self) -> dict[str, Any]:
         return {"corpus": "patterns", "version": VERSION, "vocabulary": VOCABULARY}
+
+
+CORPUS = CorpusKind(open=PatternsCorpus)

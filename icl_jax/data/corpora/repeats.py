@@ -4,19 +4,47 @@ What can be learned without context is the chain; what can only be learned in co
 copying what followed the same token before. Every row is made on demand from (seed, row id).
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icl_jax.config import Config
+from icl_jax.config.checks import check_types, require
+from icl_jax.config.corpora import CorpusKind, Options
 from icl_jax.data.corpora.generated import BLOCK_ROWS, Block, GeneratedCorpus
+from icl_jax.data.corpus import Progress
 from icl_jax.data.streams import Stream, random_stream
 
 VERSION = 1
 """Goes up whenever the rows of a given config change."""
 
 _MAX_CHAIN_ENTRIES = 2**24
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepeatsOptions(Options):
+    """Fresh random phrases, said again and again in a chain of tokens."""
+
+    phrase_len: int = 8
+    """Tokens in each of a row's fresh phrases."""
+    n_phrases: int = 2
+    """Fresh phrases per row."""
+    phrase_prob: float = 0.2
+    """Chance that a phrase starts at a free position."""
+
+    def __post_init__(self) -> None:
+        check_types("data.repeats", self)
+        require(self.phrase_len >= 2, "data.repeats.phrase_len", self.phrase_len, "must be 2 or more")
+        require(self.n_phrases >= 1, "data.repeats.n_phrases", self.n_phrases, "must be 1 or more")
+        require(0 < self.phrase_prob <= 1, "data.repeats.phrase_prob", self.phrase_prob, "must be in (0, 1]")
+
+    def check(self, config: Config) -> None:
+        n_ctx, vocab_size = config.model.n_ctx, config.model.vocab_size
+        allowed = f"must be less than model.n_ctx = {n_ctx}"
+        require(self.phrase_len < n_ctx, "data.repeats.phrase_len", self.phrase_len, allowed)
+        require(vocab_size >= 4, "model.vocab_size", vocab_size, "must be 4 or more for repeats")
 
 
 def successor_ranks(vocab_size: int) -> NDArray[np.float64]:
@@ -57,11 +85,14 @@ class RepeatsCorpus(GeneratedCorpus[None]):
     label_names = ("phrase_new", "phrase_again")
     """Tokens inside a phrase, its first left out for nothing tells it: of one first said, and of one said again."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, progress: Progress | None = None) -> None:
         super().__init__(config)
-        self._phrase_len = config.data.phrase_len
-        self._n_phrases = config.data.n_phrases
-        self._phrase_prob = config.data.phrase_prob
+        options = config.data.options_of(RepeatsOptions)
+        self._phrase_len, self._n_phrases, self._phrase_prob = (
+            options.phrase_len,
+            options.n_phrases,
+            options.phrase_prob,
+        )
         self._chain = bigram_chain(self._seed, self.vocab_size)
         self._rank_cdf = np.cumsum(successor_ranks(self.vocab_size))
 
@@ -123,3 +154,6 @@ class RepeatsCorpus(GeneratedCorpus[None]):
             "n_phrases": self._n_phrases,
             "phrase_prob": self._phrase_prob,
         }
+
+
+CORPUS = CorpusKind(open=RepeatsCorpus, options=RepeatsOptions)

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from icl_jax.config import Config, UserError
+from icl_jax.config.corpora import CorpusKind
 from icl_jax.data.corpora import stories_grammar as words
 from icl_jax.data.corpora.generated import BLOCK_ROWS, Block, GeneratedCorpus
 from icl_jax.data.corpora.stories_grammar import GRAMMAR
+from icl_jax.data.corpus import BOS, Progress
 from icl_jax.data.streams import Stream
-from icl_jax.data.text.tokenizing import BOS
 
 VERSION = 1
 """Goes up whenever the rows of a given config change."""
@@ -323,7 +323,7 @@ class StoriesCorpus(GeneratedCorpus[NDArray[np.float32]]):
     bos_id = GRAMMAR.id_of[BOS]
     label_names = LABELS
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, progress: Progress | None = None) -> None:
         """Raises UserError if ``model.vocab_size`` is less than the number of words."""
         super().__init__(config)
         self.vocab_size = len(GRAMMAR.words)
@@ -345,6 +345,8 @@ class StoriesCorpus(GeneratedCorpus[NDArray[np.float32]]):
     @cached_property
     def tokenizer_json(self) -> str:
         """Words between white space; it knows no other words."""
+        from tokenizers import Tokenizer, models, pre_tokenizers
+
         tokenizer = Tokenizer(models.WordLevel(dict(GRAMMAR.id_of)))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer.add_special_tokens([BOS])
@@ -353,3 +355,6 @@ class StoriesCorpus(GeneratedCorpus[NDArray[np.float32]]):
     @property
     def _definition(self) -> dict[str, Any]:
         return {"corpus": "stories", "version": VERSION, "words": GRAMMAR.words}
+
+
+CORPUS = CorpusKind(open=StoriesCorpus)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from icl_jax.data.text.tokenizing import BOS
+from icl_jax.data.corpus import BOS
 
 PAIRS = {
     "green": "grass", "blue": "sky", "deep": "sea", "tall": "tree", "white": "snow", "hot": "soup",

@@ -4,17 +4,20 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icl_jax.config import Config, DataConfig, UserError
+from icl_jax.config import Config, UserError
+from icl_jax.config.corpora import CorpusKind
 from icl_jax.data.corpus import Progress
 from icl_jax.data.probe_tokens import eligible_tokens
 from icl_jax.data.streams import Stream, random_stream
-from icl_jax.data.text.documents import Documents, python_documents, text_documents
-from icl_jax.data.text.token_cache import TokenStore, check_vocab_size, open_tokens
-from icl_jax.data.text.tokenizing import decode_tokens, parse_tokenizer
+from icl_jax.data.text.documents import Documents, text_documents
+
+if TYPE_CHECKING:
+    from icl_jax.data.text.token_cache import TokenStore
 
 VERSION = 1
 """Goes up whenever the rows of given tokens change."""
@@ -28,7 +31,7 @@ class TextCorpus:
     data.seed, are kept from training; the others are numbered in the order of the stream.
     """
 
-    def __init__(self, store: TokenStore, config: Config) -> None:
+    def __init__(self, store: "TokenStore", config: Config) -> None:
         self.store = store
         self.tokenizer_json = store.tokenizer_json
         self.vocab_size = store.manifest.n_ids
@@ -86,10 +89,14 @@ class TextCorpus:
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> list[str]:
         """One printable string per token."""
+        from icl_jax.data.text.tokenizing import decode_tokens
+
         return decode_tokens(self._tokenizer, (int(i) for i in ids))
 
     @cached_property
     def _tokenizer(self):  # type: ignore[no-untyped-def]
+        from icl_jax.data.text.tokenizing import parse_tokenizer
+
         return parse_tokenizer(self.tokenizer_json)
 
     @cached_property
@@ -110,24 +117,21 @@ class TextCorpus:
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
-def _find_documents(data: DataConfig) -> Documents:
-    kind, _, rest = data.source.partition(":")
-    if kind == "python":
-        return python_documents()
-    if kind == "text":
-        return text_documents(rest)
-    from icl_jax.data.text.tfds_documents import tfds_documents  # TensorFlow Datasets takes half a second to import
+def open_text(documents: Documents, config: Config, progress: Progress | None) -> TextCorpus:
+    """The corpus of some documents, tokenized first where the cache does not hold their tokens. Raises UserError."""
+    from icl_jax.data.text.token_cache import check_vocab_size, open_tokens  # they import `tokenizers`
 
-    return tfds_documents(data)
-
-
-def open_text_corpus(config: Config, progress: Progress | None = None) -> TextCorpus:
-    """The corpus of a ``python``, ``text:`` or ``tfds:`` source. Raises UserError as open_corpus does."""
-    data = config.data
-    vocab_size = config.model.vocab_size
-    documents = _find_documents(data)
+    data, vocab_size = config.data, config.model.vocab_size
     store = open_tokens(
         documents, source=data.source, tokenizer=data.tokenizer, vocab_size=vocab_size, progress=progress
     )
     check_vocab_size(store.manifest.n_ids, data.tokenizer, vocab_size)
     return TextCorpus(store, config)
+
+
+def open_corpus(config: Config, progress: Progress | None = None) -> TextCorpus:
+    """The files of ``text:PATH-OR-GLOB``."""
+    return open_text(text_documents(config.data.source.partition(":")[2]), config, progress)
+
+
+CORPUS = CorpusKind(open=open_corpus, argument="PATH-OR-GLOB")

@@ -8,16 +8,21 @@ Departures: characters of Python's language reference for those of Shakespeare
 trigger may follow a trigger, a row can end in a cycle that it never leaves.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from icl_jax.config import Config, UserError
+from icl_jax.config.checks import check_types, require
+from icl_jax.config.corpora import CorpusKind, Options
 from icl_jax.data.corpora.character_bigrams import N_CHARACTERS, load_character_bigrams
 from icl_jax.data.corpora.generated import BLOCK_ROWS, Block, GeneratedCorpus
-from icl_jax.data.text.tokenizing import BOS
+from icl_jax.data.corpus import BOS, Progress
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 VERSION = 1
 """Goes up whenever the rows of a given config change."""
@@ -26,13 +31,29 @@ VOCAB_SIZE = 1 + N_CHARACTERS
 """BOS and the characters, the most common first."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TriggersOptions(Options):
+    """A chain of characters in which triggers have a successor of the row's own."""
+
+    n_triggers: int = 5
+    """Characters whose successor is the row's own."""
+    choice: Literal["fixed", "random"] = "fixed"
+    """fixed: the most common characters in every row; random: drawn for each row."""
+
+    def __post_init__(self) -> None:
+        check_types("data.triggers", self)
+        require(1 <= self.n_triggers <= 60, "data.triggers.n_triggers", self.n_triggers, "must be from 1 to 60")
+
+
 def fixed_triggers(n: int) -> NDArray[np.int32]:
-    """Ids of the n most common characters: the triggers of all rows with data.trigger_choice = "fixed"."""
+    """Ids of the n most common characters: the triggers of all rows with choice = "fixed"."""
     return np.arange(1, n + 1, dtype=np.int32)
 
 
-def tokenizer() -> Tokenizer:
+def tokenizer() -> "Tokenizer":
     """Characters one by one; what is not in the table is unknown."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
     vocabulary = (BOS, *load_character_bigrams().characters)
     made = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
@@ -43,7 +64,7 @@ class TriggersCorpus(GeneratedCorpus[NDArray[np.int32]]):
     """BOS, a character of the unigram distribution, then what follows each character.
 
     After a trigger that is the row's output for it, else a draw from the bigram distribution. A row's
-    `data.n_triggers` triggers are the most common characters ("fixed"), or drawn from the unigram distribution without
+    `n_triggers` triggers are the most common characters ("fixed"), or drawn from the unigram distribution without
     replacement ("random"); the outputs are drawn uniformly, with replacement, from the characters that are no triggers
     of the row.
     """
@@ -51,14 +72,14 @@ class TriggersCorpus(GeneratedCorpus[NDArray[np.int32]]):
     label_names = ("output_new", "output_again")
     """A token after a trigger that is new in the row, and after one that has stood there before."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, progress: Progress | None = None) -> None:
         if config.model.vocab_size < VOCAB_SIZE:
             allowed = f"must be {VOCAB_SIZE} or more for data.source = 'triggers'"
             raise UserError(f"model.vocab_size = {config.model.vocab_size}: {allowed}")
         super().__init__(config)
         self.vocab_size = VOCAB_SIZE
-        self._n_triggers = config.data.n_triggers
-        self._choice = config.data.trigger_choice
+        options = config.data.options_of(TriggersOptions)
+        self._n_triggers, self._choice = options.n_triggers, options.choice
         self._table = load_character_bigrams()
 
     def _draw_triggers(self, rng: np.random.Generator) -> NDArray[np.intp]:
@@ -113,3 +134,6 @@ class TriggersCorpus(GeneratedCorpus[NDArray[np.int32]]):
             "n_triggers": self._n_triggers,
             "trigger_choice": self._choice,
         }
+
+
+CORPUS = CorpusKind(open=TriggersCorpus, options=TriggersOptions)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from icl_jax.config import UserError
+from icl_jax.data.text.tfds_builder import find_builder
 
 _NETWORK_TIMEOUT_S = 10.0
 _NEEDS_TENSORFLOW = 'needs TensorFlow to prepare: pip install "icl-jax[tfds]"'
@@ -97,8 +98,6 @@ def prepare(builder: Any, name: str, data_dir: str) -> None:
 
 def main(name: str, data_dir: str) -> int:
     """Prepare one set with TensorFlow loaded. Returns the exit status."""
-    from icl_jax.data.text.tfds_documents import find_builder
-
     try:
         tf: Any = importlib.import_module("tensorflow")
         tf.config.set_visible_devices([], "GPU")  # text needs no accelerator, and another process may hold it

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from icl_jax.config import UserError
-from icl_jax.data.corpus import Progress
+from icl_jax.data.corpus import BOS, Progress
 from icl_jax.data.streams import Stream, random_stream
 from icl_jax.data.text.documents import Documents
 
-BOS = "<|bos|>"
 _BOS_LIKE = (BOS, "<s>", "<|endoftext|>", "[BOS]", "<bos>", "<|begin_of_text|>")
 _BYTE_ALPHABET = 256
 _SAMPLE_BYTES = 20_000_000

@@ -12,6 +12,8 @@ import xarray as xr
 from icl_jax.analysis.opened_run import OpenedRun
 from icl_jax.config import UserError
 from icl_jax.data.corpora.character_bigrams import N_CHARACTERS
+from icl_jax.data.corpora.classes import ClassesOptions
+from icl_jax.data.corpora.triggers import TriggersOptions
 from icl_jax.report.suite.phase_change import COLOURS
 
 # A memory counts as formed when its probe has passed this for good. Ours: the paper shows curves and names no value.
@@ -131,7 +133,7 @@ def plot_triggers(run: OpenedRun, path: Path) -> None:
         ):
             values = data["label_loss"].values[:, labels.index(label)]
             losses.plot(tokens, values, color=COLOURS[5 + i], lw=1.4, label=text)
-        level = np.log(N_CHARACTERS - run.config.data.n_triggers)
+        level = np.log(N_CHARACTERS - run.config.data.options_of(TriggersOptions).n_triggers)
         losses.axhline(level, color=COLOURS[5], lw=0.9, ls="--")
         _finish(losses, "Loss (dashed: any character but triggers)", "nats")
         _legend_below(losses, 1)
@@ -157,7 +159,7 @@ def plot_classes(run: OpenedRun, path: Path) -> None:
         figure, (accuracy, attention) = plt.subplots(1, 2, figsize=(10, 3.7), layout="constrained", width_ratios=[3, 2])
         for (name, text), colour in zip(words.items(), COLOURS, strict=False):
             accuracy.plot(tokens, data["label_top1"].values[:, labels.index(name)], color=colour, lw=1.5, label=text)
-        guess = run.config.data.burstiness / (run.config.model.n_ctx // 3 - 1)
+        guess = run.config.data.options_of(ClassesOptions).burstiness / (run.config.model.n_ctx // 3 - 1)
         accuracy.axhline(guess, color="black", lw=0.9, ls="--")
         accuracy.set_ylim(0, 1.02)
         _finish(accuracy, "Accuracy on the last label (dashed: any label of the context)", "share right")

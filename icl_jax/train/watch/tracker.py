@@ -13,13 +13,13 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any, Protocol, SupportsFloat, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from icl_jax.config import Config
+from icl_jax.config.tables import to_tables
 from icl_jax.model.head_scores import InductionHead
 from icl_jax.rundir.files import is_bucket
 from icl_jax.train.watch.wandb_run import (
@@ -260,7 +260,7 @@ def make_tracker(
         "entity": config.tracker.entity or None,
         "group": config.tracker.group or None,
         "job_type": config.tracker.job_type or None,
-        "config": asdict(config),
+        "config": to_tables(config),
     }
     tracker = WandbTracker(init, warn, temporary_dir, induction_head, config.tracker.artifacts)
     if tracker.start():

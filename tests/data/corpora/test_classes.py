@@ -102,10 +102,10 @@ def test_rows_are_a_function_of_seed_and_number(make_config: Callable[..., Confi
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"n_ctx": 20}, "model.n_ctx = 20: must be 3 [+] 3 x a multiple of data.burstiness = 3"),
+        ({"n_ctx": 20}, "model.n_ctx = 20: must be 3 [+] 3 x a multiple of data.classes.burstiness = 3"),
         ({"n_ctx": 15}, "model.n_ctx = 15: must be"),
         ({"n_ctx": 3}, "model.n_ctx = 3: must be"),
-        ({"n_classes": 6}, "data.n_classes = 6: must be 7 or more"),
+        ({"n_classes": 6}, "data.classes.n_classes = 6: must be 7 or more"),
         ({"vocab_size": 12}, "model.vocab_size = 12: must leave letters for 47 pairs"),
         ({"vocab_size": 1 + N_LABELS + 4097}, "model.vocab_size = 4103: must be at most 4102"),
         ({"vocab_size": 4}, "model.vocab_size = 4: must leave letters for 47 pairs"),

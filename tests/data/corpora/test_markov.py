@@ -61,7 +61,7 @@ def test_held_out_rows_are_no_training_rows(make_config: Callable[..., Config]) 
 @pytest.mark.parametrize(("order", "n_states"), [(1, 3), (2, 3), (3, 2)])
 def test_each_row_follows_its_own_chain(make_config: Callable[..., Config], order: int, n_states: int) -> None:
     n = 512
-    corpus = corpus_of(make_config, vocab_size=n_states + 1, chain_order=order, held_out_rows=n)
+    corpus = corpus_of(make_config, vocab_size=n_states + 1, order=order, held_out_rows=n)
     states, chains = corpus.held_out(n)[:, 1:] - 1, corpus.held_out_chains(n)
     assert chains.shape == (n, n_states**order, n_states)
     np.testing.assert_allclose(chains.sum(axis=2), 1)
@@ -100,7 +100,7 @@ def test_priors(prior: str) -> None:
 def test_states_are_equally_common_in_doubly_stochastic_chains(make_config: Callable[..., Config]) -> None:
     shares = {}
     for prior in ("dirichlet", "doubly_stochastic"):
-        rows = corpus_of(make_config, chain_prior=prior, n_ctx=401).rows(np.arange(512))[:, 1:]
+        rows = corpus_of(make_config, prior=prior, n_ctx=401).rows(np.arange(512))[:, 1:]
         shares[prior] = np.stack([(rows == state).mean(axis=1) for state in (1, 2, 3)]).std()
     assert shares["doubly_stochastic"] < 0.1 < shares["dirichlet"]
 
@@ -111,8 +111,8 @@ def test_states_are_equally_common_in_doubly_stochastic_chains(make_config: Call
         {"seed": 1},
         {"n_ctx": 20},
         {"vocab_size": 6},
-        {"chain_order": 2},
-        {"chain_prior": "unigram"},
+        {"order": 2},
+        {"prior": "unigram"},
         {"held_out_rows": 9},
     ],
 )

@@ -81,7 +81,7 @@ def test_triggers_are_followed_by_the_rows_output_and_others_by_the_bigrams(
     make_config: Callable[..., Config], choice: str
 ) -> None:
     n = 600
-    corpus = corpus_of(make_config, trigger_choice=choice)
+    corpus = corpus_of(make_config, choice=choice)
     rows, labels, outputs = corpus.held_out(n), corpus.held_out_labels(n), corpus.held_out_hidden(n)
     assert corpus.label_names == ("output_new", "output_again")
     assert (rows[:, 0] == 0).all()
@@ -125,14 +125,14 @@ def test_outputs_and_first_characters(make_config: Callable[..., Config]) -> Non
 
 
 def test_random_triggers_are_drawn_by_their_share(make_config: Callable[..., Config]) -> None:
-    outputs = corpus_of(make_config, trigger_choice="random", n_triggers=1, held_out_rows=2048).held_out_hidden(2048)
+    outputs = corpus_of(make_config, choice="random", n_triggers=1, held_out_rows=2048).held_out_hidden(2048)
     share = (outputs >= 0).mean(axis=0)
     np.testing.assert_allclose(share, load_character_bigrams().unigram, atol=4.5 * np.sqrt(0.16 * 0.84 / 2048))
 
 
 def test_rows_never_end_in_a_cycle_of_triggers(make_config: Callable[..., Config]) -> None:
     """With most characters as triggers, every second token still is none."""
-    corpus = corpus_of(make_config, n_triggers=60, trigger_choice="random")
+    corpus = corpus_of(make_config, n_triggers=60, choice="random")
     rows, outputs = corpus.held_out(600)[:, 1:] - 1, corpus.held_out_hidden(600)
     is_trigger = np.take_along_axis(outputs, rows, axis=1) >= 0
     assert not (is_trigger[:, :-1] & is_trigger[:, 1:] & (np.cumsum(is_trigger, axis=1)[:, :-1] > 0)).any()
@@ -154,7 +154,7 @@ def test_too_small_a_vocabulary_is_refused(make_config: Callable[..., Config]) -
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"n_ctx": 20}, {"n_triggers": 4}, {"trigger_choice": "random"}, {"held_out_rows": 9}]
+    "change", [{"seed": 1}, {"n_ctx": 20}, {"n_triggers": 4}, {"choice": "random"}, {"held_out_rows": 9}]
 )
 def test_the_fingerprint_tells_configs_apart(make_config: Callable[..., Config], change: dict[str, Any]) -> None:
     plain = corpus_of(make_config).fingerprint

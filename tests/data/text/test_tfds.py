@@ -15,10 +15,10 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from icl_jax.config import Config, DataConfig, UserError
+from icl_jax.config import Config, UserError
 from icl_jax.data import open_corpus
 from icl_jax.data.text import tfds_prepare
-from icl_jax.data.text.tfds_documents import tfds_documents
+from icl_jax.data.text.tfds_documents import TfdsDocuments, tfds_documents
 from tests.waiting import LAST_RESORT_S
 
 BUILDERS = """
@@ -77,24 +77,24 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield tmp_path_factory.mktemp("tfds")
 
 
-def data_config(name: str, data_dir: Path, **fields: str) -> DataConfig:
-    return DataConfig(source=f"tfds:{name}", data_dir=str(data_dir), **fields)
+def documents_of(name: str, data_dir: Path, *, field: str = "text", split: str = "train") -> TfdsDocuments:
+    return tfds_documents(name, split=split, field=field, data_dir=str(data_dir))
 
 
 @pytest.fixture(scope="module")
 def prepared(data_dir: Path) -> Path:
     """The data_dir, with LocalStories prepared in it."""
-    tfds_documents(data_config("icl_jax_test_builders.LocalStories", data_dir))
+    documents_of("icl_jax_test_builders.LocalStories", data_dir)
     return data_dir
 
 
 def test_a_set_is_prepared_and_read_whole(prepared: Path) -> None:
     assert list(prepared.glob("local_stories/1.2.3/*.array_record*"))
-    texts = list(tfds_documents(data_config("local_stories", prepared)))
+    texts = list(documents_of("local_stories", prepared))
     assert sorted(texts) == sorted(f"Story number {i}: the häuser of {i * i} <|bos|>" for i in range(500) if i != 7)
-    titles = list(tfds_documents(data_config("local_stories:1.2.3", prepared, field="title", split="test")))
+    titles = list(documents_of("local_stories:1.2.3", prepared, field="title", split="test"))
     assert sorted(titles) == [f"title {i}" for i in range(500, 550)]
-    both = tfds_documents(data_config("local_stories", prepared, field="title", split="train[:10%]+test"))
+    both = documents_of("local_stories", prepared, field="title", split="train[:10%]+test")
     assert len(list(both)) == 100
 
 
@@ -104,7 +104,8 @@ def test_a_corpus_of_it_trains_without_tensorflow_in_a_process_without_the_build
     fields = {"source": "tfds:local_stories", "data_dir": str(prepared), "held_out_rows": 5}
     program = (
         "import json, sys\nfrom icl_jax.config import *\nfrom icl_jax.data import *\n"
-        "data = DataConfig(**json.loads(sys.argv[1]))\n"
+        "from icl_jax.data.corpora.tfds import TfdsOptions\nfields = json.loads(sys.argv[1])\n"
+        "data = DataConfig(options=TfdsOptions(data_dir=fields.pop('data_dir')), **fields)\n"
         "config = Config(model=ModelConfig(vocab_size=300, n_ctx=19), data=data, probes=ProbeConfig(held_out_rows=1))\n"
         "with Batches(open_corpus(config), seed=0, batch_size=4) as batches:\n"
         "    print(next(batches).tolist())\n"
@@ -154,28 +155,28 @@ def as_tfrecord(prepared: Path, to: Path) -> Path:
 @pytest.mark.parametrize("split", ["train", "train[10%:50%]", "test+train[150:200]"])
 def test_a_set_in_tensorflows_own_format_reads_the_same(prepared: Path, tmp_path: Path, split: str) -> None:
     folder = as_tfrecord(prepared, tmp_path)
-    texts = list(tfds_documents(data_config("local_stories", tmp_path, split=split)))
-    assert texts == list(tfds_documents(data_config("local_stories", prepared, split=split)))
+    texts = list(documents_of("local_stories", tmp_path, split=split))
+    assert texts == list(documents_of("local_stories", prepared, split=split))
     shard = folder / "local_stories-train.tfrecord-00001-of-00002"
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(UserError, match="damaged TFRecord"):
-        list(tfds_documents(data_config("local_stories", tmp_path)))
+        list(documents_of("local_stories", tmp_path))
     shard.unlink()
     with pytest.raises(UserError, match=r"local_stories-train.tfrecord.*: cannot read a shard"):
-        tfds_documents(data_config("local_stories", tmp_path))
+        documents_of("local_stories", tmp_path)
 
 
 def test_identity_follows_field_split_and_files(prepared: Path, tmp_path: Path) -> None:
     as_tfrecord(prepared, tmp_path)
-    configs = [
-        data_config("local_stories", prepared),
-        data_config("local_stories", prepared, field="title"),
-        data_config("local_stories", prepared, split="test"),
-        data_config("local_stories", prepared, split="train[:50%]"),
-        data_config("local_stories", tmp_path),
+    found = [
+        documents_of("local_stories", prepared),
+        documents_of("local_stories", prepared, field="title"),
+        documents_of("local_stories", prepared, split="test"),
+        documents_of("local_stories", prepared, split="train[:50%]"),
+        documents_of("local_stories", tmp_path),
     ]
-    assert len({tfds_documents(config).identity for config in configs}) == len(configs)
-    assert tfds_documents(configs[0]).identity == tfds_documents(configs[0]).identity
+    assert len({documents.identity for documents in found}) == len(found)
+    assert documents_of("local_stories", prepared).identity == found[0].identity
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_identity_follows_field_split_and_files(prepared: Path, tmp_path: Path) 
         (
             "local_storys",
             {},
-            "'tfds:local_storys': must be a set of TensorFlow Datasets or one prepared in data.data_dir",
+            "'tfds:local_storys': must be a set of TensorFlow Datasets or one prepared in data.tfds.data_dir",
         ),
         ("tiny_shakespear", {}, "did you mean 'tiny_shakespeare'?"),
         ("local_stories:9.9.9", {}, "'tfds:local_stories:9.9.9': "),
@@ -195,24 +196,24 @@ def test_identity_follows_field_split_and_files(prepared: Path, tmp_path: Path) 
         (
             "local_stories",
             {"field": "txt"},
-            "data.field = 'txt': must be a text feature of 'tfds:local_stories': 'text', 'title'",
+            "data.tfds.field = 'txt': must be a text feature of 'tfds:local_stories': 'text', 'title'",
         ),
         ("wikipedia/20230601.en", {"field": "body"}, "must be a text feature of .*: 'text', 'title'"),
-        ("local_stories", {"field": "words"}, "data.field = 'words': must be a text feature"),
-        ("icl_jax_test_builders.Numbers", {}, "data.field = 'text': must be a text feature of .*: it has none"),
+        ("local_stories", {"field": "words"}, "data.tfds.field = 'words': must be a text feature"),
+        ("icl_jax_test_builders.Numbers", {}, "data.tfds.field = 'text': must be a text feature of .*: it has none"),
         (
             "local_stories",
             {"split": "dev"},
-            r"data.split = 'dev': Unknown split 'dev'. Should be one of ",
+            r"data.tfds.split = 'dev': Unknown split 'dev'. Should be one of ",
         ),
-        ("local_stories", {"split": "train[:x]"}, r"data.split = 'train\[:x\]': "),
+        ("local_stories", {"split": "train[:x]"}, r"data.tfds.split = 'train\[:x\]': "),
         ("icl_jax_test_builders.Broken", {}, "cannot be prepared: RuntimeError: the source is gone$"),
         ("icl_jax_test_builders.NeedsBeam", {}, "cannot be prepared: ModuleNotFoundError: .*apache_beam_is_not_here"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(prepared: Path, name: str, fields: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        tfds_documents(data_config(name, prepared, **fields))
+        documents_of(name, prepared, **fields)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
 
@@ -222,7 +223,7 @@ def test_a_set_that_needs_tensorflow_says_so(prepared: Path, name: str, monkeypa
     monkeypatch.setattr(tfds_prepare.importlib.util, "find_spec", lambda _: None)
     message = r'needs TensorFlow to prepare: pip install "icl-jax\[tfds\]"'
     with pytest.raises(UserError, match=f"data.source = 'tfds:{name}': {message}"):
-        tfds_documents(data_config(name, prepared))
+        documents_of(name, prepared)
 
 
 def test_no_network_is_said_at_once(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +233,7 @@ def test_no_network_is_said_at_once(prepared: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
     with pytest.raises(UserError, match=r"'tfds:ag_news_subset': no network: drive.google.com: name not known"):
-        tfds_documents(data_config("ag_news_subset", prepared, field="description"))
+        documents_of("ag_news_subset", prepared, field="description")
 
 
 def test_the_network_is_asked_only_where_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from icl_jax.report.suite.tasks import (
     strategy_names,
 )
 from icl_jax.rundir import HeldOut, RunDir
+from tests.data_configs import data_config
 from tests.model.random_params import random_params
 
 MODEL = ModelConfig(n_layers=2, d_model=6, n_heads=2, n_ctx=31, vocab_size=4, positions="standard")
@@ -33,7 +34,7 @@ TASKS = {
     ),
     "classes-icl": (
         ModelConfig(n_layers=2, d_model=6, n_heads=2, n_ctx=27, vocab_size=60),
-        DataConfig(source="classes", n_classes=50, held_out_rows=200),
+        data_config(source="classes", n_classes=50, held_out_rows=200),
         ("labelled_tokens", "label_matching"),
     ),
 }
