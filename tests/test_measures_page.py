@@ -47,6 +47,7 @@ from icl_jax.model import head_scores as live
 from icl_jax.model.icl_score import icl_score, icl_windowed
 from icl_jax.model.params import init_params
 from tests.analysis.small_runs import hand_built_run
+from tests.data_configs import data_config
 from tests.hand_built import induction_model, repeated_rows, smeared_induction_model
 
 V, N_CTX, LATER = 64, 101, slice(26, 100)
@@ -73,7 +74,7 @@ def _stated(text: str) -> dict[tuple[str, str], tuple[float, float]]:
 
 def _setting(model: ModelConfig, rows: np.ndarray, labels: np.ndarray | None = None) -> Context:
     names = () if labels is None else ("said_again",)
-    config = Config(model=model, data=DataConfig(phrase_len=2))
+    config = Config(model=model, data=data_config(phrase_len=2))
     return Context(config, rows, np.arange(1, V, dtype=np.int32), 0, 0, None, names, labels)
 
 
