@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import Positional
 
 from icl_jax.config import Config, DataConfig, UserError, load_config
-from icl_jax.config.builtin import builtin_config_path
+from icl_jax.config.builtin import config_file
 from icl_jax.config.corpora import NAMES, Options, corpus_kind, corpus_name, sources
 
 T = TypeVar("T")
@@ -115,11 +115,7 @@ class ConfigArgs:
 
 def find_config(name: str) -> tuple[Path, Config]:
     """The config file that a command names: a path, or the name of one that comes with icl-jax."""
-    path = Path(name)
-    if not path.exists() and path.suffix != ".toml" and len(path.parts) == 1:
-        path = builtin_config_path(name) or path
-        if not path.exists():
-            raise UserError(f"{name}: no such config file, and icl-jax comes with none of that name")
+    path = config_file(name)
     return path, load_config(path)
 
 

@@ -13,7 +13,7 @@ from tyro.conf import Positional
 from icl_jax import process
 from icl_jax.cli.compile import plan_suite, table_rows
 from icl_jax.config import Config, UserError, dump_config, rows_of
-from icl_jax.config.builtin import builtin_suite_names, builtin_suite_path
+from icl_jax.config.builtin import suite_file
 from icl_jax.suites.jobs import Job, Stopped, device_slots, has_accelerators, run_jobs
 from icl_jax.suites.suite import Analysis, Suite, load_suite
 
@@ -32,13 +32,7 @@ class ReproduceArgs:
 
 def find_suite(name: str) -> Suite:
     """The suite that a command names. Raises UserError."""
-    path = Path(name)
-    if not path.exists() and path.suffix != ".toml" and len(path.parts) == 1:
-        builtin = builtin_suite_path(name)
-        if builtin is None:
-            raise UserError(f"{name}: no such suite; there are {', '.join(builtin_suite_names())}, or give a TOML file")
-        path = builtin
-    return load_suite(path)
+    return load_suite(suite_file(name))
 
 
 def reproduce(args: ReproduceArgs, console: Console) -> int:

@@ -1,6 +1,9 @@
 """The files that come with the package: ``icl-jax train repeats-2l`` works in any folder."""
 
+from collections.abc import Callable
 from pathlib import Path
+
+from icl_jax.config.errors import UserError
 
 
 def packaged_folder(name: str) -> Path:
@@ -35,6 +38,28 @@ def builtin_suite_names() -> list[str]:
 def builtin_suite_path(name: str) -> Path | None:
     """File of the built-in suite of that name, or None if there is none."""
     return _folder() / "suites" / f"{name}.toml" if name in builtin_suite_names() else None
+
+
+def config_file(name: str) -> Path:
+    """The config that a command names: a file, or the name of one that comes with the package. Raises UserError."""
+    return _file(name, builtin_config_path, "no such config file, and icl-jax comes with none of that name")
+
+
+def suite_file(name: str) -> Path:
+    """The suite that a command names: a file, or the name of one that comes with the package. Raises UserError."""
+    names = ", ".join(builtin_suite_names())
+    return _file(name, builtin_suite_path, f"no such suite; there are {names}, or give a TOML file")
+
+
+def _file(name: str, builtin_path: Callable[[str], Path | None], missing: str) -> Path:
+    """A folder of that name is no file: it does not hide what comes along."""
+    path = Path(name)
+    if path.is_file() or path.suffix == ".toml" or len(path.parts) != 1:
+        return path
+    found = builtin_path(name)
+    if found is None:
+        raise UserError(f"{name}: {missing}")
+    return found
 
 
 def _folder() -> Path:

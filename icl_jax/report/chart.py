@@ -73,8 +73,9 @@ class Band:
     start_interval: tuple[float, float] | None
     """90 % bootstrap interval; None where there were too few snapshots for one."""
     end_interval: tuple[float, float] | None
-    forms: bool
-    """Whether the model ends with an induction head; without one it is merely where the score fell fastest."""
+    forms: bool | None
+    """Whether the model ends with an induction head; without one it is merely where the score fell fastest. None: its
+    heads were not scored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -147,12 +147,13 @@ def _draw_series(axes: Any, series: Series) -> None:
 
 
 def _draw_band(axes: Any, band: Band, *, is_heat: bool) -> None:
-    colour = _BAND if band.forms else _NO_BAND
+    is_change = band.forms is not False
+    colour = _BAND if is_change else _NO_BAND
     if is_heat:
         for edge in (band.start, band.end):
-            axes.axvline(edge, color=colour, lw=1, ls="-" if band.forms else ":")
+            axes.axvline(edge, color=colour, lw=1, ls="-" if is_change else ":")
     else:
-        axes.axvspan(band.start, band.end, color=colour, alpha=0.2 if band.forms else 0.12, lw=0, zorder=0)
+        axes.axvspan(band.start, band.end, color=colour, alpha=0.2 if is_change else 0.12, lw=0, zorder=0)
     for interval in (band.start_interval, band.end_interval):
         if interval is not None:
             above = axes.get_xaxis_transform()

@@ -20,6 +20,7 @@ from icl_jax.rundir import RunDir
 _N_STRETCHES = 300
 _NAMES = {"prefix_matching": "induction", "previous_token": "previous"}
 _OWNER = {variable: entry for entry in TABLE for variable in entry.variables}
+_TAKES = "icl-jax analyze"
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 
 
@@ -67,6 +68,10 @@ class ReportedRun:
 
     def has(self, *variables: str) -> bool:
         return self.gap(*variables) is None
+
+    def not_taken(self, *variables: str) -> list[str]:
+        """Of these variables, those that the model has but nobody asked for: the reason names the command that does."""
+        return [name for name in variables if (gap := self.gap(name)) is not None and _TAKES in gap.why]
 
     @property
     def tokens(self) -> np.ndarray:
@@ -128,8 +133,13 @@ class ReportedRun:
         return [head for head, found in self.roles.items() if found == role]
 
     @property
-    def forms_induction(self) -> bool:
-        """Whether a head ends as an induction head: without one, the window is merely where the score fell fastest."""
+    def forms_induction(self) -> bool | None:
+        """Whether a head ends as an induction head: without one, the window is merely where the score fell fastest.
+
+        None: not known, for the heads were not scored. A model without layers has none.
+        """
+        if self.not_taken("prefix_matching"):
+            return None
         return bool(self.heads_of("induction"))
 
     @cached_property

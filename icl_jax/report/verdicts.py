@@ -1,6 +1,7 @@
 """The six arguments of "In-context Learning and Induction Heads": what the runs of a report say to each.
 
-Every verdict is computed from the numbers in analysis.zarr by the rule in its function, and says what it rests on.
+Every verdict is computed from the numbers in analysis.zarr by the rule in its function, and says what it rests on. What
+was measured and is not so, and what was not measured, are different answers: the second names what, and of which runs.
 Rules and thresholds are ours; the paper grades its evidence in words, which stand beside.
 Source: Olsson et al. 2022, "Summary of evidence".
 """
@@ -33,6 +34,16 @@ _HAS = 0.5
 _COMPOSES = 3.0
 _MIN_SIZES = 3
 _FORMS_NONE = "no run ends with an induction head"
+_WORDS = {
+    "copying_eigenvalue": "the copying scores", "icl_windowed": "the ICL scores",
+    "k_composition_z": "the K-composition scores", "label_matching": "the heads' attention by label",
+    "label_prob": "the losses by label",
+    "pattern_preserving_along_change": "the ablations", "pattern_preserving_icl_effect": "the ablations",
+    "phase_end": "the ends of the change", "phase_share": "the ends of the change",
+    "prefix_matching": "the head scores", "previous_token": "the head scores", "qk_trace": "the QK traces",
+    "qk_trace_ratio": "the QK traces",
+}  # fmt: skip
+"""What the variables are that verdicts rest on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +78,35 @@ def verdicts(runs: list[ReportedRun]) -> list[Verdict]:
     return [Verdict(argument, claim, paper, *find(runs)) for argument, claim, paper, find in rows]
 
 
+def _untaken(runs: list[ReportedRun], *variables: str) -> str:
+    """In words: what of these variables was not measured, of which runs; empty where all was that the models have."""
+    lacking: dict[str, list[str]] = {}
+    for run in runs:
+        for what in dict.fromkeys(_WORDS[name] for name in run.not_taken(*variables)):
+            lacking.setdefault(what, []).append(run.name)
+    parts = [what if len(names) == len(runs) else f"{what} of {', '.join(names)}" for what, names in lacking.items()]
+    return f"{' and '.join(parts)} were not taken (icl-jax analyze RUN)" if parts else ""
+
+
+def _limits(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
+
+
+def _may_form(runs: list[ReportedRun]) -> list[ReportedRun]:
+    """Without the runs that are known to end without an induction head."""
+    return [run for run in runs if run.forms_induction is not False]
+
+
 def co_occurrence(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
     """Supported: both the score and the best head change mostly in one window, and controls on the same data do not."""
-    measured = [run for run in runs if run.has("phase_share", "icl_windowed")]
+    needed = ("prefix_matching", "phase_share", "icl_windowed")
+    untaken = _untaken(runs, *needed)
+    measured = [run for run in runs if not run.not_taken(*needed)]
     forming = [run for run in measured if run.forms_induction]
     if not forming:
-        return "not tested", [], _FORMS_NONE
-    shares = [(float(run.data["phase_share"]), _share_of_head(run)) for run in forming]
+        return "not tested", [], untaken or _FORMS_NONE
+    # No share of no change at all.
+    shares = [(float(np.nan_to_num(run.data["phase_share"])), _share_of_head(run)) for run in forming]
     effect = [
         f"{run.name}: {100 * icl:.0f} % of the ICL score and {100 * head:.0f} % of the best head's prefix matching "
         "formed inside the window"
@@ -89,13 +122,13 @@ def co_occurrence(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
         f"{run.name}, without induction heads: ICL score changed by {signed(_change(run))}" for run, _ in controls
     ]
     together = [min(pair) >= _MOST for pair in shares]
+    limits = _limits("a correlation only", untaken)
     if not all(together):
-        return "partly" if any(together) else "not supported", effect, "a correlation only"
+        return "partly" if any(together) else "not supported", effect, limits
     if not controls:
-        needs = "needs a run on the same data that forms no induction heads"
-        return "partly", effect, f"a correlation only; {needs}"
+        return "partly", effect, _limits(limits, "needs a run on the same data that forms no induction heads")
     is_flat = all(abs(_change(run)) <= _CONTROL * smallest for run, smallest in controls)
-    return "supported" if is_flat else "partly", effect, "a correlation only"
+    return "supported" if is_flat else "partly", effect, limits
 
 
 def _share_of_head(run: ReportedRun) -> float:
@@ -115,16 +148,18 @@ def _change(run: ReportedRun) -> float:
 
 def co_perturbation(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
     """Supported: each smeared model forms induction heads where its control forms none, or sooner."""
-    pairs = smeared_pairs(runs)
+    needed = ("icl_windowed", "prefix_matching", "phase_end")
+    pairs = smeared_pairs([run for run in runs if not run.not_taken(*needed)])
+    untaken = _untaken([run for pair in smeared_pairs(runs) for group in pair for run in group.runs], *needed)
     if not pairs:
-        return "not tested", [], NEEDS_PAIR
+        return "not tested", [], untaken or NEEDS_PAIR
     effect, moved = [], []
     for smeared, plain in pairs:
         effect += [f"{group.name}: {_timing(group)}" for group in (smeared, plain)]
         moved.append(_forms_sooner(smeared, plain))
     finding: Finding = "supported" if all(moved) else "partly" if any(moved) else "not supported"
     seeds = min(len(group.runs) for pair in pairs for group in pair)
-    return finding, effect, "one seed each" if seeds == 1 else f"{seeds} seeds or more each"
+    return finding, effect, _limits("one seed each" if seeds == 1 else f"{seeds} seeds or more each", untaken)
 
 
 def _timing(group: Group) -> str:
@@ -147,9 +182,9 @@ def ablation(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
     """Supported: ablated with patterns kept, induction heads undo the change and cost ICL, others on average do not."""
     along, icl = "pattern_preserving_along_change", "pattern_preserving_icl_effect"
     found = [run for run in runs if run.has(along, icl) and run.forms_induction and run.window is not None]
+    untaken = _untaken(_may_form(runs), "prefix_matching", "phase_end", along, icl)
     if not found:
-        formed = any(run.forms_induction for run in runs)
-        return "not tested", [], "the ablations were not taken (icl-jax analyze RUN)" if formed else _FORMS_NONE
+        return "not tested", [], untaken or _FORMS_NONE
     effect, holds = [], []
     for run in found:
         assert run.window is not None
@@ -166,7 +201,8 @@ def ablation(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
         effect.append(text)
         holds += [undoes >= max(_UNDOES, _mean(undone, others)), cost > max(0.0, _mean(costs, others))]
     finding: Finding = "supported" if all(holds) else "partly" if any(holds) else "not supported"
-    return finding, effect, "means over heads, one at a time: heads that stand in for each other look weaker"
+    one_by_one = "means over heads, one at a time: heads that stand in for each other look weaker"
+    return finding, effect, _limits(one_by_one, untaken)
 
 
 def _mean(values: np.ndarray, heads: list[tuple[int, int]]) -> float:
@@ -177,19 +213,21 @@ def _mean(values: np.ndarray, heads: list[tuple[int, int]]) -> float:
 def generality(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
     """Partly at most, where one head looks up what followed before for two behaviours or more that the model has."""
     rows = behaviours(runs)
+    labelled = [run for run in runs if run.has("label")]
     if not rows:
-        return "not tested", [], "the corpora of these runs label no behaviours beyond literal copying"
+        untaken = _untaken(labelled, "label_prob", "phase_end")
+        return "not tested", [], untaken or "the corpora of these runs label no behaviours beyond literal copying"
     effect = []
     for group in dict.fromkeys(row.group for row in rows):
         parts = [f"{row.label} {row.before.prob:.2f} → {row.after.prob:.2f}" for row in rows if row.group == group]
         effect.append(f"{group}: {', '.join(parts)}")
     shared = [text for run in runs if (text := _shared_heads(run))]
-    finding: Finding = "partly" if shared else "not tested"
-    return (
-        finding,
-        effect + shared,
-        "probability of the right token, attention of the heads; small models, and all copy",
-    )
+    untaken = _untaken(labelled, "label_prob", "label_matching", "phase_end")
+    limits = _limits(
+        "" if shared or untaken else "no head looks up what followed before for two behaviours that its model has",
+        "probability of the right token, attention of the heads; small models, and all copy", untaken,
+    )  # fmt: skip
+    return "partly" if shared else "not tested", effect + shared, limits
 
 
 def _shared_heads(run: ReportedRun) -> str:
@@ -209,10 +247,14 @@ def _shared_heads(run: ReportedRun) -> str:
 
 def mechanism(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
     """Supported: induction heads copy, prefer matching keys by their weights, and read a previous-token head most."""
-    needed = ("copying_eigenvalue", "qk_trace_ratio", "qk_trace", "k_composition_z")
+    needed = ("copying_eigenvalue", "qk_trace_ratio", "qk_trace", "k_composition_z", "previous_token")
     found = [run for run in runs if run.forms_induction and run.has("copying_eigenvalue")]
+    untaken = _limits(
+        _untaken(_may_form(runs), "prefix_matching", "copying_eigenvalue"),
+        _untaken([run for run in _may_form(runs) if run.config.model.n_layers > 1], *needed[1:]),
+    )
     if not found:
-        return "not tested", [], _FORMS_NONE
+        return "not tested", [], untaken or _FORMS_NONE
     effect, holds = [], []
     for run in found:
         heads = run.heads_of("induction")
@@ -228,9 +270,11 @@ def mechanism(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
             holds += [ratio > 0, z >= _COMPOSES, previous >= HEAD_THRESHOLD]
         effect.append(text)
     if not any(run.has(*needed) for run in found):
-        return "partly" if all(holds) else "not supported", effect, "copying only: K-composition needs two layers"
+        needs = "" if any(run.config.model.n_layers > 1 for run in found) else "K-composition needs two layers"
+        return "partly" if all(holds) else "not supported", effect, f"copying only: {_limits(needs, untaken)}"
     finding: Finding = "supported" if all(holds) else "partly" if any(holds) else "not supported"
-    return finding, effect, "read off the weights, with norm weights folded in; MLPs are left out"
+    weights = "read off the weights, with norm weights folded in; MLPs are left out"
+    return finding, effect, _limits(weights, untaken)
 
 
 def _rank_correlation(run: ReportedRun) -> str:
@@ -260,7 +304,8 @@ def continuity(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
         sizes.setdefault(rows_of(run.config), set()).add((model.n_layers, model.d_model, model.n_heads, model.d_mlp))
     scores = [f"{run.name}: ICL score {signed(float(run.last('icl_windowed')))} at the end" for run in forming]
     most = max((len(found) for found in sizes.values()), default=0)
+    untaken = _untaken(_may_form(runs), "prefix_matching", "icl_windowed")
     if most < _MIN_SIZES:
         needs = f"needs {_MIN_SIZES} sizes or more on the same data that form induction heads; here {most}"
-        return "not tested", scores, needs
-    return "partly", scores, "small models only; says nothing of large ones"
+        return "not tested", scores, _limits(needs, untaken)
+    return "partly", scores, _limits("small models only; says nothing of large ones", untaken)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from icl_jax import __version__
+from icl_jax.cli.reproduce import find_suite
 from icl_jax.rundir import RunDir
 from tests.train.runs import CLI, TINY, command, finish, start_cli, tiny_config, train_here
 
@@ -53,6 +54,19 @@ def test_help_with_a_config_shows_its_values(config_file: Path) -> None:
     assert status == 0
     assert "--model.n-heads" in out
     assert "(default: 3)" in out
+
+
+def test_a_folder_does_not_hide_the_built_in_config_or_suite_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("smoke", "quick"):
+        (tmp_path / name).mkdir()
+    for args in (("train", "smoke", "--help"), ("launch", "smoke", "--on", "slurm", "--dry-run")):
+        status, out, err = command(*args)
+        assert (status, err) == (0, ""), args
+        assert "64" in out
+    assert find_suite("quick").members[0].name == "repeats-0l"
 
 
 def test_version() -> None:

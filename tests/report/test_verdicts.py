@@ -324,3 +324,64 @@ def test_reasons_of_what_is_absent(tmp_path: Path) -> None:
     gap = run.gap("qk_trace")
     assert gap is not None
     assert gap.why == "qk_trace is not in this analysis; icl-jax analyze RUN takes it"
+
+
+def _without(path: Path, run: ReportedRun, *variables: str) -> ReportedRun:
+    """The same run with an analysis that nobody asked for these variables."""
+    data = {name: (values.dims, values.values) for name, values in run.data.data_vars.items() if name not in variables}
+    return made_run(path, run.config.model, data)
+
+
+def test_what_was_not_measured_is_not_said_to_be_not_so(tmp_path: Path) -> None:
+    whole = _mechanism_run(tmp_path / "whole", previous=0.7, z=5.0)
+    unscored = _without(tmp_path / "unscored", whole, "prefix_matching")
+    none = _run(tmp_path / "none", forms=False, model=_model())
+    for argument in (co_occurrence, ablation, mechanism):
+        assert argument([none])[::2] == ("not tested", "no run ends with an induction head")
+        finding, _, limits = argument([none, unscored])
+        assert finding == "not tested"
+        assert "the head scores" in limits
+        assert "unscored" in limits or argument is not co_occurrence
+        assert "no run ends" not in limits
+    assert unscored.forms_induction is None
+    assert unscored.band is not None
+    assert unscored.band.forms is None
+    no_share = _without(tmp_path / "no_share", whole, "phase_share")
+    assert co_occurrence([no_share]) == (
+        "not tested",
+        [],
+        "the ends of the change were not taken (icl-jax analyze RUN)",
+    )
+    assert co_occurrence([whole, no_share])[2].startswith(
+        "a correlation only; the ends of the change of no_share were not"
+    )
+    no_copying = _without(tmp_path / "no_copying", whole, "copying_eigenvalue")
+    assert mechanism([no_copying]) == ("not tested", [], "the copying scores were not taken (icl-jax analyze RUN)")
+    weights = _without(tmp_path / "weights", whole, "k_composition_z", "qk_trace", "qk_trace_ratio")
+    finding, _, limits = mechanism([weights])
+    assert (finding, limits) == (
+        "partly", "copying only: the QK traces and the K-composition scores were not taken (icl-jax analyze RUN)"
+    )  # fmt: skip
+    assert mechanism([_without(tmp_path / "no_previous", whole, "previous_token")])[0] == "partly"
+    assert "the head scores" in continuity([unscored])[2]
+
+
+def test_a_pair_whose_change_was_not_measured_is_not_one_without_heads(tmp_path: Path) -> None:
+    smeared = _run(tmp_path / "smeared", forms=True, model=_model(1, smeared_keys=True))
+    plain = _run(tmp_path / "plain", forms=False, model=_model(1))
+    ends = ("phase_start", "phase_end", "phase_start_tokens", "phase_end_tokens")
+    for lacking in (ends, ("prefix_matching",), ("icl_windowed",)):
+        untaken = _without(tmp_path / lacking[0], smeared, *lacking)
+        finding, effect, limits = co_perturbation([untaken, plain])
+        assert (finding, effect) == ("not tested", [])
+        assert f"of {lacking[0]} were not taken (icl-jax analyze RUN)" in limits
+    chart = smeared_against_plain.FIGURE.panels([untaken, plain])[0].chart
+    assert chart == Gap("loss_by_position is not in this analysis; icl-jax analyze RUN takes it")
+
+
+def test_labels_that_were_not_measured_are_not_said_to_be_lacking(tmp_path: Path) -> None:
+    whole = _labelled(tmp_path / "a", 0, 0.5)
+    assert "the heads' attention by label were not taken" in generality([whole])[2]
+    unmeasured = _without(tmp_path / "b", whole, "label_prob", "label_rank")
+    unmeasured.data.coords["label"] = whole.data["label"]
+    assert generality([unmeasured]) == ("not tested", [], "the losses by label were not taken (icl-jax analyze RUN)")

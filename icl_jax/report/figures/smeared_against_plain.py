@@ -13,7 +13,7 @@ NEEDS_PAIR = "needs a run with smeared keys beside one that differs from it in n
 
 def smeared_pairs(runs: list[ReportedRun]) -> list[tuple[Group, Group]]:
     """(smeared, plain) groups whose configs differ in model.smeared_keys alone."""
-    groups = group_by_config([run for run in runs if run.has("icl_windowed")])
+    groups = group_by_config(runs)
     pairs = []
     for smeared in groups:
         config = experiment(smeared.runs[0].config)
@@ -24,9 +24,10 @@ def smeared_pairs(runs: list[ReportedRun]) -> list[tuple[Group, Group]]:
 
 
 def _chart(runs: list[ReportedRun]) -> Chart | Gap:
-    pairs = smeared_pairs(runs)
+    pairs = smeared_pairs([run for run in runs if run.has("icl_windowed")])
     if not pairs:
-        return Gap(NEEDS_PAIR)
+        without = [run for pair in smeared_pairs(runs) for group in pair for run in group.runs]
+        return next((gap for run in without if (gap := run.gap("icl_windowed"))), Gap(NEEDS_PAIR))
     series = []
     for colour, pair in enumerate(pairs):
         for group, is_plain in zip(pair, (False, True), strict=True):

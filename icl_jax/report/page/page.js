@@ -116,11 +116,12 @@ function axisLayout(axis, values) {
 
 function bandShapes(band, axis, isHeat) {
   if (!band || !axis.tokens) return [];
-  const color = band.forms ? css("--band") : css("--other");
-  const edge = (at) => ({ type: "line", x0: at, x1: at, y0: 0, y1: 1, yref: "paper", line: { color, width: isHeat ? 1.5 : 1, dash: band.forms ? "solid" : "dot" } });
-  const shapes = isHeat || !band.forms ? [edge(band.start), edge(band.end)] : [];
+  const isChange = band.forms !== false; // null: the heads were not scored
+  const color = isChange ? css("--band") : css("--other");
+  const edge = (at) => ({ type: "line", x0: at, x1: at, y0: 0, y1: 1, yref: "paper", line: { color, width: isHeat ? 1.5 : 1, dash: isChange ? "solid" : "dot" } });
+  const shapes = isHeat || !isChange ? [edge(band.start), edge(band.end)] : [];
   if (!isHeat) {
-    shapes.push({ type: "rect", x0: band.start, x1: band.end, y0: 0, y1: 1, yref: "paper", line: { width: 0 }, fillcolor: color, opacity: band.forms ? 0.18 : 0.1, layer: "below" });
+    shapes.push({ type: "rect", x0: band.start, x1: band.end, y0: 0, y1: 1, yref: "paper", line: { width: 0 }, fillcolor: color, opacity: isChange ? 0.18 : 0.1, layer: "below" });
   }
   for (const interval of [band.start_interval, band.end_interval]) {
     if (interval) shapes.push({ type: "line", x0: interval[0], x1: interval[1], y0: 1.015, y1: 1.015, yref: "paper", line: { color, width: 3 } });
@@ -262,7 +263,7 @@ function modelsSection() {
     const isFirst = !groupSeen.has(run.group);
     groupSeen.add(run.group);
     const box = make("input", { type: "checkbox", id: `show-${i}`, checked: isFirst, onchange: showModels });
-    const window_ = run.forms || !run.window.start ? run.window : { ...run.window, start: `(${run.window.start})`, end: `(${run.window.end})` };
+    const window_ = run.forms !== false || !run.window.start ? run.window : { ...run.window, start: `(${run.window.start})`, end: `(${run.window.end})` };
     return make("tr", {}, td(make("label", {}, box, " ", run.name)), td(`${run.size}; ${run.details}`), td(run.seeds),
       td(window_.start), td(window_.end), td(window_.change, "number"), td(String(run.n_snapshots), "number"));
   });
