@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from icl_jax.cli.arguments import find_config
-from icl_jax.cli.reproduce import find_suite
+from icl_jax.config.builtin import suite_file
+from icl_jax.suites.suite import load_suite
 from tests.train.runs import command
 
 _BLOCK = re.compile(r"^```(python)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -51,7 +52,7 @@ def test_commands_and_python_run(
         verb, args = line[1], line[2:]
         verbs.add(verb)
         if verb == "reproduce":  # hours
-            find_suite(args[0])
+            load_suite(suite_file(args[0]))
         elif "python-2l" in " ".join(args):  # minutes
             find_config(Path(args[-1] if verb == "data" else "python-2l").name)
         else:

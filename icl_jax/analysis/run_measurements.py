@@ -51,7 +51,7 @@ def analyze(
     if not entries:
         raise UserError(f"{run.path}: has no snapshots yet")
     chosen = choose_entries(entries, snapshots)
-    wanted = _wanted(only, table)
+    wanted = with_needs(only, table)
     context = make_context(run, n_rows)
     session = _Session(run, context, table, progress)
     everywhere = [m for m in table if isinstance(m, Measurement) and not m.on_few]
@@ -79,7 +79,7 @@ def make_context(run: RunDir, n_rows: int | None = None) -> Context:
     )  # fmt: skip
 
 
-def _wanted(only: Sequence[str] | None, table: tuple[Measurement | Derived, ...]) -> set[str]:
+def with_needs(only: Sequence[str] | None, table: tuple[Measurement | Derived, ...]) -> set[str]:
     """Names that were asked for, and what they need."""
     by_name = {entry.name: entry for entry in table}
     if only is None:

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import Positional
 
 from icl_jax import process
 from icl_jax.config import UserError
+from icl_jax.display import MeasurementsDisplay, say
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.checkpoints import quiet_orbax
 
@@ -56,17 +56,17 @@ def analyze(args: AnalyzeArgs, console: Console) -> int:
         is_chosen = only is not None or snapshots is not None or args.rows
         if not (args.show and path.exists() and not is_chosen):
             started = time.monotonic()
-            with _Progress(console, str(run.path)) as progress:
+            with MeasurementsDisplay(console, str(run.path)) as display:
                 dataset = run_measurements.analyze(
-                    run, only=only, snapshots=snapshots, n_rows=args.rows or None, progress=progress.update
+                    run, only=only, snapshots=snapshots, n_rows=args.rows or None, progress=display.update
                 )
             n_variables, n_snapshots = len(dataset.data_vars), dataset.sizes["snapshot"]
-            took = f"{progress.n_taken} measurements taken in {time.monotonic() - started:.0f} s"
-            _say(console, f"{path}: {n_variables} variables of {n_snapshots} snapshots; {took}")
+            took = f"{display.n_taken} measurements taken in {time.monotonic() - started:.0f} s"
+            say(console, f"{path}: {n_variables} variables of {n_snapshots} snapshots; {took}")
         if args.show:
             from icl_jax.report.phase_table import phase_table
 
-            _say(console, "\n".join(phase_table(load_dataset(path).load())))
+            say(console, "\n".join(phase_table(load_dataset(path).load())))
     return 0
 
 
@@ -86,46 +86,8 @@ def _print_list(console: Console) -> None:
     from icl_jax.measures.table import TABLE
 
     for entry in TABLE:
-        _say(console, f"{entry.name}  ({entry.source})")
+        say(console, f"{entry.name}  ({entry.source})")
         for name, variable in entry.variables.items():
             dims = (entry.snapshot_dim, *variable.dims) if isinstance(entry, Measurement) else variable.dims
             label = f"{name} ({', '.join(dims)})"
-            _say(console, f"  {label:<62} {variable.units:<10} {variable.text}")
-
-
-class _Progress:
-    """A bar on a terminal; elsewhere a line at each tenth."""
-
-    def __init__(self, console: Console, path: str) -> None:
-        self._console, self._path = console, path
-        self._bar: Progress | None = None
-        self._tenth = 0
-        self.n_taken = 0
-
-    def __enter__(self) -> "_Progress":
-        if self._console.is_terminal:
-            columns = (
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total}"),
-            )
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
-            self._task = self._bar.add_task(self._path, total=None)
-            self._bar.start()
-        return self
-
-    def update(self, done: int, total: int, name: str) -> None:
-        self.n_taken = done
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, description=f"{self._path}  {name}")
-        elif 10 * done // total > self._tenth:
-            self._tenth = 10 * done // total
-            _say(self._console, f"{self._path}: {done} of {total} measurements taken, the latest {name}")
-
-    def __exit__(self, *_error: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+            say(console, f"  {label:<62} {variable.units:<10} {variable.text}")

@@ -16,6 +16,7 @@ from icl_jax import process
 from icl_jax.cli.arguments import find_config
 from icl_jax.config import Config, LaunchConfig, UserError
 from icl_jax.config.builtin import builtin_config_names
+from icl_jax.display import say
 
 if TYPE_CHECKING:
     from icl_jax.plan.compiled import Plan
@@ -50,13 +51,13 @@ def compile_configs(args: CompileArgs, console: Console) -> int:
         plan = make_plan(name, config, args.price or None)
         plans.append(plan)
         if args.json:
-            _say(console, plan_to_json(plan))
+            say(console, plan_to_json(plan))
         elif len(configs) > 1:
             for line in table_rows([plan])[0 if len(plans) == 1 else 2 :]:
-                _say(console, line)
+                say(console, line)
         else:
             for line in _describe(config, plan):
-                _say(console, line)
+                say(console, line)
     return 0 if all(plan.estimate is not None for plan in plans) else 1
 
 
@@ -105,7 +106,7 @@ def plan_suite(configs: Mapping[str, Config], folder: Path, console: Console) ->
         if file.exists():
             plans.append(replace(plan_from_json(file.read_text(encoding="utf-8")), name=name))
             continue
-        _say(console, f"{name}: compiles for {config.launch.topology}")
+        say(console, f"{name}: compiles for {config.launch.topology}")
         plans.append(make_plan(name, config))
         half = file.with_suffix(".part")
         half.write_text(plan_to_json(plans[-1]), encoding="utf-8")
@@ -193,7 +194,3 @@ def short(number: float, unit: str = "") -> str:
     prefixes = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
     prefix, size = next((entry for entry in prefixes if number >= entry[1]), ("", 1))
     return f"{number / size:.3g} {prefix}{unit}".rstrip()
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from icl_jax import process
+from icl_jax.display import say
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.checkpoints import quiet_orbax
 
@@ -35,5 +36,5 @@ def export(args: ExportArgs, console: Console) -> int:
 
     weights, config = export_snapshot(run, None if args.step == -1 else args.step, args.out or None)
     for line in (f"{weights} and {config.name}, for TransformerLens 3:", "", *loading_code(weights, config)):
-        console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        say(console, line)
     return 0

@@ -14,6 +14,7 @@ from tyro.conf import Positional
 from icl_jax import __version__, process
 from icl_jax.cli.arguments import ConfigArgs, parse, parse_with_config
 from icl_jax.config import NonFiniteLossError, UserError
+from icl_jax.display import say
 
 
 def _train(args: Sequence[str], console: Console) -> int:
@@ -82,7 +83,7 @@ def _data(args: Sequence[str], console: Console) -> int:
     """Prepare a config's corpus, or show its rows. Example: icl-jax data show python-2l --rows 2"""
     verb, rest = (args[0], args[1:]) if args else ("", [])
     if verb in ("", "-h", "--help"):
-        console.print(f"usage: icl-jax data prepare|show CONFIG ...\n\n{_data.__doc__}", markup=False, highlight=False)
+        say(console, f"usage: icl-jax data prepare|show CONFIG ...\n\n{_data.__doc__}")
         return 0
     if verb not in ("prepare", "show"):
         raise UserError(f"data {verb}: no such verb; there are prepare and show")
@@ -167,7 +168,7 @@ def _help(console: Console) -> None:
     lines = ["usage: icl-jax VERB ... [--debug]", "", "verbs:"]
     lines += [f"  {name:<10} {function.__doc__}" for name, function in _VERBS.items()]
     lines += ["", "icl-jax VERB --help tells more. Errors are one line; --debug shows where they came from."]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    say(console, "\n".join(lines))
 
 
 class _Console(Console):
@@ -191,7 +192,7 @@ def run(argv: Sequence[str]) -> int:
             _help(console)
             return 0
         if args[0] == "--version":
-            console.print(f"icl-jax {__version__}", highlight=False)
+            say(console, f"icl-jax {__version__}")
             return 0
         if args[0] not in _VERBS:
             raise UserError(f"{args[0]}: no such verb; there are {', '.join(_VERBS)}")

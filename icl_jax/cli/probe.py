@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from icl_jax import process
 from icl_jax.config import UserError
+from icl_jax.display import say
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.checkpoints import quiet_orbax
 
@@ -59,10 +60,10 @@ def probe(args: ProbeArgs, console: Console) -> int:
     columns["embedding"] = ["", *(f"{value:+.1f}" for value in terms.embedding), ""]
     if model.d_mlp:
         columns["MLPs"] = ["", *(f"{value:+.1f}" for value in terms.mlps.sum(axis=-1)), ""]
-    _print(console, f"{run.path}: {_title([look.step for look in found.looks])}")
+    say(console, f"{run.path}: {_title([look.step for look in found.looks])}")
     _print_table(console, columns)
     for look in found.looks:
-        _print(console, f"mean loss at step {look.step}: {look.attribution.loss_nats.mean():.3f} nats")
+        say(console, f"mean loss at step {look.step}: {look.attribution.loss_nats.mean():.3f} nats")
     return 0
 
 
@@ -105,8 +106,4 @@ def _print_table(console: Console, columns: dict[str, list[str]]) -> None:
             cell.rjust(width) if right else cell.ljust(width)
             for cell, width, right in zip(row, widths, is_number.values(), strict=True)
         )
-        _print(console, _COLUMN_GAP.join(cells).rstrip())
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        say(console, _COLUMN_GAP.join(cells).rstrip())

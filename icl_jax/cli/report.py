@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from icl_jax import process
 from icl_jax.cli.analyze import AnalyzeArgs, analyze
 from icl_jax.config import UserError
+from icl_jax.display import say
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.checkpoints import quiet_orbax
 from icl_jax.rundir.files import is_bucket
@@ -35,16 +36,12 @@ def report(args: ReportArgs, console: Console) -> int:
     out = Path(args.out or Path(args.runs[0]) / "report")
     waiting = tuple(path for path in args.runs if not (RunDir.open(path).path / "analysis.zarr").exists())
     if waiting:
-        _say(console, f"no analysis yet of {', '.join(waiting)}: taking it first")
+        say(console, f"no analysis yet of {', '.join(waiting)}: taking it first")
         analyze(AnalyzeArgs(runs=waiting), console)
     else:
         quiet_orbax()
         process.configure_jax(process.cpu_count())
     from icl_jax.report import write_report  # after JAX is configured
 
-    _say(console, f"the page: {write_report(list(args.runs), out)}")
+    say(console, f"the page: {write_report(list(args.runs), out)}")
     return 0
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,31 +1,15 @@
 """`icl-jax sweep`: W&B's sweep file over fields of a config, by W&B's scheduler online or drawn here without it."""
 
-import csv
-import json
-import os
-import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-import yaml
 from rich.console import Console
-from rich.table import Column, Table
 from tyro.conf import Positional
 
 from icl_jax.cli.arguments import find_config
-from icl_jax.cli.reproduce import prepare, run_members, tracked, train_command
-from icl_jax.config import Config, UserError, numeric_differences
-from icl_jax.config.tables import flat
-from icl_jax.rundir import RunDir
-from icl_jax.rundir.files import reason
-from icl_jax.suites.jobs import Job
-from icl_jax.suites.sweep_file import SweepFile, load_sweep
-
-_TRAIN = "from icl_jax.cli.main import main; main()"
-_MEMBER = "from icl_jax.cli.sweep import train_member; train_member()"
+from icl_jax.config import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,119 +35,14 @@ def sweep(args: SweepArgs, console: Console) -> int:
     for name, number in (("--count", args.count), ("--jobs", args.jobs)):
         if number < 0:
             raise UserError(f"{name} = {number}: must be 0 or more")
+    from icl_jax.suites.run_sweep import run_local, run_online
+    from icl_jax.suites.sweep_file import load_sweep
+
     file = load_sweep(Path(args.sweep))
     path, base = find_config(args.config)
     out = Path(args.out or Path("runs") / file.path.stem)
     from icl_jax.train.watch.wandb_run import auto_mode
 
     if base.tracker.wandb in ("auto", "online") and auto_mode()[0] == "online":
-        return _online(args, file, path, base, out, console)
-    return _local(args, file, base, out, console)
-
-
-def _local(args: SweepArgs, file: SweepFile, base: Config, out: Path, console: Console) -> int:
-    members = file.members(args.count)
-    runs = {name: tracked(file.config(base, values), file.name, "") for name, values in members.items()}
-    todo = [name for name, config in runs.items() if not _is_finished(out / name, config)]
-    _say(console, f"{file.path}: {len(runs)} runs, {len(runs) - len(todo)} of them finished, in {out}")
-    if args.dry_run:
-        for name in runs:
-            _say(console, f"  {name}" + ("" if name in todo else "  (finished)"))
-        return 0
-    prepare({name: runs[name] for name in todo}, out, console)
-    failure = None
-    try:
-        jobs = [Job(name, [train_command(name, out)]) for name in todo]
-        status = run_members(jobs, args.jobs, out, console) if jobs else None
-    except UserError as error:  # a loss that is not finite, say, must not hide what the others found
-        status, failure = None, error
-    if status is not None:
-        return status
-    _show(out, file.varied, runs, console)
-    if failure is not None:
-        raise failure
-    return 0
-
-
-def _is_finished(path: Path, config: Config) -> bool:
-    if not RunDir.is_run(str(path)):
-        return False
-    run = RunDir.open(str(path))
-    # A run of another config under this name is for `train` to refuse.
-    return run.last_state_step() == config.train.n_steps and not numeric_differences(run.config, config)
-
-
-def _online(args: SweepArgs, file: SweepFile, path: Path, base: Config, out: Path, console: Console) -> int:
-    """W&B chooses the values; its agent trains one run at a time here, and others may join it."""
-    out = out.resolve()
-    member = [sys.executable, "-c", _MEMBER, str(file.path.resolve()), str(path.resolve()), str(out), "${args_json}"]
-    spec = {"name": file.name, "program": "icl-jax", "command": member, **file.spec}
-    if args.dry_run:
-        _say(console, f"W&B would be given this sweep, and {args.count or 'all'} of its runs trained here, in {out}:")
-        _say(console, yaml.safe_dump(spec, sort_keys=False))
-        return 0
-    import wandb
-
-    kept = out / "wandb-sweep.txt"  # the second call goes on with the same sweep
-    entity, project = base.tracker.entity or None, base.tracker.project
-    try:
-        if not kept.exists():
-            out.mkdir(parents=True, exist_ok=True)
-            kept.write_text(wandb.sweep(spec, entity=entity, project=project), encoding="utf-8")
-        sweep_id = kept.read_text(encoding="utf-8").strip()
-        full = "/".join(part for part in (entity, project, sweep_id) if part)
-        _say(console, f"more runs at a time, from other terminals and on other GPUs: wandb agent {full}")
-        wandb.agent(sweep_id, entity=entity, project=project, count=args.count or None)
-    except Exception as error:  # W&B's, requests', the file's
-        raise UserError(f"W&B sweep of {out}: {reason(error)}") from None
-    found = {path.name: RunDir.open(str(path)).config for path in sorted(out.iterdir()) if RunDir.is_run(str(path))}
-    _show(out, file.varied, found, console)
-    return 0
-
-
-def train_member() -> None:
-    """What W&B's agent starts: trains the config of the values that it gives as JSON.
-
-    W&B may draw the same values twice, and continues a run that was preempted: its run id is part of the name.
-    """
-    sweep_path, config_path, out, values = sys.argv[1:]
-    try:
-        file = load_sweep(Path(sweep_path))
-        _, base = find_config(config_path)
-        drawn = json.loads(values)
-        name = f"{file.member_name(drawn)},id={os.environ['WANDB_RUN_ID']}"
-        prepare({name: file.config(base, drawn)}, Path(out), Console())
-    except UserError as error:
-        print(f"icl-jax: {error}", file=sys.stderr)
-        sys.exit(2)
-    os.execv(sys.executable, [sys.executable, "-c", _TRAIN, *train_command(name, Path(out))])
-
-
-def _show(out: Path, varied: list[str], runs: Mapping[str, Config], console: Console) -> None:
-    """A row for each member, on the console and in OUT/sweep.csv."""
-    header = [*varied, "final loss", "ICL score", "heads form at", "run"]
-    rows = [[str(flat(config).get(name, "")) for name in varied] + _measured(out / run) for run, config in runs.items()]
-    table = Table(*(Column(name, no_wrap=name != "run", overflow="fold") for name in header), box=None)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table, markup=False)
-    with (out / "sweep.csv").open("w", encoding="utf-8", newline="") as handle:
-        csv.writer(handle).writerows([header, *rows])
-    _say(console, f"the table: {out / 'sweep.csv'}")
-
-
-def _measured(path: Path) -> list[str]:
-    """Loss of the last step and windowed ICL score of the last probe, nats; tokens at which heads formed; path."""
-    run = RunDir.open(str(path)) if RunDir.is_run(str(path)) else None
-    if run is None or run.last_state_step() != run.config.train.n_steps:
-        return ["not finished", "", "", str(path)]
-    from icl_jax.train.session import seen_induction_head
-
-    record, head = run.load_record(), seen_induction_head(run)
-    icl = f"{float(record['icl_windowed'][-1]):.3f}" if "icl_windowed" in record else "no probes"
-    formed = str(head.tokens) if head else "never"
-    return [f"{float(record['loss'][-1].mean()):.3f}", icl, formed, str(path)]
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return run_online(file, path, base, out, console, count=args.count, dry_run=args.dry_run)
+    return run_local(file, base, out, console, count=args.count, n_slots=args.jobs, dry_run=args.dry_run)

@@ -10,6 +10,7 @@ from rich.console import Console
 from icl_jax import process
 from icl_jax.cli.arguments import ConfigArgs
 from icl_jax.config import Config, UserError
+from icl_jax.display import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +64,14 @@ def train(args: TrainArgs, console: Console) -> int:
     _check(args)
     n_cores = 1 if args.coordinator else process.cpu_count()
     process.configure_jax(args.devices or default_cpu_devices(config, n_cores))
-    from icl_jax.cli.data import open_corpus
+    from icl_jax.data import open_shown
     from icl_jax.train import session  # after JAX is configured
 
     outcome = session.run(
         config,
         run_path(args),
         console,
-        open_corpus=open_corpus,
+        open_corpus=open_shown,
         argv=sys.argv,
         n_devices=args.devices,
         coordinator=args.coordinator,
@@ -80,7 +81,7 @@ def train(args: TrainArgs, console: Console) -> int:
     if outcome.signum:
         name = signal.Signals(outcome.signum).name
         again = f"icl-jax train {args.config} --run {run_path(args)}"
-        console.print(f"{name}: state saved at step {outcome.step}; resume with: {again}", markup=False, soft_wrap=True)
+        say(console, f"{name}: state saved at step {outcome.step}; resume with: {again}")
     if outcome.signum == signal.SIGINT:
         return 130
     return args.sigterm_status if outcome.signum else 0

@@ -2,6 +2,7 @@
 
 from rich.console import Console
 
+from icl_jax.display import say
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.checkpoints import quiet_orbax
 from icl_jax.rundir.verify import problems
@@ -14,16 +15,14 @@ def verify(path: str, console: Console) -> int:
     n_problems = 0
     for problem in problems(run):
         n_problems += 1
-        console.print(problem, markup=False, highlight=False, soft_wrap=True)
+        say(console, problem)
     if n_problems:
         return 1
     record, entries = run.load_record(), run.manifest.read()
     n_steps = run.config.train.n_steps
-    console.print(
+    say(
+        console,
         f"{run.path}: good: {record.sizes['step']} of {n_steps} steps x {record.sizes['position']} positions recorded,"
         f" {len(entries)} snapshots with the hashes of the manifest",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
     )
     return 0

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from icl_jax.cli.arguments import ConfigArgs
 from icl_jax.config import UserError
+from icl_jax.display import say
 from icl_jax.rundir.files import reason
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def workspace(args: WorkspaceArgs, console: Console) -> int:
         raise UserError('icl-jax workspace needs the package: pip install "icl-jax[workspace]"') from None
     except Exception as error:  # W&B's, requests', GraphQL's: whatever went wrong with the network or the account
         raise UserError(f"W&B: {reason(error)}") from None
-    console.print(saved.url, markup=False, highlight=False, soft_wrap=True)
+    say(console, saved.url)
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from icl_jax.data.batches import Batches
 from icl_jax.data.corpus import Corpus, Progress
-from icl_jax.data.opening import open_corpus
+from icl_jax.data.opening import open_corpus, open_shown
 from icl_jax.data.order import row_ids
 
-__all__ = ["Batches", "Corpus", "Progress", "open_corpus", "row_ids"]
+__all__ = ["Batches", "Corpus", "Progress", "open_corpus", "open_shown", "row_ids"]

@@ -1,8 +1,17 @@
 """From a config to its corpus."""
 
+from rich.console import Console
+
 from icl_jax.config import Config
 from icl_jax.config.corpora import corpus_kind
 from icl_jax.data.corpus import Corpus, Progress
+from icl_jax.display import PreparationDisplay
+
+
+def open_shown(config: Config, console: Console) -> Corpus:
+    """`open_corpus`, showing on the console how far the preparation is. Raises UserError."""
+    with PreparationDisplay(console) as display:
+        return open_corpus(config, progress=display)
 
 
 def open_corpus(config: Config, *, progress: Progress | None = None) -> Corpus:

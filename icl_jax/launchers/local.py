@@ -9,6 +9,7 @@ import time
 from rich.console import Console
 
 from icl_jax.config import UserError
+from icl_jax.display import say
 from icl_jax.suites.jobs import device_slots, start
 
 # A process that waits for one that died does not hear SIGTERM: it looks for signals between steps.
@@ -59,7 +60,7 @@ def run(commands: list[list[str]], console: Console) -> int:
 def _show(i: int, child: subprocess.Popen[str], console: Console) -> None:
     assert child.stdout is not None
     for line in child.stdout:
-        console.print(f"[{i}] {line.rstrip()}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"[{i}] {line.rstrip()}")
 
 
 def _wait(children: list[subprocess.Popen[str]], console: Console) -> int:
@@ -70,7 +71,7 @@ def _wait(children: list[subprocess.Popen[str]], console: Console) -> int:
             failed = _first_failed(children)
             if failed is not None:
                 others = "ending the others, whose state is saved as of their last save"
-                console.print(f"process {failed[0]} ended with status {failed[1]}: {others}", highlight=False)
+                say(console, f"process {failed[0]} ended with status {failed[1]}: {others}")
                 deadline_s = time.monotonic() + _GRACE_S
                 for child in children:
                     child.terminate()

@@ -84,6 +84,10 @@ class Chart:
 
     x: Axis
     y: Axis
+    title: str = ""
+    """Only where a figure has several charts of a run."""
+    wide: bool = False
+    """Fills a row of its own."""
     series: list[Series] = field(default_factory=list)
     heat: Heat | None = None
     band: Band | None = None

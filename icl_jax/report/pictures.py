@@ -14,8 +14,9 @@ import numpy as np
 from icl_jax.report.chart import Band, Chart, Series, table_of
 from icl_jax.report.figures.figure import Figure, Panel
 from icl_jax.report.reported_run import ReportedRun
-from icl_jax.report.suite.phase_change import COLOURS
 
+# Okabe and Ito's colours, which stay apart for colour-blind readers.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _ROLES = {"induction": "#D55E00", "previous": "#0072B2", "other": "#9AA0A8"}
 _BAND, _NO_BAND = "#E69F00", "#9AA0A8"
 _DIVERGING = ("#0072B2", "#F7F7F7", "#D55E00")
@@ -28,42 +29,89 @@ _STYLE: Any = {
 
 
 def save_figure(figure: Figure, runs: list[ReportedRun], folder: Path) -> list[Path]:
-    """Write NAME.png, NAME.pdf and NAME.csv, all panels in each; nothing where every panel is a gap."""
-    panels = figure.panels(runs)
-    charts = [(panel, panel.chart) for panel in panels if isinstance(panel.chart, Chart)]
+    """Write NAME.png, NAME.pdf and NAME.csv, all charts in each; nothing where every panel is a gap."""
+    charts = _charts(figure, runs)
     if not charts:
         return []
     paths = [folder / f"{figure.name}.{kind}" for kind in ("png", "pdf", "csv")]
-    _draw(figure, charts, paths[:2])
+    _draw(figure.title, charts, paths[:2])
     _save_csv(charts, paths[2])
     return paths
 
 
+def save_picture(figure: Figure, runs: list[ReportedRun], path: Path) -> bool:
+    """Write one file, as its suffix says (PNG, PDF, SVG); False, and nothing, where every panel is a gap."""
+    charts = _charts(figure, runs)
+    if charts:
+        _draw(figure.title, charts, [path])
+    return bool(charts)
+
+
+def _charts(figure: Figure, runs: list[ReportedRun]) -> list[tuple[Panel, Chart]]:
+    return [(panel, panel.chart) for panel in figure.panels(runs) if isinstance(panel.chart, Chart)]
+
+
 def _save_csv(charts: list[tuple[Panel, Chart]], path: Path) -> None:
+    """A row for each point. Where the charts have other axes they are named in a column, and the axes x and y."""
+    tables = [table_of(chart) for _, chart in charts]
+    headers = [header for header, _ in tables]
+    is_alike = all(header == headers[0] for header in headers)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["run", *table_of(charts[0][1])[0]])
-        for panel, chart in charts:
-            _, rows = table_of(chart)
-            writer.writerows([panel.run.name if panel.run else "all", *row] for row in rows)
+        writer.writerow(["run", *headers[0]] if is_alike else ["run", "chart", "series", "x", "y"])
+        for (panel, chart), (_, rows) in zip(charts, tables, strict=True):
+            which = [panel.run.name if panel.run else "all"]
+            which += [] if is_alike else [f"{chart.title}: {chart.y.label} by {chart.x.label}"]
+            writer.writerows([*which, *row] for row in rows)
 
 
-def _draw(figure: Figure, panels: list[tuple[Panel, Chart]], paths: list[Path]) -> None:
+def _grid(charts: list[tuple[Panel, Chart]]) -> list[list[tuple[Panel, Chart]]]:
+    """Rows of charts: a wide one fills one of its own, the several of a run stand in one, others are four in one."""
+    several = len(charts) > len({panel.run.name if panel.run else "all" for panel, _ in charts})
+    rows: list[list[tuple[Panel, Chart]]] = []
+    for panel, chart in charts:
+        last = rows[-1][-1] if rows else None
+        if (
+            last is None or chart.wide or last[1].wide or len(rows[-1]) == _PER_ROW
+            or (several and panel.run is not last[0].run)
+        ):  # fmt: skip
+            rows.append([])
+        rows[-1].append((panel, chart))
+    return rows
+
+
+def _draw(title: str, charts: list[tuple[Panel, Chart]], paths: list[Path]) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    n_columns = min(_PER_ROW, len(panels))
-    n_rows = -(-len(panels) // n_columns)
-    size = (6.5, 3.6) if panels[0][0].run is None else (2.7 * n_columns + 0.4, 2.3 * n_rows + 0.3)
+    rows = _grid(charts)
+    n_columns = max(len(row) for row in rows)
+    is_titled = any(chart.title for _, chart in charts)
+    if len(charts) == 1 and charts[0][0].run is None:
+        size = (6.5, 3.6)
+    else:
+        width, height = (3.4, 3.2) if is_titled and n_columns < _PER_ROW else (2.7, 2.3)
+        size = (max(6.5, width * n_columns + 0.4) if is_titled else width * n_columns + 0.4, height * len(rows) + 0.3)
+    heights = [1.4 if row[0][1].wide else 1 for row in rows]
     with plt.rc_context(_STYLE):
-        drawn, grid = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
-        for axes, (panel, chart) in zip(grid.flat, panels, strict=False):
-            axes.set_title(panel.run.name if panel.run else "", loc="left", fontsize=8)
-            _draw_chart(axes, chart)
-        for axes in grid.flat[len(panels) :]:
-            axes.set_axis_off()
-        drawn.suptitle(figure.title, fontsize=9)
-        drawn.draw_without_rendering()
+        drawn = plt.figure(figsize=size, layout="constrained")
+        grid = drawn.add_gridspec(len(rows), n_columns, height_ratios=heights)
+        for i, row in enumerate(rows):
+            for j, (panel, chart) in enumerate(row):
+                axes = drawn.add_subplot(grid[i, :] if chart.wide else grid[i, j])
+                parts = [panel.run.name if panel.run else "", chart.title]
+                axes.set_title(": ".join(part for part in parts if part), loc="left", fontsize=8)
+                _draw_chart(axes, chart)
+                if chart.legend:
+                    # The words of several charts of a run are long: below, where they hide no curve.
+                    below: dict[str, Any] = (
+                        {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)} if panel.run and chart.title else {}
+                    )
+                    axes.legend(frameon=False, fontsize=6, **below)
+        drawn.suptitle(title, fontsize=9)
+        layout = drawn.get_layout_engine()
+        assert layout is not None
+        layout.execute(drawn)
         drawn.set_layout_engine("none")  # laid out once, not for each kind of file
         for path in paths:
             drawn.savefig(path, dpi=160)
@@ -104,8 +152,6 @@ def _draw_chart(axes: Any, chart: Chart) -> None:
             getattr(axes, f"set_{which}lim")(axis.range)
     if chart.x.is_tokens:
         axes.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
-    if chart.legend:
-        axes.legend(frameon=False, fontsize=6)
 
 
 def _draw_heat(axes: Any, chart: Chart) -> None:

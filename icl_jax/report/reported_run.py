@@ -88,11 +88,19 @@ class ReportedRun:
 
     @cached_property
     def training_loss(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and mean loss of the training batches, from the record: means of up to 300 stretches of steps."""
+        """Tokens [stretch] and mean loss [stretch, position] of training batches, in up to 300 stretches of steps."""
         record = self.run.load_record()
-        loss, tokens = record["loss"].values.mean(axis=1), record["tokens"].values
-        stretches = [part for part in np.array_split(np.arange(len(loss)), _N_STRETCHES) if len(part)]
-        return tuple(np.array([values[part].mean() for part in stretches]) for values in (tokens, loss))  # type: ignore[return-value]
+        loss, tokens = record["loss"].values, record["tokens"].values
+        bounds = np.unique(np.linspace(0, len(loss), min(_N_STRETCHES, len(loss)) + 1).astype(int))
+        counts = np.diff(bounds)
+        return np.add.reduceat(tokens, bounds[:-1]) / counts, np.add.reduceat(loss, bounds[:-1]) / counts[:, None]
+
+    @property
+    def training_icl(self) -> np.ndarray:
+        """The windowed ICL score of the training batches at the tokens of `training_loss`; nats."""
+        loss = self.training_loss[1]
+        (early_a, early_b), (late_a, late_b) = (self.data.attrs[f"icl_{end}_window"] for end in ("early", "late"))
+        return loss[:, late_a - 1 : late_b].mean(axis=1) - loss[:, early_a - 1 : early_b].mean(axis=1)
 
     @property
     def window(self) -> tuple[int, int] | None:
@@ -100,6 +108,14 @@ class ReportedRun:
         if not self.has("phase_start", "phase_end"):
             return None
         return int(self.data["phase_start"]), int(self.data["phase_end"])
+
+    @property
+    def before_after(self) -> tuple[int, int]:
+        """Indexes of the snapshots at the ends of the phase change; without one, a tenth of the run and its end."""
+        steps = list(self.data["snapshot"].values)
+        if self.window is not None and self.forms_induction is not False:
+            return steps.index(self.window[0]), steps.index(self.window[1])
+        return int(np.searchsorted(steps, steps[-1] / 10)), len(steps) - 1
 
     @cached_property
     def band(self) -> Band | None:

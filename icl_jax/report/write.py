@@ -4,8 +4,7 @@ from pathlib import Path
 
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import UserError
-from icl_jax.report.figures.figure import Figure
-from icl_jax.report.figures.table import BEHAVIOURS, COMPARISONS, MODEL_ANALYSIS
+from icl_jax.report.figures.table import FIGURES
 from icl_jax.report.page.html import render_page
 from icl_jax.report.page.page_data import page_data
 from icl_jax.report.pictures import save_figure
@@ -21,10 +20,9 @@ def write_report(paths: list[str], out: Path) -> Path:
     for run in runs:
         if not run.is_analyzed:
             analyze(run.run)
-    figures: tuple[Figure, ...] = (*COMPARISONS, *MODEL_ANALYSIS, *BEHAVIOURS)
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
-        for figure in figures:
+        for figure in FIGURES:
             save_figure(figure, runs, out / "figures")
         page = out / "index.html"
         page.write_text(render_page(page_data(runs)), encoding="utf-8")

@@ -7,23 +7,18 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
 from icl_jax import process
-
-# Without a terminal: seconds between two lines of one job.
-_SAY_EVERY_S = 20.0
-_DONE = "done"
+from icl_jax.display import DONE, jobs_display
+from icl_jax.suites.nursery import Nursery
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +118,14 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Slot], logs: Path, console: Co
                     return
                 if children.is_stopped():
                     return
-            say(job.name, _DONE)
+            say(job.name, DONE)
         finally:
             free.put(slot)
 
     with (
-        _display(console, [job.name for job in jobs]) as say,
+        jobs_display(console, [job.name for job in jobs]) as say,
         children.passing_signals(),
+        closing(children),
         ThreadPoolExecutor(len(slots)) as pool,
     ):
         for future in [pool.submit(run, job) for job in jobs]:
@@ -140,11 +136,12 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Slot], logs: Path, console: Co
 
 
 class _Children:
-    """The commands that run now, and the signal that is to end them."""
+    """The processes that run commands, and the signal that is to end them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._running: set[subprocess.Popen[str]] = set()
+        self._running: list[Nursery] = []
+        self._idle: list[tuple[Slot, Nursery]] = []
         self.signum = 0
 
     def run(self, command: list[str], slot: Slot, log: Path, say: Callable[[str], None]) -> tuple[int, str]:
@@ -154,20 +151,29 @@ class _Children:
             if self.is_stopped():
                 return 0, last
             with self._lock:
-                child = start(command, slot)
-                self._running.add(child)
+                child = self._idle_on(slot) or Nursery(slot.cores, slot.environment)
+                self._running.append(child)
             if self.is_stopped():  # while it was started
                 child.send_signal(self.signum)
-            with child:
-                assert child.stdout is not None
-                for line in child.stdout:
-                    file.write(line)
-                    if line.strip():
-                        last = line.strip()
-                        say(last)
+            for line in child.run(command):
+                file.write(line)
+                if line.strip():
+                    last = line.strip()
+                    say(last)
             with self._lock:
-                self._running.discard(child)
-        return (0 if self.is_stopped() else child.returncode), last
+                self._running.remove(child)
+                self._idle.append((slot, child))
+        return (0 if self.is_stopped() else child.status), last
+
+    def _idle_on(self, slot: Slot) -> Nursery | None:
+        for i, (its_slot, child) in enumerate(self._idle):
+            if its_slot == slot and not child.has_ended:
+                return self._idle.pop(i)[1]
+        return None
+
+    def close(self) -> None:
+        for child in [*self._running, *(child for _, child in self._idle)]:
+            child.close()
 
     def is_stopped(self) -> bool:
         return self.signum != 0
@@ -185,32 +191,3 @@ class _Children:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
-
-
-@contextmanager
-def _display(console: Console, names: list[str]) -> Iterator[Callable[[str, str], None]]:
-    """A function that shows a job's latest line: in a table on a terminal, now and then as a plain line elsewhere."""
-    latest = dict.fromkeys(names, "waits")
-
-    def table() -> Table:
-        grid = Table.grid(padding=(0, 2))
-        grid.add_column(no_wrap=True)
-        grid.add_column(no_wrap=True, overflow="ellipsis")
-        for name, line in latest.items():
-            grid.add_row(name, line)
-        return grid
-
-    if console.is_terminal:
-        with Live(get_renderable=table, console=console, refresh_per_second=4):
-            yield latest.__setitem__
-        return
-    lock = threading.Lock()
-    said_s: dict[str, float] = {}
-
-    def say(name: str, line: str) -> None:
-        with lock:
-            if line == _DONE or time.monotonic() - said_s.get(name, -_SAY_EVERY_S) >= _SAY_EVERY_S:
-                said_s[name] = time.monotonic()
-                console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
-
-    yield say

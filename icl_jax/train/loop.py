@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 
 from icl_jax.config import Config, NonFiniteLossError, UserError
 from icl_jax.data import Batches, Corpus
+from icl_jax.display import StepsDisplay
 from icl_jax.rundir import RunDir, probe_steps, snapshot_steps
 from icl_jax.rundir.record import ProbeResult
 from icl_jax.train.parallel import ParallelStep
@@ -18,7 +19,6 @@ from icl_jax.train.probes import make_probe_fn
 from icl_jax.train.recorder import Recorder
 from icl_jax.train.state_arrays import state_from_arrays, state_to_arrays
 from icl_jax.train.stop import StopSignal
-from icl_jax.train.watch.progress import Progress
 from icl_jax.train.watch.tracker import Tracker
 from icl_jax.train.writer import Writer
 
@@ -40,7 +40,7 @@ def train(
     devices: list[jax.Device],
     *,
     stop: StopSignal,
-    progress: Progress,
+    progress: StepsDisplay,
     tracker: Tracker,
 ) -> Outcome:
     """Train from the run directory's last state (or from step 0) to the end of its config.
@@ -111,7 +111,7 @@ class _Session:
     """What the loop does besides stepping. Only process 0 writes; what is collective is done by all."""
 
     def __init__(
-        self, run: RunDir, parallel: ParallelStep, writer: Writer, progress: Progress, tracker: Tracker
+        self, run: RunDir, parallel: ParallelStep, writer: Writer, progress: StepsDisplay, tracker: Tracker
     ) -> None:
         config = run.config
         self.run, self.parallel, self.writer, self.progress, self.tracker = run, parallel, writer, progress, tracker

@@ -1,6 +1,7 @@
 """One training session from a config to a finished or stopped run: what `icl-jax train` does."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from icl_jax.config import Config, UserError
 from icl_jax.data import Corpus
+from icl_jax.display import StepsDisplay, say
 from icl_jax.model.head_scores import InductionHead, first_induction_head
 from icl_jax.model.params import n_params
 from icl_jax.rundir import RunDir
@@ -18,7 +20,6 @@ from icl_jax.train.loop import Outcome, train
 from icl_jax.train.processes import all_or_none, is_first
 from icl_jax.train.start import held_run
 from icl_jax.train.stop import StopSignal
-from icl_jax.train.watch.progress import Progress
 from icl_jax.train.watch.tracker import Tracker, make_tracker
 
 
@@ -50,8 +51,7 @@ def run(
     config.train.rows_per_device(len(devices))
     console = console if is_first() else Console(quiet=True)
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    tell = functools.partial(say, console)
 
     def open_here() -> Corpus:
         if is_first() and not RunDir.is_run(path):
@@ -63,29 +63,29 @@ def run(
     def start_tracker() -> Tracker:
         if is_first():
             run_dir.add_start(describe_start(start_step, devices, argv))
-        say(_headline(config, str(run_dir.path), devices, start_step))
+        tell(_headline(config, str(run_dir.path), devices, start_step))
         known = seen_induction_head(run_dir) if is_first() and start_step else None
-        return make_tracker(config, str(run_dir.path), run_dir.run_id, say, is_first(), known)
+        return make_tracker(config, str(run_dir.path), run_dir.run_id, tell, is_first(), known)
 
     with _failures_explained():
         corpus = all_or_none("cannot open the corpus", open_here)
         with StopSignal() as stop, held_run(path, config, corpus) as run_dir:
             start_step = run_dir.last_state_step() or 0
             if start_step >= config.train.n_steps:
-                say(f"{run_dir.path}: already complete at step {start_step}")
+                tell(f"{run_dir.path}: already complete at step {start_step}")
                 return Outcome(start_step, 0)
             tracker = all_or_none("cannot start", start_tracker)
-            say(tracker.description)
+            tell(tracker.description)
             exit_code = 1
             try:
-                with Progress(console, config.train.n_steps, config.tokens_per_step, start_step) as progress:
-                    outcome = train(run_dir, corpus, devices, stop=stop, progress=progress, tracker=tracker)
+                with StepsDisplay(console, config.train.n_steps, config.tokens_per_step, start_step) as display:
+                    outcome = train(run_dir, corpus, devices, stop=stop, progress=display, tracker=tracker)
                 # W&B waits less for a run that was stopped: a preempted machine is gone in seconds.
                 exit_code = 128 + outcome.signum if outcome.signum else 0
             finally:
                 tracker.finish(exit_code)
     if not outcome.signum:
-        say(f"{run_dir.path}: complete, {outcome.step} steps, {len(run_dir.manifest.read())} snapshots")
+        tell(f"{run_dir.path}: complete, {outcome.step} steps, {len(run_dir.manifest.read())} snapshots")
     return outcome
 
 

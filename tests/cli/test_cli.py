@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from icl_jax import __version__
-from icl_jax.cli.reproduce import find_suite
+from icl_jax.config.builtin import suite_file
 from icl_jax.rundir import RunDir
+from icl_jax.suites.suite import load_suite
 from tests.train.runs import CLI, TINY, command, finish, start_cli, tiny_config, train_here
 
 _VERBS = [
@@ -66,7 +67,7 @@ def test_a_folder_does_not_hide_the_built_in_config_or_suite_of_its_name(
         status, out, err = command(*args)
         assert (status, err) == (0, ""), args
         assert "64" in out
-    assert find_suite("quick").members[0].name == "repeats-0l"
+    assert load_suite(suite_file("quick")).members[0].name == "repeats-0l"
 
 
 def test_version() -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from icl_jax.cli.data import PreparationProgress, data_prepare, data_show
+from icl_jax.cli.data import data_prepare, data_show
 from icl_jax.config import Config, UserError
 from icl_jax.data import open_corpus
+from icl_jax.display import PreparationDisplay
 
 
 def printed(show: Callable[[Console], None], is_terminal: bool = False) -> str:
@@ -83,12 +84,11 @@ def test_show_takes_as_many_rows_as_there_are(cache: Path, stories: Path, make_c
         data_show(config, Console(file=io.StringIO()), 0)
 
 
-def test_lines_come_at_most_every_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_come_at_most_every_five_seconds() -> None:
     now = iter([0.0, 1.0, 4.9, 5.0, 5.1])
-    monkeypatch.setattr("icl_jax.cli.data.time.monotonic", lambda: next(now))
 
     def report(console: Console) -> None:
-        with PreparationProgress(console) as progress:
+        with PreparationDisplay(console, clock=lambda: next(now)) as progress:
             for done in (1, 2, 3, 4):
                 progress(done * 10**6, 4 * 10**6, "encoding")
             progress(1, 4 * 10**6, "another")

@@ -376,7 +376,8 @@ def test_a_pair_whose_change_was_not_measured_is_not_one_without_heads(tmp_path:
         assert (finding, effect) == ("not tested", [])
         assert f"of {lacking[0]} were not taken (icl-jax analyze RUN)" in limits
     chart = smeared_against_plain.FIGURE.panels([untaken, plain])[0].chart
-    assert chart == Gap("loss_by_position is not in this analysis; icl-jax analyze RUN takes it")
+    assert isinstance(chart, Gap)
+    assert chart.why.endswith("; icl_windowed: loss_by_position is not in this analysis; icl-jax analyze RUN takes it")
 
 
 def test_labels_that_were_not_measured_are_not_said_to_be_lacking(tmp_path: Path) -> None:

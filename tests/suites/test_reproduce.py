@@ -67,9 +67,32 @@ def test_a_suite_is_trained_analyzed_and_reported_and_then_only_looked_at(tmp_pa
     assert {name: RunDir.open(str(out / name)).environment["starts"] for name in steps} == steps
 
 
+def test_few_measurements_and_few_probes_leave_out_what_needs_them_and_say_so_before_training(tmp_path: Path) -> None:
+    few = "snapshots = 3\nonly = ['labelled_tokens', 'head_scores']"
+    suite = _write(tmp_path, SUITE.replace("snapshots = 3", few), BIGRAM.replace("n_probes = 4", "n_probes = 1"))
+    out = tmp_path / "out"
+    status, said, err = command("reproduce", suite, "--out", out)
+    assert (status, err) == (0, "")
+    first = said.splitlines()[0]
+    assert first.startswith("tiny, wide: analysis.only leaves out of the report: ")
+    assert "ICL score (nats)" in first
+    assert "phase_change" in first
+    assert "not measured" in said
+    assert not (out / "phase_change.png").exists()
+    assert (out / "report" / "index.html").exists()
+
+
+def test_a_measurement_that_is_not_there_is_refused_before_training(tmp_path: Path) -> None:
+    suite = _write(tmp_path, SUITE.replace("snapshots = 3", "only = ['icl', 'head_score']"))
+    status, said, err = command("reproduce", suite, "--out", tmp_path / "out")
+    assert (status, said) == (2, "")
+    assert err.startswith("icl-jax: suite: tiny: analysis.only = 'head_score': no such measurement; there are ")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_runs_of_a_suite_are_one_wandb_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = "seeds = [3, 4]" + SUITE.replace("d_model = 24 }", "d_model = 24 }, tracker = { group = 'mine' }")
-    monkeypatch.setattr("icl_jax.cli.reproduce.run_jobs", lambda *_: {"tiny-seed3": "not now"})
+    monkeypatch.setattr("icl_jax.suites.run_suite.run_jobs", lambda *_: {"tiny-seed3": "not now"})
     assert command("reproduce", _write(tmp_path, suite), "--out", tmp_path / "out")[0] == 2
     written = {p.stem: load_config(p) for p in (tmp_path / "out" / "configs").iterdir()}
     assert {name: (c.tracker.group, c.tracker.job_type, c.train.seed) for name, c in written.items()} == {

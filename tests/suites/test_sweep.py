@@ -13,9 +13,9 @@ import pytest
 import wandb
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from icl_jax.cli import reproduce, sweep
 from icl_jax.config import UserError, load_config
 from icl_jax.rundir import RunDir
+from icl_jax.suites import run_suite, run_sweep
 from icl_jax.suites.jobs import Job
 from icl_jax.suites.sweep_file import load_sweep
 from tests.train.runs import TINY, command, train_here
@@ -57,7 +57,7 @@ def test_a_grid_is_trained_tabulated_and_then_only_looked_at(tmp_path: Path, mon
             train_here(load_config(toml), Path(run))
         return {jobs[-1].name: "icl-jax: the loss is not finite"} if len(calls) == 1 else {}
 
-    monkeypatch.setattr(reproduce, "run_jobs", run_jobs)
+    monkeypatch.setattr(run_suite, "run_jobs", run_jobs)
     status, said, err = command("sweep", path, base, "--out", out)
     names = ["optimizer.lr=0.001", "optimizer.lr=0.003"]
     assert calls == [names]
@@ -192,7 +192,7 @@ def test_online_wandb_schedules_and_its_agent_starts_the_members(
     assert (config.optimizer.lr, config.model.smeared_keys, config.train.n_steps) == (0.002, False, 4)
     program, argv = started[0]
     assert program == argv[0] == sys.executable
-    assert argv[2:] == [sweep._TRAIN, "train", str(out / "configs" / f"{name}.toml"), "--run", str(out / name)]
+    assert argv[2:] == [run_sweep._TRAIN, "train", str(out / "configs" / f"{name}.toml"), "--run", str(out / name)]
 
 
 def test_a_server_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +212,6 @@ def test_a_run_of_another_config_is_not_taken_for_finished(tmp_path: Path) -> No
     config = load_config(write(tmp_path)[1])
     run = RunDir.create(str(tmp_path / "run"), config, corpus_sha256="0" * 64)
     run.save_state(config.train.n_steps, {"step": np.zeros(3)})
-    assert sweep._is_finished(tmp_path / "run", config)
-    assert not sweep._is_finished(tmp_path / "run", replace(config, model=replace(config.model, n_layers=1)))
-    assert not sweep._is_finished(tmp_path / "none", config)
+    assert run_sweep._is_finished(tmp_path / "run", config)
+    assert not run_sweep._is_finished(tmp_path / "run", replace(config, model=replace(config.model, n_layers=1)))
+    assert not run_sweep._is_finished(tmp_path / "none", config)

@@ -22,6 +22,7 @@ from icl_jax import process
 from icl_jax.cli import main
 from icl_jax.config import Config, parse_config
 from icl_jax.data import open_corpus
+from icl_jax.display import StepsDisplay
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.checkpoints import load_arrays
 from icl_jax.rundir.verify import problems
@@ -30,7 +31,6 @@ from icl_jax.train.loop import Outcome, train
 from icl_jax.train.probes import make_probe_fn
 from icl_jax.train.start import open_or_create
 from icl_jax.train.stop import StopSignal
-from icl_jax.train.watch.progress import Progress
 from icl_jax.train.watch.tracker import NullTracker
 from tests.waiting import LAST_RESORT_S
 
@@ -105,7 +105,7 @@ def train_here(
         if stop_at is not None and step + 1 >= stop_at:
             stop.signum = signum
 
-    progress = Progress(Console(quiet=True), config.train.n_steps, config.tokens_per_step, 0)
+    progress = StepsDisplay(Console(quiet=True), config.train.n_steps, config.tokens_per_step, 0)
     devices = jax.devices()[:n_devices]
     return train(run, corpus, devices, stop=stop, progress=progress, tracker=TellingTracker(seen))
 

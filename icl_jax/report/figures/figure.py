@@ -1,7 +1,8 @@
-"""What a figure is: captions, what it needs of an analysis, and a function from a run, or all of them, to a chart."""
+"""What a figure is: captions, what it needs of an analysis, and a function from a run, or all of them, to charts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,19 +16,17 @@ SHARE = (0.0, 1.04)
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One cell of the model-analysis table."""
+    """One chart of a figure."""
 
     run: ReportedRun | None
-    """None: all runs in one chart."""
+    """None: of all runs."""
     chart: Chart | Gap
-    ours: str
+    ours: str = ""
     """The number to hold against the paper's; empty where there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunFigure:
-    """A row of the table: one chart per run."""
-
+class _Captions:
     name: str
     """Stem of its files, and its anchor on the page."""
     title: str
@@ -37,33 +36,66 @@ class RunFigure:
     """What the paper reports, only where it states it; empty: its figure gives no number to hold ours against."""
     needs: tuple[str, ...]
     """Variables of analysis.zarr; where one is absent, its reason stands in place of the chart."""
-    chart: Callable[[ReportedRun], Chart | Gap]
-    ours: Callable[[ReportedRun], str] = lambda _run: ""
-
-    def panels(self, runs: list[ReportedRun]) -> list[Panel]:
-        panels = []
-        for run in runs:
-            chart = run.gap(*self.needs) or self.chart(run)
-            panels.append(Panel(run, chart, "" if isinstance(chart, Gap) else self.ours(run)))
-        return panels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ComparisonFigure:
-    """One chart of all runs."""
+class RunFigure(_Captions):
+    """A row of the model-analysis table: one chart per run, or several that belong together."""
 
-    name: str
-    title: str
-    shows: str
-    look_for: str
-    paper: str = ""
-    chart: Callable[[list[ReportedRun]], Chart | Gap]
+    source: str = ""
+    """The data.source of the runs that it is of; empty: any. Without such a run the page does not have the figure."""
+    chart: Callable[[ReportedRun], Chart | Gap | list[Chart]]
+    ours: Callable[[ReportedRun], str] = lambda _run: ""
+
+    def is_of(self, source: str) -> bool:
+        return self.source in ("", source)
 
     def panels(self, runs: list[ReportedRun]) -> list[Panel]:
-        return [Panel(None, self.chart(runs), "")]
+        return [panel for run in runs for panel in self._of_run(run)]
+
+    def _of_run(self, run: ReportedRun) -> list[Panel]:
+        source = run.config.data.source
+        other = None if self.is_of(source) else Gap(f"data.source is {source}, not {self.source}")
+        found = other or run.gap(*self.needs) or self.chart(run)
+        if isinstance(found, Gap):
+            return [Panel(run, found)]
+        *first, last = found if isinstance(found, list) else [found]
+        return [*(Panel(run, chart) for chart in first), Panel(run, last, self.ours(run))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonFigure(_Captions):
+    """One chart of all runs that have what it needs, or several."""
+
+    chart: Callable[[list[ReportedRun]], Chart | Gap | list[Chart]]
+
+    def panels(self, runs: list[ReportedRun]) -> list[Panel]:
+        lacking = {run.name: gap.why for run in runs if (gap := run.gap(*self.needs)) is not None}
+        having = [run for run in runs if run.name not in lacking]
+        reasons = [f"{name}: {why}" for name, why in lacking.items()]
+        found = self.chart(having) if having else Gap(next(iter(lacking.values())))
+        if isinstance(found, Gap):
+            return [Panel(None, Gap("; ".join([found.why, *reasons])) if having else found)]
+        return [Panel(None, chart) for chart in (found if isinstance(found, list) else [found])]
 
 
 Figure = RunFigure | ComparisonFigure
+
+
+def head_figure(
+    variable: str, label: str, *, range: tuple[float, float] | None = None,
+    ours: Callable[[ReportedRun], str] | None = None, **captions: Any,
+) -> RunFigure:  # fmt: skip
+    """A [snapshot or selected, layer, head] variable as a curve for each head; `ours`: the highest at the end."""
+    return RunFigure(
+        needs=(variable,), chart=lambda run: head_curves(run, variable, label, range=range),
+        ours=ours or (lambda run: f"highest at the end {best_head(run, variable)}"), **captions,
+    )  # fmt: skip
+
+
+def ablation_figure(variable: str, label: str, *, sign: int, unit: str = "", **captions: Any) -> RunFigure:
+    """The same of an effect of ablations; `ours`: the largest of that sign at the end of the phase change."""
+    return head_figure(variable, label, ours=lambda run: strongest_ablation(run, variable, sign, unit), **captions)
 
 
 def head_curves(run: ReportedRun, variable: str, label: str, *, range: tuple[float, float] | None = None) -> Chart:
@@ -93,6 +125,21 @@ def head_dots(
         for layer, head in run.heads
     ]  # fmt: skip
     return Chart(x=x_axis, y=y_axis, series=series)
+
+
+def change_stretch(run: ReportedRun, y: np.ndarray, colour: int) -> list[Series]:
+    """The thick stretch of a [snapshot] curve that is the phase change; none without an induction head."""
+    if run.band is None or not run.band.forms:
+        return []
+    inside = (run.tokens >= run.band.start) & (run.tokens <= run.band.end)
+    label = f"{run.name}: phase change"
+    return [Series(label=label, x=run.tokens[inside], y=y[inside], colour=colour, width=5, in_legend=False)]
+
+
+def level(run: ReportedRun, y: float, **of_series: Any) -> Series:
+    """A dashed line across the snapshots of a run."""
+    tokens = run.tokens[[0, -1]]
+    return Series(x=tokens, y=np.full(2, y), dashed=True, width=1, **of_series)
 
 
 def best_head(run: ReportedRun, variable: str) -> str:

@@ -1,14 +1,14 @@
 """Appendix "Head activation evaluators": previous-token score."""
 
-from icl_jax.report.figures.figure import SHARE, RunFigure, best_head, head_curves
+from icl_jax.report.figures.figure import SHARE, head_figure
 
-FIGURE = RunFigure(
+FIGURE = head_figure(
+    "previous_token",
+    "previous-token attention",
+    range=SHARE,
     name="previous_token",
     title="Previous-token attention by head",
     shows="Mean attention of each head to the token just before, on held-out rows.",
     look_for="In models with two layers, a head of an early layer that rises with or before the induction heads: they "
     "read what it writes.",
-    needs=("previous_token",),
-    chart=lambda run: head_curves(run, "previous_token", "previous-token attention", range=SHARE),
-    ours=lambda run: f"highest at the end {best_head(run, 'previous_token')}",
 )

@@ -24,10 +24,9 @@ def smeared_pairs(runs: list[ReportedRun]) -> list[tuple[Group, Group]]:
 
 
 def _chart(runs: list[ReportedRun]) -> Chart | Gap:
-    pairs = smeared_pairs([run for run in runs if run.has("icl_windowed")])
+    pairs = smeared_pairs(runs)
     if not pairs:
-        without = [run for pair in smeared_pairs(runs) for group in pair for run in group.runs]
-        return next((gap for run in without if (gap := run.gap("icl_windowed"))), Gap(NEEDS_PAIR))
+        return Gap(NEEDS_PAIR)
     series = []
     for colour, pair in enumerate(pairs):
         for group, is_plain in zip(pair, (False, True), strict=True):
@@ -45,5 +44,6 @@ FIGURE = ComparisonFigure(
     look_for="One smeared layer goes through a change that one plain layer cannot; with two layers the change comes "
     "earlier.",
     paper="one smeared layer: the phase change occurs; two: earlier than in the control",
+    needs=("icl_windowed",),
     chart=_chart,
 )

@@ -4,6 +4,7 @@ from icl_jax.report.figures import (
     ablation_along_change,
     ablation_icl,
     behaviours,
+    classes,
     composition,
     full_ablation,
     head_location,
@@ -13,17 +14,21 @@ from icl_jax.report.figures import (
     loss_curve,
     loss_derivative,
     loss_inversion,
+    markov,
     pca,
+    phase_change,
     prefix_against_copying,
     prefix_matching,
     previous_token,
     qk_trace,
     smear,
     smeared_against_plain,
+    triggers,
 )
-from icl_jax.report.figures.figure import ComparisonFigure, RunFigure
+from icl_jax.report.figures.figure import ComparisonFigure, Figure, RunFigure
 
 COMPARISONS: tuple[ComparisonFigure, ...] = (
+    phase_change.FIGURE,
     icl_comparison.FIGURE,
     smeared_against_plain.FIGURE,
     loss_inversion.FIGURE,
@@ -45,4 +50,5 @@ MODEL_ANALYSIS: tuple[RunFigure, ...] = (
     head_location.FIGURE,
     prefix_against_copying.FIGURE,
 )
-BEHAVIOURS: tuple[RunFigure, ...] = (behaviours.FIGURE,)
+BEHAVIOURS: tuple[RunFigure, ...] = (behaviours.FIGURE, markov.FIGURE, triggers.FIGURE, classes.FIGURE)
+FIGURES: tuple[Figure, ...] = (*COMPARISONS, *MODEL_ANALYSIS, *BEHAVIOURS)

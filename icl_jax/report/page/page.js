@@ -206,17 +206,23 @@ function panel(figure, found, run) {
   const chart = make("div", { class: found.chart?.legend ? "chart legended" : "chart", ...(run === null ? {} : { "data-run": run }), role: "img", "aria-label": figure.title });
   if (found.gap) return [gap(found.gap)];
   whenSeen(chart, () => drawChart(chart, found.chart, run));
-  return found.ours ? [chart, make("p", { class: "ours" }, found.ours)] : [chart];
+  const title = found.chart.title ? [make("p", { class: "chart-title" }, found.chart.title)] : [];
+  return [...title, chart, ...(found.ours ? [make("p", { class: "ours" }, found.ours)] : [])];
 }
 
 function figureRow(figure) {
-  const isWide = figure.panels.length !== data.runs.length || figure.comparison;
-  const cells = figure.panels.map((found, run) => (isWide ? make("figure", { class: "cell" }, ...panel(figure, found, null)) : cell(run, ...panel(figure, found, run))));
+  const ofAll = figure.panels.filter((found) => found.run === null);
+  const wide = ofAll.filter((found) => ofAll.length === 1 || found.chart.wide);
+  const single = (found) => make("figure", { class: "cell" }, ...panel(figure, found, null));
+  const cells = ofAll.length
+    ? ofAll.filter((found) => !wide.includes(found)).map(single)
+    : data.runs.map((_, run) => cell(run, ...figure.panels.filter((found) => found.run === run).flatMap((found) => panel(figure, found, run))));
   const link = (kind) => make("a", { href: `figures/${figure.name}.${kind}` }, kind.toUpperCase());
-  const row = make("div", { class: `row ${isWide ? "wide" : ""}`, id: figure.name },
+  const row = make("div", { class: "row", id: figure.name },
     make("h3", {}, figure.title), make("p", { class: "prose" }, `${figure.shows} ${figure.look_for}`));
   if (figure.paper) row.append(make("p", { class: "paper" }, `The paper: ${figure.paper}.`));
-  row.append(strip(...cells), make("p", { class: "files" }, link("png"), " · ", link("pdf"), " · ", link("csv")));
+  row.append(...wide.map((found) => make("div", { class: "wide" }, single(found))), ...(cells.length ? [strip(...cells)] : []));
+  if (figure.panels.some((found) => found.chart)) row.append(make("p", { class: "files" }, link("png"), " · ", link("pdf"), " · ", link("csv")));
   return row;
 }
 

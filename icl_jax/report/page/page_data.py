@@ -31,7 +31,11 @@ def page_data(runs: list[ReportedRun]) -> dict[str, Any]:
         "runs": [_run(run, groups.index(group)) for run in runs for group in groups if run in group.runs],
         "comparisons": [_figure(figure, runs, store) for figure in COMPARISONS],
         "model_analysis": [_figure(figure, runs, store) for figure in MODEL_ANALYSIS],
-        "behaviour_figures": [_figure(figure, runs, store) for figure in BEHAVIOURS],
+        "behaviour_figures": [
+            _figure(figure, runs, store)
+            for figure in BEHAVIOURS
+            if any(figure.is_of(run.config.data.source) for run in runs)
+        ],
         "behaviours": [asdict(row) for row in behaviours(runs)],
         "verdicts": [asdict(verdict) for verdict in verdicts(runs)],
         "moments": [moments(run, store, text) for run, text in zip(runs, texts, strict=True)],
@@ -80,6 +84,7 @@ def _figure(figure: Figure, runs: list[ReportedRun], store: ArrayStore) -> dict[
         "paper": figure.paper,
         "panels": [
             {
+                "run": None if panel.run is None else runs.index(panel.run),
                 **({"gap": panel.chart.why} if isinstance(panel.chart, Gap) else {"chart": _chart(panel.chart, store)}),
                 "ours": panel.ours,
             }
@@ -94,6 +99,8 @@ def _chart(chart: Chart, store: ArrayStore) -> dict[str, Any]:
         "y": _axis(chart.y),
         "band": None if chart.band is None else asdict(chart.band),
         "zero": chart.zero,
+        "title": chart.title,
+        "wide": chart.wide,
     }
     if chart.heat is not None:
         heat = chart.heat

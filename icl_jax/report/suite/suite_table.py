@@ -1,7 +1,8 @@
 """The short table that a suite ends with, and its behaviours as CSV and Markdown."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,51 +13,61 @@ from icl_jax.report.reported_run import ReportedRun, open_runs
 from icl_jax.report.seeds import interval
 
 
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """A column of the table."""
+
+    title: str
+    needs: tuple[str, ...]
+    """Variables of analysis.zarr; a run that lacks one was not measured."""
+    cell: Callable[[list[ReportedRun]], str]
+    """Of the runs of one title."""
+
+
 def suite_table(titles: dict[str, list[str]]) -> Table:
     """One row for each title: where the phase change lies, ICL score and best prefix matching across it.
 
     `titles`: paths of the analyzed runs under each title, one a seed. Means over seeds with 95 % intervals.
     Without an induction head (prefix matching on random tokens) the scores are those of a tenth of the run and its end.
     """
-    table = Table(
-        Column("model", no_wrap=True), "induction heads form", "ICL score (nats)", "best prefix matching", box=None
-    )
+    table = Table(Column("model", no_wrap=True), *(column.title for column in COLUMNS), box=None)
     for title, paths in titles.items():
         runs = open_runs(paths)
-        n_changed = sum(run.forms_induction for run in runs)
         name = title if len(runs) == 1 else f"{title} ({len(runs)} seeds)"
-        table.add_row(
-            name,
-            _window(runs) if n_changed == len(runs) else "no" if not n_changed else f"in {n_changed} of {len(runs)}",
-            " -> ".join(_mean([_icl(run)[end] for run in runs]) for end in (0, 1)),
-            " -> ".join(_mean([_best_matching(run)[end] for run in runs]) for end in (0, 1)),
-        )
+        table.add_row(name, *(_cell(column, runs) for column in COLUMNS))
     return table
 
 
-def _ends(run: ReportedRun) -> tuple[int, int]:
-    """Indexes of the snapshots before and after."""
-    steps = list(run.data["snapshot"].values)
-    if run.forms_induction and run.window is not None:
-        return steps.index(run.window[0]), steps.index(run.window[1])
-    return int(np.searchsorted(steps, steps[-1] / 10)), len(steps) - 1
-
-
-def _icl(run: ReportedRun) -> np.ndarray:
-    return run.data["icl_windowed"].values[list(_ends(run))]
-
-
-def _best_matching(run: ReportedRun) -> np.ndarray:
-    """Of the head that is best at the end; 0 without heads."""
-    if not run.has("prefix_matching"):
-        return np.zeros(2)
-    scores = run.data["prefix_matching"].values.reshape(run.data.sizes["snapshot"], -1)
-    return scores[list(_ends(run)), int(np.argmax(scores[-1]))]
+def _cell(column: _Cells, runs: list[ReportedRun]) -> str:
+    return "not measured" if any(run.not_taken(*column.needs) for run in runs) else column.cell(runs)
 
 
 def _window(runs: list[ReportedRun]) -> str:
+    n_changed = sum(bool(run.forms_induction) for run in runs)
+    if n_changed < len(runs):
+        return f"in {n_changed} of {len(runs)}" if n_changed else "no"
     ends = [_mean([float(run.data[f"phase_{side}_tokens"]) / 1e6 for run in runs], 1) for side in ("start", "end")]
     return f"{ends[0]} to {ends[1]} M tokens"
+
+
+def _across(curve: Callable[[ReportedRun], np.ndarray]) -> Callable[[list[ReportedRun]], str]:
+    """A [snapshot] curve before and after."""
+    return lambda runs: " -> ".join(_mean([curve(run)[run.before_after[end]] for run in runs]) for end in (0, 1))
+
+
+def _best_matching(run: ReportedRun) -> np.ndarray:
+    """Of the head that is best at the end, [snapshot]; 0 without heads."""
+    if not run.has("prefix_matching"):
+        return np.zeros(len(run.tokens))
+    scores = run.data["prefix_matching"].values.reshape(len(run.tokens), -1)
+    return scores[:, int(np.argmax(scores[-1]))]
+
+
+COLUMNS = (
+    _Cells("induction heads form", ("prefix_matching", "phase_end"), _window),
+    _Cells("ICL score (nats)", ("icl_windowed",), _across(lambda run: run.data["icl_windowed"].values)),
+    _Cells("best prefix matching", ("prefix_matching",), _across(_best_matching)),
+)
 
 
 def _mean(values: Sequence[float], digits: int = 2) -> str:

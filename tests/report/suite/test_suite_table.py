@@ -4,9 +4,13 @@ import csv
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 from rich.table import Table
 
+from icl_jax.analysis.dataset import load_dataset, save_dataset
 from icl_jax.config import ModelConfig
+from icl_jax.measures.table import TABLE
+from icl_jax.report.left_out import left_out
 from icl_jax.report.suite.suite_table import behaviour_tables, behaviours_by_title, suite_table, write_behaviours
 from tests.report.made_runs import made_run, set_seed, window
 
@@ -69,3 +73,31 @@ def test_behaviours_by_corpus_and_as_csv(tmp_path: Path) -> None:
         "model": "A", "behaviour": "again", "when": "at the end", "probability": "0.65", "half_width_95": "0",
         "mean_rank": "2", "held_out_tokens": "7",
     }  # fmt: skip
+
+
+def test_a_column_whose_measurement_was_not_taken_says_so(tmp_path: Path) -> None:
+    whole = _made(tmp_path / "whole", 0, matching=0.8, icl=-1.0, labels=(), prob=0)
+    lacking = epath.Path(_made(tmp_path / "lacking", 1, matching=0.8, icl=-1.0, labels=(), prob=0))
+    data = load_dataset(lacking / "analysis.zarr").load().drop_vars(["icl_windowed", *window(40, 60)])
+    save_dataset(data, lacking / "analysis.zarr")
+    _, forms, icl, best = _columns(suite_table({"whole": [whole], "lacking": [str(lacking)]}))
+    assert forms == ["0.0 to 0.1 M tokens", "not measured"]
+    assert icl == ["0.00 -> -1.00", "not measured"]
+    assert best == ["0.00 -> 0.80", "0.00 -> 0.88"]
+    data = data.drop_vars("prefix_matching")
+    save_dataset(data, lacking / "analysis.zarr")
+    assert [column[0] for column in _columns(suite_table({"none": [str(lacking)]}))[1:]] == ["not measured"] * 3
+
+
+def test_what_a_report_will_lack_is_known_before() -> None:
+    everything = {entry.name for entry in TABLE}
+    assert left_out("repeats", everything) == []
+    lacking = left_out("markov", {"markov_strategies", "head_scores"})
+    assert {
+        "ICL score (nats)",
+        "induction heads form",
+        "phase_change",
+        "icl_comparison",
+        "behaviours_over_training",
+    } <= {*lacking}
+    assert not {"markov", "triggers", "prefix_matching", "best prefix matching"} & {*lacking}

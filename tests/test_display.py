@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from icl_jax.train.watch.progress import Progress, format_count, format_duration
+from icl_jax.display import StepsDisplay, format_count, format_duration
 from tests.waiting import LAST_RESORT_S
 
 
@@ -70,7 +70,7 @@ def test_format_duration(seconds: float, expected: str) -> None:
 def test_plain_lines_come_soon_then_every_ten_seconds_and_at_the_end() -> None:
     console, file = plain_console()
     clock = Clock()
-    with Progress(console, n_steps=1000, tokens_per_step=4096, start_step=0, clock=clock) as progress:
+    with StepsDisplay(console, n_steps=1000, tokens_per_step=4096, start_step=0, clock=clock) as progress:
         clock.now_s += 30  # compilation counts neither for the speed nor for the remaining time
         for step in range(1, 1001):
             progress.update(step, 4 - step / 500, None if step < 200 else -0.354)
@@ -88,7 +88,7 @@ def test_plain_lines_come_soon_then_every_ten_seconds_and_at_the_end() -> None:
 def test_speed_is_that_of_the_last_seconds() -> None:
     console, file = plain_console()
     clock = Clock()
-    with Progress(console, n_steps=10_000, tokens_per_step=1000, start_step=0, clock=clock) as progress:
+    with StepsDisplay(console, n_steps=10_000, tokens_per_step=1000, start_step=0, clock=clock) as progress:
         for step in range(1, 121):
             progress.update(step, 1.0, None)
             clock.now_s += 0.1 if step < 60 else 1.0
@@ -100,7 +100,7 @@ def test_speed_is_that_of_the_last_seconds() -> None:
 def test_resumed_and_stopped_run_counts_its_own_steps() -> None:
     console, file = plain_console()
     clock = Clock()
-    with Progress(console, n_steps=1000, tokens_per_step=10, start_step=500, clock=clock) as progress:
+    with StepsDisplay(console, n_steps=1000, tokens_per_step=10, start_step=500, clock=clock) as progress:
         for step in range(501, 551):
             clock.now_s += 0.1
             progress.update(step, 1.0, None)
@@ -109,7 +109,7 @@ def test_resumed_and_stopped_run_counts_its_own_steps() -> None:
 
 def test_run_without_a_step_prints_nothing() -> None:
     console, file = plain_console()
-    with Progress(console, n_steps=1000, tokens_per_step=10, start_step=500, clock=Clock()):
+    with StepsDisplay(console, n_steps=1000, tokens_per_step=10, start_step=500, clock=Clock()):
         pass
     assert file.getvalue() == ""
 
@@ -117,7 +117,7 @@ def test_run_without_a_step_prints_nothing() -> None:
 def test_terminal_shows_a_bar_redrawn_four_times_a_second() -> None:
     console, file = terminal_console()
     clock = Clock()
-    with Progress(console, n_steps=5000, tokens_per_step=1000, start_step=0, clock=clock) as progress:
+    with StepsDisplay(console, n_steps=5000, tokens_per_step=1000, start_step=0, clock=clock) as progress:
         for step in range(1, 1001):
             progress.update(step, 3.119, -0.354)
             clock.now_s += 1 / 128
@@ -135,7 +135,7 @@ def test_terminal_shows_a_bar_redrawn_four_times_a_second() -> None:
 def test_narrow_terminal_keeps_everything_on_one_line(width: int) -> None:
     console, file = terminal_console(width)
     clock = Clock()
-    with Progress(console, n_steps=20_000, tokens_per_step=4096, start_step=0, clock=clock) as progress:
+    with StepsDisplay(console, n_steps=20_000, tokens_per_step=4096, start_step=0, clock=clock) as progress:
         for step in range(1, 9002):
             progress.update(step, 3.119, -0.354)
             clock.now_s += 0.125
@@ -151,7 +151,7 @@ def test_narrow_terminal_keeps_everything_on_one_line(width: int) -> None:
 def test_message_is_printed_as_it_is(is_terminal: bool) -> None:
     console, file = terminal_console() if is_terminal else plain_console()
     text = "saved [bold]state/100[/bold] :smile: of a run whose path is longer than the console is wide"
-    with Progress(console, n_steps=5, tokens_per_step=1, start_step=0) as progress:
+    with StepsDisplay(console, n_steps=5, tokens_per_step=1, start_step=0) as progress:
         progress.message(text)
     assert text + "\n" in file.getvalue()
 
@@ -175,7 +175,7 @@ def test_output_that_cannot_be_written_is_given_up(is_terminal: bool, is_closed:
     console = Console(file=file, force_terminal=is_terminal, width=80, _environ={"TERM": "xterm"})
     streams = sys.stdout, sys.stderr
     clock = Clock()
-    with Progress(console, n_steps=100, tokens_per_step=1, start_step=0, clock=clock) as progress:
+    with StepsDisplay(console, n_steps=100, tokens_per_step=1, start_step=0, clock=clock) as progress:
         if is_closed:
             file.close()
         for step in range(1, 101):
@@ -192,10 +192,10 @@ def test_closed_pipe_does_not_end_the_program(checkout: Path, is_terminal: bool)
     program = f"""
 import sys
 from rich.console import Console
-from icl_jax.train.watch.progress import Progress
+from icl_jax.display import StepsDisplay
 now = 0.0
 console = Console(force_terminal={is_terminal})
-with Progress(console, 20000, 1, 0, clock=lambda: now) as progress:
+with StepsDisplay(console, 20000, 1, 0, clock=lambda: now) as progress:
     for step in range(1, 20001):
         now += 10
         progress.update(step, 1.0, None)
@@ -219,7 +219,7 @@ def test_system_exit_of_a_signal_handler_goes_on() -> None:
             raise SystemExit(7)
 
     console = Console(file=Interrupted(), width=80)
-    with pytest.raises(SystemExit) as caught, Progress(console, 10, 1, 0) as progress:
+    with pytest.raises(SystemExit) as caught, StepsDisplay(console, 10, 1, 0) as progress:
         progress.update(1, 1.0, None)
     assert caught.value.code == 7
 
@@ -227,7 +227,7 @@ def test_system_exit_of_a_signal_handler_goes_on() -> None:
 def test_update_is_cheap_between_drawings() -> None:
     console, _ = terminal_console()
     clock = Clock()
-    with Progress(console, n_steps=10_000, tokens_per_step=1, start_step=0, clock=clock) as progress:
+    with StepsDisplay(console, n_steps=10_000, tokens_per_step=1, start_step=0, clock=clock) as progress:
         progress.update(1, 1.0, None)
         calls_s = []
         for step in range(2, 1002):

@@ -1,25 +1,23 @@
-"""Pictures of the tasks: the lines are the analysis, and the page about them runs as it stands."""
+"""Figures of the tasks: the lines are the analysis, and the page about them runs as it stands."""
 
+import json
 import re
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import pytest
 import xarray as xr
 
-from icl_jax.analysis.opened_run import OpenedRun
 from icl_jax.analysis.run_measurements import analyze
-from icl_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, SnapshotConfig, TrainConfig, UserError
+from icl_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, SnapshotConfig, TrainConfig
 from icl_jax.data import open_corpus
-from icl_jax.report.suite.tasks import (
-    best_memories,
-    formed_at,
-    plot_classes,
-    plot_markov,
-    plot_triggers,
-    strategy_names,
-)
+from icl_jax.report.chart import Gap
+from icl_jax.report.figures import classes, markov, triggers
+from icl_jax.report.figures.figure import RunFigure
+from icl_jax.report.figures.markov import strategy_names
+from icl_jax.report.figures.triggers import best_memories, formed_at
+from icl_jax.report.pictures import save_figure
+from icl_jax.report.reported_run import ReportedRun
 from icl_jax.rundir import HeldOut, RunDir
 from tests.data_configs import data_config
 from tests.model.random_params import random_params
@@ -65,59 +63,49 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def lines_of(run: OpenedRun, plot, path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
-    """Label -> heights, of the lines that have a label, and the numbers of the black line as ''."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(plt, "close", lambda _figure: None)
-        plot(run, path)
-    figure = plt.gcf()
-    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    lines = {str(line.get_label()): np.asarray(line.get_ydata()) for axes in figure.axes for line in axes.lines}
-    plt.close(figure)
-    return lines
+def drawn(folder: Path, name: str, figure: RunFigure, out: Path) -> tuple[ReportedRun, dict[str, np.ndarray]]:
+    """The run, and label -> heights of the curves that its figure draws, in all of its charts."""
+    run = ReportedRun(RunDir.open(str(folder / "runs" / name)), name)
+    png, _, table = save_figure(figure, [run], out)
+    assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    header, *rows = table.read_text(encoding="utf-8").splitlines()
+    assert header == "run,chart,series,x,y"
+    panels = figure.panels([run])
+    assert len(rows) == sum(len(series.x) for panel in panels for series in panel.chart.series)
+    return run, {f"{panel.chart.title}: {series.label}": series.y for panel in panels for series in panel.chart.series}
 
 
-def test_the_picture_of_markov_chains_shows_the_analysis(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = OpenedRun(str(folder / "runs" / "markov-3"))
-    lines = lines_of(run, plot_markov, tmp_path / "a.png", monkeypatch)
-    data = run.analysis.load()
+def test_the_picture_of_markov_chains_shows_the_analysis(folder: Path, tmp_path: Path) -> None:
+    run, lines = drawn(folder, "markov-3", markov.FIGURE, tmp_path)
+    data = run.data
     for i, name in enumerate(("uniform", "unigram", "bigram")):
-        np.testing.assert_array_equal(lines[name], data["strategy_kl"].values[:, i])
+        np.testing.assert_array_equal(lines[f"distance from each strategy: {name}"], data["strategy_kl"].values[:, i])
     before, after = (data[name].values for name in ("previous_token", "match_attention"))
+    attention = "attention; dashed: uniform"
     best, matching = before[-1, 0].argmax(), after[-1, 1].argmax()
-    np.testing.assert_array_equal(lines[f"to the token before, head 0.{best}"], before[:, 0, best])
-    name = f"to what followed the same before, head 1.{matching}"
+    np.testing.assert_array_equal(lines[f"{attention}: to the token before, head 0.{best}"], before[:, 0, best])
+    name = f"{attention}: to what followed the same before, head 1.{matching}"
     np.testing.assert_array_equal(lines[name], after[:, 1, matching])
 
 
-def test_the_picture_of_triggers_shows_the_analysis(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = OpenedRun(str(folder / "runs" / "triggers-5"))
-    lines = lines_of(run, plot_triggers, tmp_path / "a.png", monkeypatch)
-    data = run.analysis.load()
-    np.testing.assert_array_equal(lines["accuracy after a trigger seen before"], data["label_top1"].values[:, 1])
-    np.testing.assert_array_equal(lines["after a trigger new in the row"], data["label_loss"].values[:, 0])
-    np.testing.assert_array_equal(lines["after a trigger seen before"], data["label_loss"].values[:, 1])
-    np.testing.assert_array_equal(lines["all tokens"], data["loss_curve"].values)
-    for text, values in zip(("W_O^2", "W_K^2", "W_K^1"), best_memories(data).values(), strict=True):
-        (shown,) = (heights for label, heights in lines.items() if text in label)
+def test_the_picture_of_triggers_shows_the_analysis(folder: Path, tmp_path: Path) -> None:
+    run, lines = drawn(folder, "triggers-5", triggers.FIGURE, tmp_path)
+    data = run.data
+    accuracy = "memory recall; dots: formed: accuracy after a trigger seen before"
+    np.testing.assert_array_equal(lines[accuracy], data["label_top1"].values[:, 1])
+    np.testing.assert_array_equal(lines["loss: after a trigger new in the row"], data["label_loss"].values[:, 0])
+    np.testing.assert_array_equal(lines["loss: after a trigger seen before"], data["label_loss"].values[:, 1])
+    np.testing.assert_array_equal(lines["loss: all tokens"], data["loss_curve"].values)
+    for text, values in zip(("W_O²", "W_K²", "W_K¹"), best_memories(data).values(), strict=True):
+        (shown,) = (heights for label, heights in lines.items() if f"dots: formed: {text}" in label)
         np.testing.assert_array_equal(shown, values)
 
 
-def test_the_picture_of_classes_shows_the_analysis(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = OpenedRun(str(folder / "runs" / "classes-icl"))
-    lines = lines_of(run, plot_classes, tmp_path / "a.png", monkeypatch)
-    data = run.analysis.load()
+def test_the_picture_of_classes_shows_the_analysis(folder: Path, tmp_path: Path) -> None:
+    run, lines = drawn(folder, "classes-icl", classes.FIGURE, tmp_path)
+    data = run.data
     for i, name in enumerate(("new classes, in the", "known classes, labels swapped", "known classes, not in")):
-        (shown,) = (heights for label, heights in lines.items() if label.startswith(name))
+        (shown,) = (heights for label, heights in lines.items() if name in label)
         np.testing.assert_array_equal(shown, data["label_top1"].values[:, i])
     assert any(np.all(heights == 0.25) for heights in lines.values())  # two of eight
     matching = data["label_matching"].values[:, 0].reshape(3, -1)
@@ -149,14 +137,15 @@ def test_memories_by_hand() -> None:
     assert strategy_names(5) == ["uniform", "unigram", "bigram", "3-gram", "4-gram"]
 
 
-def test_what_was_not_measured_is_asked_for(folder: Path, tmp_path: Path) -> None:
-    markov = OpenedRun(str(folder / "runs" / "markov-3"))
-    with pytest.raises(UserError, match=r"no output_recall: icl-jax analyze .*markov-3 --only memory_recall takes it"):
-        plot_triggers(markov, tmp_path / "a.png")
-    triggers = OpenedRun(str(folder / "runs" / "triggers-5"))
-    with pytest.raises(UserError, match=r"no strategy_kl: .* --only markov_strategies takes it"):
-        plot_markov(triggers, tmp_path / "a.png")
-    assert not (tmp_path / "a.png").exists()
+def test_what_was_not_measured_and_what_is_of_another_corpus_are_gaps(folder: Path, tmp_path: Path) -> None:
+    run = ReportedRun(RunDir.open(str(folder / "runs" / "markov-3")), "chains")
+    (panel,) = triggers.FIGURE.panels([run])
+    assert panel.chart == Gap("data.source is markov, not triggers")
+    assert save_figure(triggers.FIGURE, [run], tmp_path) == []
+    del run.data["strategy_kl"]
+    run.data.attrs["absent"] = json.dumps({"markov_strategies": "not taken: icl-jax analyze RUN takes it"})
+    assert markov.FIGURE.panels([run])[0].chart == Gap("not taken: icl-jax analyze RUN takes it")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_page_on_tasks_runs_as_it_stands(
