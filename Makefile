@@ -32,7 +32,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce check test test-slow test-faults test-parity test-bucket compile-tpu smoke validate-launch docs bench bench-peers bench-gpu bench-against soak wheel clean FORCE
+.PHONY: help setup reproduce check test test-ci test-slow test-faults test-parity test-bucket compile-tpu smoke validate-launch docs bench bench-peers bench-gpu bench-against soak wheel clean FORCE
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.13]"
@@ -66,11 +66,14 @@ check: setup ## lint, formatting, types, import layers
 test: setup ## fast tests, on 8 simulated devices
 	$(BIN)/python -m pytest -n 2
 
+test-ci: $(VENV)/.installed-parity ## the tests of .ci/run in one go: fast ones, faults, parity (installs PyTorch: 1 GB)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow or ci"
+
 test-slow: setup ## tests that take longer: packaging, kills, several processes
 	$(BIN)/python -m pytest -m slow
 
-test-faults: setup ## kills, full disks, damage, clocks, W&B that hangs: what each costs, as a table (about six minutes)
-	$(BIN)/python -m pytest -m "slow or not slow" tests/faults \
+test-faults: setup ## kills, full disks, damage, clocks, W&B that hangs: what each costs, as a table (three minutes)
+	$(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/faults \
 	    tests/train/test_parallel.py::test_one_process_lost_ends_the_other_within_a_minute
 
 test-parity: $(VENV)/.installed-parity ## tests against TransformerLens (installs it and PyTorch: 1 GB)

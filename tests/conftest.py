@@ -1,6 +1,7 @@
 """Eight CPU devices, no silent promotion, and nothing of the user's: no cache, no tracker, no accelerator."""
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ import hypothesis
 import jax
 import jaxtyping
 import pytest
+from _pytest.terminal import TerminalReporter
+from rich.console import Console
+from rich.table import Table
 
 # Before jax is used first. JAX_PLATFORMS in the environment takes the tests to another platform.
 if "JAX_PLATFORMS" not in os.environ:
@@ -45,6 +49,16 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _two_devices() -> Iterator[None]:
+    """Analysis has a snapshot on each of two devices: what eight add is time."""
+    from icl_jax.measures import map_snapshots
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(map_snapshots, "local_devices", lambda: jax.local_devices()[:2])
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_process_is_left() -> Iterator[None]:
     yield
@@ -74,3 +88,23 @@ def wandb_of_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield
     wandb.teardown()
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Where faults were among the tests, a table: what each said, what it cost, and what it changed."""
+    table = Table("fault", "what is said", "lost", "bits that differ", title="Faults")
+    n_survived = n_failed = 0
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.stats.get(outcome, []):
+            if outcome != "passed" and re.search("tests/faults/|::test_one_process_lost_", report.nodeid):
+                n_failed += 1
+                table.add_row(report.nodeid.rpartition("::")[2], "", "", "NOT SURVIVED")
+            elif outcome == "passed" and report.when == "call":
+                for _, row in (found for found in report.user_properties if found[0] == "fault"):
+                    n_survived += 1
+                    table.add_row(*row)
+    if n_survived + n_failed == 0:
+        return
+    terminalreporter.write_line("")
+    Console(width=160).print(table)
+    terminalreporter.write_line(f"{n_survived + n_failed} faults tried, {n_survived} survived")

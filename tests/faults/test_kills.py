@@ -16,7 +16,7 @@ from tests.faults.conftest import Note
 from tests.faults.killed import PHASES
 from tests.train.runs import LONG, assert_same_run, finish, recorded, start_cli
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
 N_KILLS = {
     "start": 5, "resume": 5, "step": 6, "record flush": 6, "probe": 3, "snapshot": 6, "state save": 6, "removal": 4,

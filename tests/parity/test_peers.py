@@ -12,7 +12,7 @@ from benchmarks.shapes import GPU, TINY
 from icl_jax.config import Config
 from tests.parity.hooked import import_transformer_lens
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ci]
 import_transformer_lens()
 
 from benchmarks.contenders.pytorch import PyTorch, learning_rate  # noqa: E402  (after the skip)

@@ -25,6 +25,7 @@ from tests.train.runs import command
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.ci,
     # TransformerLens 3 announces what version 4 has done: that is why the extra pins 3.
     pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning"),
 ]

@@ -1,11 +1,9 @@
 from pathlib import Path
 
-import jax
 import pytest
 
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import ModelConfig
-from icl_jax.measures import map_snapshots
 from icl_jax.report import write
 from tests.analysis.small_runs import hand_built_run, random_run
 from tests.report.made_runs import add_labels, add_tokenizer
@@ -15,14 +13,6 @@ _TAKEN = (
     "icl", "loss_derivative", "bump", "phase_change", "pca", "loss_by_log_tokens", "labelled_tokens", "head_scores",
     "qk_trace", "copying", "composition", "ablation_effects",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _two_devices():
-    """A snapshot on each of two devices: what eight add here is time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(map_snapshots, "local_devices", lambda: jax.local_devices()[:2])
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -289,6 +289,7 @@ def test_preempted_and_resumed_by_other_processes_on_other_devices(
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("victim", "how"),
     [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)],
