@@ -26,6 +26,7 @@ from icl_jax.cli.arguments import ConfigArgs
 from icl_jax.config import UserError
 from icl_jax.config.builtin import packaged_folder
 from icl_jax.config.toml import dump_config
+from icl_jax.config.tpus import TPUS, Tpu
 from icl_jax.launchers import local as local_processes
 
 Target = Literal["queued-resources", "gke", "skypilot", "slurm", "local"]
@@ -59,35 +60,13 @@ class LaunchArgs(ConfigArgs):
     """Print the files and the command, and run nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Tpu:
-    """A generation of TPUs, as the tools name it."""
-
-    accelerator_type: str
-    """Prefix of gcloud's --accelerator-type; SkyPilot puts "tpu-" before it."""
-    n_cores: int
-    """How a chip counts in the accelerator type."""
-    runtime_version: str
-    """Image of a TPU VM."""
-    gke_accelerator: str
-    n_axes: int
-    """Of a topology."""
-
-
-_TPUS = {
-    "v4": _Tpu("v4", 2, "tpu-ubuntu2204-base", "tpu-v4-podslice", 3),
-    "v5e": _Tpu("v5litepod", 1, "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", 2),
-    "v5p": _Tpu("v5p", 2, "v2-alpha-tpuv5", "tpu-v5p-slice", 3),
-    "v6e": _Tpu("v6e", 1, "v2-alpha-tpuv6e", "tpu-v6e-slice", 2),
-}
-
 # The program that each target needs.
 _TOOL = {"queued-resources": "gcloud", "gke": "kubectl", "skypilot": "sky", "slurm": "sbatch"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Slice:
-    tpu: _Tpu
+    tpu: Tpu
     topology: str
     n_chips: int
 
@@ -102,13 +81,11 @@ class _Slice:
 
 def _parse_topology(text: str) -> _Slice:
     generation, _, topology = text.partition(":")
-    tpu = _TPUS.get(generation)
+    tpu = TPUS.get(generation)
     is_known = tpu is not None and re.fullmatch(r"[1-9]\d{0,2}" + r"x[1-9]\d{0,2}" * (tpu.n_axes - 1), topology)
     n_chips = prod(int(n) for n in topology.split("x")) if is_known else 0
     if tpu is None or (n_chips not in (1, 2) and n_chips % 4):
-        raise UserError(
-            f"--topology = {text!r}: must be {', '.join(_TPUS)} and the slice, such as v5e:4x4 or v5p:2x2x4"
-        )
+        raise UserError(f"--topology = {text!r}: must be {', '.join(TPUS)} and the slice, such as v5e:4x4 or v5p:2x2x4")
     if not is_known:
         example = "x".join(["2", "2", "4"][-tpu.n_axes :])
         raise UserError(

@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 from icl_jax.config.checks import check_types, require
 from icl_jax.config.corpora import Options, corpus_kind, corpus_name
 from icl_jax.config.sameness import FREE, SEED
+from icl_jax.config.tpus import TOPOLOGY
 
 _Options = TypeVar("_Options", bound=Options)
 
@@ -284,16 +285,12 @@ class LaunchConfig:
     def __post_init__(self) -> None:
         check_types("launch", self)
         allowed = "must be a TPU slice such as 'v5e:4x4' or 'v5p:4x4x8', or empty"
-        require(re.fullmatch(_TOPOLOGY, self.topology) is not None, "launch.topology", self.topology, allowed)
+        require(re.fullmatch(TOPOLOGY, self.topology) is not None, "launch.topology", self.topology, allowed)
 
     @property
     def n_chips(self) -> int:
         """Chips of the slice; 0 without one."""
         return math.prod(int(n) for n in self.topology.partition(":")[2].split("x")) if self.topology else 0
-
-
-# v5e and v6e slices are flat, v4 and v5p slices have three sides.
-_TOPOLOGY = r"(v(5e|6e):[1-9]\d{0,2}(x[1-9]\d{0,2})|v(4|5p):[1-9]\d{0,2}(x[1-9]\d{0,2}){2})?"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,43 +1,15 @@
-"""TPU chips and slices: published figures, and how fast a slice's links carry a collective.
-
-Sources: Google Cloud's pages of each version (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e) for arithmetic, memory and
-links, whose bidirectional figure for a chip is here divided by its links and by two; for the links of v4, Jouppi et al.
-2023 (arXiv:2304.01433). HBM is what libtpu's compiler lets a program use, less than a chip has. Prices are on demand in
-us-central1, from Google's list as SkyPilot's catalogue of 2025 holds it; v4 is not sold there.
-"""
+"""TPU slices: how fast their links carry a collective."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from icl_jax.config.tpus import TPUS, Tpu
 from icl_jax.plan.hlo import Collective
 
 GIB = 2**30
 # A product of float32 factors is six of bfloat16 (jax.lax.Precision.HIGHEST).
 FLOAT32_PASSES = 6
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chip:
-    """One TPU chip as published."""
-
-    tflops: float
-    """Peak of bfloat16 products, 10^12 a second."""
-    hbm_gib: float
-    hbm_gb_per_s: float
-    link_gb_per_s: float
-    """Of one link to a neighbour, in each direction."""
-    n_sides: int
-    """Axes of the torus: two links each."""
-    usd_per_hour: float | None
-
-
-CHIPS = {
-    "v4": Chip(tflops=275, hbm_gib=30.75, hbm_gb_per_s=1200, link_gb_per_s=50, n_sides=3, usd_per_hour=None),
-    "v5e": Chip(tflops=197, hbm_gib=15.75, hbm_gb_per_s=819, link_gb_per_s=50, n_sides=2, usd_per_hour=1.20),
-    "v5p": Chip(tflops=459, hbm_gib=95.74, hbm_gb_per_s=2765, link_gb_per_s=100, n_sides=3, usd_per_hour=4.20),
-    "v6e": Chip(tflops=918, hbm_gib=31.25, hbm_gb_per_s=1638, link_gb_per_s=100, n_sides=2, usd_per_hour=2.70),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +19,8 @@ class Slice:
     name: str
 
     @property
-    def chip(self) -> Chip:
-        return CHIPS[self.name.partition(":")[0]]
+    def chip(self) -> Tpu:
+        return TPUS[self.name.partition(":")[0]]
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -63,7 +35,7 @@ class Slice:
 
         v5e and v6e: only where the slice spans the pod, 16 chips; v4 and v5p: in slices of whole cubes of 4x4x4.
         """
-        if self.chip.n_sides == 2:
+        if self.chip.n_axes == 2:
             return self.sides[axis] == 16
         return all(n % 4 == 0 for n in self.sides)
 

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from icl_jax.plan.chips import CHIPS, Slice
+from icl_jax.config.tpus import TPUS
+from icl_jax.plan.chips import Slice
 from icl_jax.plan.hlo import Collective
 
 GB = 10**9
@@ -28,8 +29,8 @@ def test_shapes() -> None:
 def test_published_figures_of_a_pod() -> None:
     """Google gives the all-reduce bandwidth of whole pods: chips x links x bytes a link, in one direction."""
     for name, chips, tb_per_s in (("v5e", 256, 51.2), ("v6e", 256, 102.4), ("v4", 4096, 1100)):
-        chip = CHIPS[name]
-        assert chips * 2 * chip.n_sides * chip.link_gb_per_s / 1000 == pytest.approx(tb_per_s, rel=0.15)
+        chip = TPUS[name]
+        assert chips * 2 * chip.n_axes * chip.link_gb_per_s / 1000 == pytest.approx(tb_per_s, rel=0.15)
 
 
 def test_gather_on_open_lines() -> None:
