@@ -82,8 +82,6 @@ def configure_jax(n_cpu_devices: int) -> None:
     jax.config.update("jax_num_cpu_devices", n_cpu_devices)
     jax.config.update("jax_compilation_cache_dir", os.path.join(platformdirs.user_cache_dir("icl_jax"), "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    # See icl_jax.model.precision.
-    jax.config.update("jax_default_matmul_precision", "highest")
 
 
 def compile_for_tpu() -> None:

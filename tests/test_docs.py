@@ -8,12 +8,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from icl_jax.cli.arguments import find_config, parse_with_config
 from icl_jax.cli.train import TrainArgs
-from icl_jax.config import Config
+from icl_jax.config import Config, ModelConfig
+from icl_jax.model.params import declarations
 from tests.analysis.small_runs import hand_built_run
 from tests.train.runs import command, finish, start_cli
 
@@ -68,6 +70,34 @@ def test_the_examples_of_extending_work(checkout: Path, tmp_path: Path, monkeypa
     inner = row[1:]
     np.testing.assert_array_equal(inner, inner[::-1])
     assert names["logits"].shape == (2, 17, 11)
+
+
+def test_the_page_on_the_model_works(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hand_built_run(tmp_path / "runs" / "repeats-2l", n_ctx=17, vocab_size=11)
+    monkeypatch.chdir(tmp_path)
+    with jax.numpy_dtype_promotion("standard"):  # optax's
+        names = _run_page(checkout / "docs" / "model.md")
+    assert names["logits"].shape == (2, 17, 11)
+    assert names["loss"].shape == (2, 17)
+    assert float(abs(names["ablated"] - names["logits"]).max()) > 0.1
+    assert names["curve"][-1] < names["curve"][0]
+    curved = [float(abs(leaf).max()) for leaf in jax.tree.leaves(names["curved"])]
+    assert max(curved) > 0
+    assert np.isfinite(curved).all()
+
+
+def test_the_table_of_parameters_is_that_of_the_declarations(checkout: Path) -> None:
+    config = ModelConfig(d_mlp=8, smeared_keys=True, position_embedding="learned")
+    expected = [
+        [f"`{name}`", one.axes, "yes" if one.decayed else "no", "yes" if one.sharded else "no",
+         f"`{one.hooked}`" if one.hooked else ""]
+        for name, one in declarations(config).items()
+    ]  # fmt: skip
+    page = (checkout / "docs" / "model.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| `")
+    ]
+    assert rows == expected
 
 
 @pytest.mark.usefixtures("wandb_of_nobody")

@@ -15,8 +15,8 @@ from torch import nn
 from icl_jax import process
 from icl_jax.config import Config, ModelConfig
 from icl_jax.model.forward import NORM_EPS
+from icl_jax.model.params import declarations
 from icl_jax.model.positions import sinusoidal
-from icl_jax.train.optimizer import is_decayed
 
 
 class _Block(nn.Module):
@@ -122,13 +122,15 @@ class PyTorch:
         self._model.to(self._device)
         params = dict(self._model.named_parameters())
         opt = config.optimizer
+        declared = declarations(config.model)
+
+        def is_decayed(name: str) -> bool:
+            return declared[name.split(".")[-1]].decayed
+
         self._optimizer = torch.optim.AdamW(
             [
-                {"params": [p for name, p in params.items() if is_decayed(name.split(".")[-1])]},
-                {
-                    "params": [p for name, p in params.items() if not is_decayed(name.split(".")[-1])],
-                    "weight_decay": 0.0,
-                },
+                {"params": [p for name, p in params.items() if is_decayed(name)]},
+                {"params": [p for name, p in params.items() if not is_decayed(name)], "weight_decay": 0.0},
             ],
             lr=opt.lr,
             betas=(opt.b1, opt.b2),

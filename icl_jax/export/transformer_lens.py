@@ -15,15 +15,12 @@ from safetensors.numpy import save
 
 from icl_jax.config import ModelConfig, UserError
 from icl_jax.model.forward import NORM_EPS
+from icl_jax.model.params import declarations
 from icl_jax.model.positions import sinusoidal
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.files import reason, replace_text
 
 _SUFFIX = ".safetensors"
-_PER_LAYER = {
-    "W_Q": "attn.W_Q", "W_K": "attn.W_K", "W_V": "attn.W_V", "W_O": "attn.W_O",
-    "W_in": "mlp.W_in", "W_out": "mlp.W_out", "ln1_w": "ln1.w", "ln2_w": "ln2.w",
-}  # fmt: skip
 
 
 def hooked_config(config: ModelConfig) -> dict[str, Any]:
@@ -51,27 +48,24 @@ def hooked_config(config: ModelConfig) -> dict[str, Any]:
 def hooked_state_dict(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
     """Names and float32 arrays of `HookedTransformer.state_dict()`; biases, which our models lack, are zero."""
     hooked_config(config)
-    arrays = {name: np.array(value, np.float32) for name, value in params.items()}
-    state = {
-        "embed.W_E": arrays["W_E"],
-        "unembed.W_U": arrays["W_U"] if "W_U" in arrays else arrays["W_E"].T.copy(),
-        "unembed.b_U": np.zeros(config.vocab_size, np.float32),
-    }
-    if config.positions != "rotary":
-        state["pos_embed.W_pos"] = arrays["W_pos"] if "W_pos" in arrays else sinusoidal(config.n_ctx, config.d_model)
+    state = {"unembed.b_U": np.zeros(config.vocab_size, np.float32)}
+    for name, declared in declarations(config).items():
+        assert declared.hooked is not None, name
+        array = np.array(params[name], np.float32)
+        layers = enumerate(array) if declared.is_stacked else [(0, array)]
+        state |= {declared.hooked.format(layer): value for layer, value in layers}
+    if config.tied_unembedding:
+        state["unembed.W_U"] = state["embed.W_E"].T.copy()
+    if config.positions != "rotary" and config.position_embedding == "sinusoidal":
+        state["pos_embed.W_pos"] = sinusoidal(config.n_ctx, config.d_model)
     for layer in range(config.n_layers):
         block = f"blocks.{layer}"
-        for name, theirs in _PER_LAYER.items():
-            if name in arrays:
-                state[f"{block}.{theirs}"] = arrays[name][layer]
         heads = (config.n_heads, config.d_head)
         biases: dict[str, tuple[int, ...]] = {f"attn.b_{letter}": heads for letter in "QKV"}
         biases["attn.b_O"] = (config.d_model,)
         if config.d_mlp:
             biases |= {"mlp.b_in": (config.d_mlp,), "mlp.b_out": (config.d_model,)}
         state |= {f"{block}.{name}": np.zeros(shape, np.float32) for name, shape in biases.items()}
-    if "ln_final_w" in arrays:
-        state["ln_final.w"] = arrays["ln_final_w"]
     if config.norm == "layernorm":
         norms = [name.removesuffix(".w") for name in state if name.endswith((".ln1.w", ".ln2.w", "ln_final.w"))]
         state |= {f"{name}.b": np.zeros(config.d_model, np.float32) for name in norms}

@@ -31,8 +31,7 @@ from jaxtyping import Array, Float, Int
 from icl_jax.config import ModelConfig
 from icl_jax.measures.map_snapshots import as_jax, local_devices, map_snapshots
 from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable, needs_layers
-from icl_jax.model.forward import final_resid, unembedding_DV
-from icl_jax.model.loss import chunk_size, token_loss
+from icl_jax.model.loss import losses
 from icl_jax.model.params import Params
 
 KINDS = ("full", "pattern_preserving", "mean", "resample")
@@ -51,8 +50,7 @@ class _Intact(NamedTuple):
 
 
 def _loss(params: Params, rows: jax.Array, config: ModelConfig, **options: Any) -> jax.Array:
-    x_BTD = final_resid(params, rows[:, :-1], config, **options)
-    return token_loss(x_BTD, unembedding_DV(params).astype(x_BTD.dtype), rows[:, 1:], chunk_size(config))
+    return losses(params, rows, config, **options)
 
 
 def _intact(params: Params, rows: jax.Array, config: ModelConfig, names: tuple[str, ...]) -> _Intact:

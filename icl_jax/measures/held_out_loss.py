@@ -18,9 +18,8 @@ from icl_jax.measures.map_rows import map_rows
 from icl_jax.measures.map_snapshots import as_jax, map_snapshots
 from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable
 from icl_jax.measures.token_classes import CLASSES, class_means, classify_tokens
-from icl_jax.model.forward import final_resid, unembedding_DV
 from icl_jax.model.icl_score import icl_positions
-from icl_jax.model.loss import chunk_size, token_loss
+from icl_jax.model.loss import losses
 from icl_jax.model.params import Params
 
 
@@ -31,8 +30,7 @@ def held_out_loss(
     params = as_jax(params)
 
     def some_rows(rows: jax.Array) -> jax.Array:
-        x_BTD = final_resid(params, rows[:, :-1], config)
-        return token_loss(x_BTD, unembedding_DV(params).astype(x_BTD.dtype), rows[:, 1:], chunk_size(config))
+        return losses(params, rows, config)
 
     return map_rows(some_rows, rows)
 

@@ -11,6 +11,7 @@ import numpy as np
 from icl_jax.config import ModelConfig
 from icl_jax.measures.measurement import StackedParams
 from icl_jax.model.params import Params
+from icl_jax.model.precision import exact_products
 
 
 def local_devices() -> list[jax.Device]:
@@ -26,7 +27,9 @@ def as_jax(params: Params | dict[str, np.ndarray]) -> Params:
 @lru_cache(maxsize=128)
 def _compiled(fn: Callable[..., Any], config: ModelConfig, n_devices: int, n_shared: int) -> Callable[..., Any]:
     # No collectives: the devices go through their snapshots side by side and cannot wait for each other.
-    return jax.pmap(partial(fn, config), in_axes=(0, *[None] * n_shared), devices=local_devices()[:n_devices])
+    return jax.pmap(
+        exact_products(partial(fn, config)), in_axes=(0, *[None] * n_shared), devices=local_devices()[:n_devices]
+    )
 
 
 def map_snapshots(

@@ -1,25 +1,25 @@
-"""Causal attention: the readable reference, and the one place where a faster form is chosen.
+"""Causal attention: the readable reference, and the faster forms that `icl_jax.model.execution` chooses from.
 
 All forms take ``q, k, v`` of shape B H T E and return ``z`` of the same shape; scores are divided by sqrt(E).
 """
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from icl_jax.model.kernels.blocked_attention import blocked_attention
-from icl_jax.model.precision import matmul_precision
+from icl_jax.model.execution import Execution
+from icl_jax.model.kernels.blocked_attention import blocked_attention, trained_blocked_attention
+from icl_jax.model.precision import einsum, matmul_precision
 
 AttentionFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def attn_scores(q: Float[Array, "B H T E"], k: Float[Array, "B H T E"]) -> Float[Array, "B H T T"]:
     """Scores before the softmax, float32; minus infinity where the key stands after the query."""
-    scores_BHQK = jnp.einsum("BHQE,BHKE->BHQK", q, k, preferred_element_type=jnp.float32)
+    scores_BHQK = einsum("BHQE,BHKE->BHQK", q, k, preferred_element_type=jnp.float32)
     position_T = jnp.arange(q.shape[-2])
     is_visible_QK = position_T[:, None] >= position_T[None, :]
     return jnp.where(is_visible_QK[None, None], scores_BHQK / math.sqrt(q.shape[-1]), -jnp.inf)
@@ -27,7 +27,7 @@ def attn_scores(q: Float[Array, "B H T E"], k: Float[Array, "B H T E"]) -> Float
 
 def attend(pattern: Float[Array, "B H T T"], v: Float[Array, "B H T E"]) -> Float[Array, "B H T E"]:
     """Values mixed by the pattern."""
-    return jnp.einsum("BHQK,BHKE->BHQE", pattern.astype(v.dtype), v)
+    return einsum("BHQK,BHKE->BHQE", pattern.astype(v.dtype), v)
 
 
 def reference_attention(
@@ -38,14 +38,36 @@ def reference_attention(
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """cuDNN's flash attention; half precision only, so float32 goes through XLA's own form."""
+    """cuDNN's flash attention; half precision only, so float32 takes the reference."""
+    if q.dtype != jnp.bfloat16:
+        return reference_attention(q, k, v)
     q_BTHE, k_BTHE, v_BTHE = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    implementation: Literal["cudnn", "xla"] = "cudnn" if q.dtype == jnp.bfloat16 else "xla"
-    z_BTHE = jax.nn.dot_product_attention(q_BTHE, k_BTHE, v_BTHE, is_causal=True, implementation=implementation)
+    z_BTHE = jax.nn.dot_product_attention(q_BTHE, k_BTHE, v_BTHE, is_causal=True, implementation="cudnn")
     return jnp.swapaxes(z_BTHE, 1, 2)
 
 
+@jax.custom_vjp
 def _splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """`_splash_kernel`; its backward pass, traced later than this, has to be told the precision again."""
+    with matmul_precision(q.dtype):
+        return _splash_kernel(q, k, v)
+
+
+def _splash_fwd(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Callable[..., tuple[jax.Array, ...]]]:
+    with matmul_precision(q.dtype):
+        z, pull_back = jax.vjp(_splash_kernel, q, k, v)
+    return z, pull_back
+
+
+def _splash_bwd(pull_back: Callable[..., tuple[jax.Array, ...]], dz: jax.Array) -> tuple[jax.Array, ...]:
+    with matmul_precision(dz.dtype):
+        return pull_back(dz)
+
+
+_splash.defvjp(_splash_fwd, _splash_bwd)
+
+
+def _splash_kernel(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """JAX's own Pallas kernel for TPU. Its block sizes want at least 128 positions; shorter rows take the reference.
 
     Each block of queries reads all keys and values before it again: with the kernel's default of 128 positions that
@@ -63,18 +85,16 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     )
     kernel = splash_attention_kernel.make_splash_mha(mask=mask, block_sizes=blocks, head_shards=1, q_seq_shards=1)
     scale = jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
-    with matmul_precision(q.dtype):
-        return jax.vmap(kernel)(q * scale, k, v)
+    z: jax.Array = jax.vmap(kernel)(q * scale, k, v)
+    return z
 
 
-def attention_fn(implementation: str, platform: str) -> AttentionFn:
-    """The attention that `model.attention` names; "auto" takes the fastest measured for the platform."""
-    if implementation == "auto":
-        implementation = {"cpu": "blocked", "gpu": "cudnn", "tpu": "splash"}.get(platform, "reference")
+def attention_fn(execution: Execution) -> AttentionFn:
+    """The form that an execution names."""
     forms: dict[str, AttentionFn] = {
         "reference": reference_attention,
-        "blocked": blocked_attention,
+        "blocked": trained_blocked_attention if execution.own_gradients else blocked_attention,
         "cudnn": _cudnn,
         "splash": _splash,
     }
-    return forms[implementation]
+    return forms[execution.attention]

@@ -18,6 +18,7 @@ Not asked for, they cost nothing: a pattern and per-head results are materialise
 """
 
 from collections.abc import Callable, Container
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,25 +26,20 @@ from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
 from icl_jax.model.attention import AttentionFn, attend, attention_fn, attn_scores
+from icl_jax.model.execution import Execution, resolve
 from icl_jax.model.linear import linear
 from icl_jax.model.params import Params, layer_names
 from icl_jax.model.positions import rotate, sinusoidal
+from icl_jax.model.precision import einsum
 
 TapFn = Callable[[str, int, jax.Array], jax.Array]
 GatherFn = Callable[[str, jax.Array], jax.Array]
 
-# Above this, layers run under one scan; below, unrolled layers compile in seconds and run without copies.
-_MAX_UNROLLED_LAYERS = 8
 NORM_EPS = 1e-5
 ACTIVATIONS = (
     "resid_pre", "q", "k", "v", "attn_scores", "pattern", "z", "result", "resid_mid", "mlp_out", "resid_post",
 )  # fmt: skip
 """The names of all of them."""
-
-
-def is_rematerialised(config: ModelConfig) -> bool:
-    """Whether training keeps one residual stream per layer and computes the rest again in the backward pass."""
-    return config.n_layers > _MAX_UNROLLED_LAYERS
 
 
 def normalise(
@@ -86,6 +82,7 @@ def _block(
     pos_TD: jax.Array | None,
     config: ModelConfig,
     attend_fn: AttentionFn,
+    product: Callable[[jax.Array, jax.Array], jax.Array],
     tap: TapFn | None,
     seen: Container[str],
     index: int,
@@ -96,8 +93,8 @@ def _block(
     resid = see("resid_pre", resid)
     x_BTD = normalise(resid, layer.get("ln1_w"), config)
     x_qk_BTD = x_BTD if pos_TD is None or config.positions != "shortformer" else x_BTD + pos_TD[None]
-    q, k = (jnp.einsum("BTD,HDE->BHTE", x_qk_BTD, layer[name]) for name in ("W_Q", "W_K"))
-    v = jnp.einsum("BTD,HDE->BHTE", x_BTD, layer["W_V"])
+    q, k = (einsum("BTD,HDE->BHTE", x_qk_BTD, layer[name]) for name in ("W_Q", "W_K"))
+    v = einsum("BTD,HDE->BHTE", x_BTD, layer["W_V"])
     if config.positions == "rotary":
         q, k = rotate(q), rotate(k)
     if config.smeared_keys:
@@ -110,19 +107,23 @@ def _block(
         z_BHTE = attend_fn(q, k, v)
     z_BHTE = see("z", z_BHTE)
     if tap is not None and "result" in seen:
-        attn_out = jnp.sum(see("result", jnp.einsum("BHTE,HED->BTHD", z_BHTE, layer["W_O"])), axis=2)
+        attn_out = jnp.sum(see("result", einsum("BHTE,HED->BTHD", z_BHTE, layer["W_O"])), axis=2)
     else:
-        attn_out = jnp.einsum("BHTE,HED->BTD", z_BHTE, layer["W_O"])
-    return _after_attention(see("resid_mid", resid + attn_out), layer, config, see)
+        attn_out = einsum("BHTE,HED->BTD", z_BHTE, layer["W_O"])
+    return _after_attention(see("resid_mid", resid + attn_out), layer, config, product, see)
 
 
 def _after_attention(
-    resid: jax.Array, layer: Params, config: ModelConfig, see: Callable[[str, jax.Array], jax.Array]
+    resid: jax.Array,
+    layer: Params,
+    config: ModelConfig,
+    product: Callable[[jax.Array, jax.Array], jax.Array],
+    see: Callable[[str, jax.Array], jax.Array],
 ) -> jax.Array:
     if config.d_mlp:
         x_BTD = normalise(resid, layer.get("ln2_w"), config)
-        hidden_BTM = jax.nn.gelu(linear(x_BTD, layer["W_in"]), approximate=True)
-        resid = resid + see("mlp_out", linear(hidden_BTM, layer["W_out"]))
+        hidden_BTM = jax.nn.gelu(product(x_BTD, layer["W_in"]), approximate=True)
+        resid = resid + see("mlp_out", product(hidden_BTM, layer["W_out"]))
     return see("resid_post", resid)
 
 
@@ -135,16 +136,18 @@ def final_resid(
     seen: Container[str] = ACTIVATIONS,
     start: tuple[int, Float[Array, "B T D"]] | None = None,
     gather: GatherFn | None = None,
-    platform: str | None = None,
+    execution: Execution | None = None,
 ) -> Float[Array, "B T D"]:
     """The residual stream after the last layer and the final norm: what the unembedding multiplies.
 
     `seen`: the activations that the tap is called for. `start`, a layer and its `resid_mid`: only what lies after it is
     computed, and of the tokens only their number is read. `gather` makes a whole parameter out of this device's shard,
-    layer by layer (fully sharded training).
+    layer by layer (fully sharded training). `execution`: None resolves that of JAX's default platform.
     """
     gather = gather or (lambda _name, value: value)
-    attend_fn = attention_fn(config.attention, platform or jax.default_backend())
+    execution = execution or resolve(config)
+    attend_fn = attention_fn(execution)
+    product = linear if execution.own_gradients else partial(einsum, "BTD,DM->BTM")
     dtype = jnp.dtype(config.compute_dtype)
 
     def load(name: str, value: jax.Array) -> jax.Array:
@@ -160,20 +163,20 @@ def final_resid(
 
     def block(resid: jax.Array, layer: Params, index: int = -1) -> jax.Array:
         whole = {name: load(name, value) for name, value in layer.items()}
-        return _block(resid, whole, pos_TD, config, attend_fn, tap, seen, index)
+        return _block(resid, whole, pos_TD, config, attend_fn, product, tap, seen, index)
 
     if start is not None:
         first, resid = start
         layer = {name: load(name, value[first]) for name, value in stacked.items()}
-        resid = _after_attention(resid, layer, config, lambda _name, value: value)
+        resid = _after_attention(resid, layer, config, product, lambda _name, value: value)
         for index in range(first + 1, config.n_layers):
             resid = block(resid, {name: value[index] for name, value in stacked.items()}, index)
-    elif tap is not None or not is_rematerialised(config):
+    elif tap is not None or not execution.scan_layers:
         for index in range(config.n_layers):
             resid = block(resid, {name: value[index] for name, value in stacked.items()}, index)
     else:
-        # Remat keeps one residual stream per layer instead of every activation of a deep model.
-        resid, _ = jax.lax.scan(lambda x, layer: (jax.checkpoint(block)(x, layer), None), resid, stacked)
+        one = jax.checkpoint(block) if execution.remat else block
+        resid, _ = jax.lax.scan(lambda x, layer: (one(x, layer), None), resid, stacked)
     return normalise(resid, params.get("ln_final_w"), config)
 
 
@@ -190,10 +193,10 @@ def forward(
     tap: TapFn | None = None,
     seen: Container[str] = ACTIVATIONS,
 ) -> Float[Array, "B T V"]:
-    """Logits, float32. Training never calls this: it takes the loss in chunks (`icl_jax.model.loss`)."""
+    """Logits, float32, differentiable in either mode. Training never calls this: see `icl_jax.model.loss`."""
     x_BTD = final_resid(params, tokens, config, tap=tap, seen=seen)
     W_U = unembedding_DV(params).astype(x_BTD.dtype)
-    return jnp.einsum("BTD,DV->BTV", x_BTD, W_U, preferred_element_type=jnp.float32)
+    return einsum("BTD,DV->BTV", x_BTD, W_U, preferred_element_type=jnp.float32)
 
 
 def run_with_cache(

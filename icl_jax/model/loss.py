@@ -1,6 +1,7 @@
 """Cross-entropy of every token in chunks, so that B T V logits never exist at once."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,29 +9,19 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
+from icl_jax.model.execution import Execution, resolve
+from icl_jax.model.forward import final_resid, unembedding_DV
 from icl_jax.model.kernels import loss_kernel
 from icl_jax.model.linear import weight_grad
-
-# On a CPU the logits of more tokens do not stay in its caches.
-_CPU_CHUNK = 512
-# Elsewhere a larger chunk adds up the gradient of W_U less often: 2 GiB, 4 percent faster than 0.5 on an H200.
-_LOGITS_AT_A_TIME = 2**29
-
-
-def chunk_size(config: ModelConfig, platform: str | None = None) -> int:
-    """Tokens whose logits are held at a time: `loss_chunk`, or where that is 0 what is fastest on the platform."""
-    if config.loss_chunk:
-        return config.loss_chunk
-    if (platform or jax.default_backend()) == "cpu":
-        return _CPU_CHUNK
-    return max(1, _LOGITS_AT_A_TIME // config.vocab_size)
+from icl_jax.model.params import Params
+from icl_jax.model.precision import einsum
 
 
 def reference_token_loss(
     x: Float[Array, "B T D"], W_U: Float[Array, "D V"], targets: Int[Array, "B T"]
 ) -> Float[Array, "B T"]:
     """-log p(target) in nats, all logits at once; the chunked form is tested against it."""
-    logits_BTV = jnp.einsum("BTD,DV->BTV", x, W_U, preferred_element_type=jnp.float32)
+    logits_BTV = einsum("BTD,DV->BTV", x, W_U, preferred_element_type=jnp.float32)
     target_logit = jnp.take_along_axis(logits_BTV, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits_BTV, axis=-1) - target_logit
 
@@ -46,7 +37,7 @@ def _chunks(x: jax.Array, targets: jax.Array, chunk: int) -> tuple[jax.Array, ja
 
 
 def _chunk_logits(x_CD: jax.Array, W_U: jax.Array) -> jax.Array:
-    return jnp.einsum("CD,DV->CV", x_CD, W_U, preferred_element_type=jnp.float32)
+    return einsum("CD,DV->CV", x_CD, W_U, preferred_element_type=jnp.float32)
 
 
 def _chunk_loss(logits_CV: jax.Array, targets_C: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -71,20 +62,41 @@ def _loss_and_dlogits(
 def token_loss(
     x: Float[Array, "B T D"], W_U: Float[Array, "D V"], targets: Int[Array, "B T"], chunk: int
 ) -> Float[Array, "B T"]:
-    """-log p(target) in nats, float32, `chunk` tokens at a time. Not for differentiating: see `mean_loss`."""
-    x_ICD, targets_IC = _chunks(x, targets, chunk)
-    loss_IC = jax.lax.map(lambda args: _chunk_loss(_chunk_logits(args[0], W_U), args[1])[0], (x_ICD, targets_IC))
+    """-log p(target) in nats, float32, `chunk` tokens at a time, in derivatives of either mode too."""
+
+    @jax.checkpoint
+    def one_chunk(args: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return _chunk_loss(_chunk_logits(args[0], W_U), args[1])[0]
+
+    loss_IC = jax.lax.map(one_chunk, _chunks(x, targets, chunk))
     return loss_IC.reshape(-1)[: targets.size].reshape(targets.shape)
+
+
+def losses(
+    params: Params,
+    rows: Int[Array, "B T1"],
+    config: ModelConfig,
+    *,
+    execution: Execution | None = None,
+    **options: Any,
+) -> Float[Array, "B T"]:
+    """-log p of rows[:, 1:] in nats, float32, each predicted from the tokens before it: what analysis measures.
+
+    Differentiable in either mode. `options`: `tap`, `seen` and `start` of `final_resid`.
+    """
+    execution = execution or resolve(config)
+    x_BTD = final_resid(params, rows[:, :-1], config, execution=execution, **options)
+    return token_loss(x_BTD, unembedding_DV(params).astype(x_BTD.dtype), rows[:, 1:], execution.loss_chunk)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def mean_loss(
     x: Float[Array, "B T D"], W_U: Float[Array, "D V"], targets: Int[Array, "B T"], chunk: int
 ) -> tuple[Float[Array, ""], Float[Array, " T"]]:
-    """Mean loss over all tokens, and the mean over the batch at each position, in nats.
+    """Mean loss over all tokens, and the mean over the batch at each position, in nats: the training step's.
 
-    Gradients flow through the mean only. They are formed in the forward pass, while a chunk's logits are at hand, and
-    scaled in the backward pass: one matmul less than recomputing the logits.
+    Reverse mode alone; gradients flow through the mean only. They are formed in the forward pass, while a chunk's
+    logits are at hand, and scaled in the backward pass: one matmul less than recomputing the logits.
     """
     loss_BT = token_loss(x, W_U, targets, chunk)
     return jnp.mean(loss_BT), jnp.mean(loss_BT, axis=0)
@@ -106,7 +118,7 @@ def _mean_loss_fwd(
             cuda=partial(loss_kernel.loss_and_dlogits, dtype=x.dtype),
             default=partial(_loss_and_dlogits, dtype=x.dtype),
         )
-        dx_CD = jnp.einsum("CV,DV->CD", dlogits_CV, W_U)
+        dx_CD = einsum("CV,DV->CD", dlogits_CV, W_U)
         dW_U = dW_U + weight_grad(x_CD, dlogits_CV, jnp.float32)
         return dW_U, (loss_C, dx_CD)
 

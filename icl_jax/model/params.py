@@ -1,22 +1,13 @@
-"""The parameters: a dict of arrays stacked over layers, named and shaped as in TransformerLens.
+"""The parameters, each declared once: a dict of arrays stacked over layers, named and shaped as in TransformerLens.
 
-========  =====  ==========================================================
-W_E       V D    embedding
-W_pos     T D    learned positions (shortformer and standard only)
-W_Q       N H D E  query; W_K key, W_V value likewise
-W_O       N H E D  output
-smear_alpha  N H  smeared keys' mixing weight before the sigmoid
-W_in      N D M  MLP in; W_out N M D MLP out
-ln1_w     N D    norm before attention; ln2_w before the MLP
-ln_final_w  D    norm before the unembedding
-W_U       D V    unembedding (absent when tied)
-========  =====  ==========================================================
-
-No array has size zero: a model without layers simply lacks the per-layer arrays. There are no biases.
+Whatever else has to know about one (its start, weight decay, sharding, counts, FLOPs, export, the table in
+docs/model.md) reads the declaration, which Flax keeps as the metadata of the `nnx.Param`.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import jax
@@ -30,61 +21,123 @@ _T = TypeVar("_T")
 Params = dict[str, jax.Array]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Declaration:
+    """What holds of a parameter besides its value: metadata of its `nnx.Param`."""
+
+    axes: str
+    """A letter of icl_jax/config/axes.py per axis; "N" is first where it is stacked over layers."""
+    shape: tuple[int, ...]
+    decayed: bool
+    """Weight decay shrinks it."""
+    sharded: bool
+    """Fully sharded training may cut it, along its longest axis that divides evenly and is not the layers'."""
+    multiplies: bool
+    """Every token is multiplied by it: two floating-point operations for each of its numbers."""
+    hooked: str | None
+    """TransformerLens's name, `{}` for the layer; None where it has none."""
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether it has one entry per layer."""
+        return self.axes.startswith("N")
+
+
+class Parameters(nnx.Module):
+    """Declares and initialises the parameters; `icl_jax.Transformer` adds the forward pass.
+
+    Weights are normal with standard deviation ``config.init_std``, norm weights 1 and smear alphas 0, so that a
+    smeared head begins with the mean of its own and the previous key (the paper does not disclose its start).
+    No array has size zero: a model without layers simply lacks the per-layer arrays. There are no biases.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+        sizes = {
+            "N": config.n_layers, "D": config.d_model, "H": config.n_heads, "E": config.d_head, "M": config.d_mlp,
+            "T": config.n_ctx, "V": config.vocab_size,
+        }  # fmt: skip
+
+        def declare(
+            axes: str, hooked: str | None, init: Callable[[tuple[int, ...]], jax.Array], *,
+            decayed: bool, sharded: bool, multiplies: bool = False,
+        ) -> nnx.Param[jax.Array]:  # fmt: skip
+            shape = tuple(sizes[letter] for letter in axes.split())
+            declaration = Declaration(
+                axes=axes, shape=shape, decayed=decayed, sharded=sharded, multiplies=multiplies, hooked=hooked
+            )
+            metadata = {f.name: getattr(declaration, f.name) for f in fields(declaration) if f.name != "shape"}
+            return nnx.Param(init(shape), **metadata)
+
+        def weight(axes: str, hooked: str, *, multiplies: bool = True) -> nnx.Param[jax.Array]:
+            return declare(axes, hooked, normal, decayed=True, sharded=True, multiplies=multiplies)
+
+        def norm(axes: str, hooked: str) -> nnx.Param[jax.Array]:
+            return declare(axes, hooked, jnp.ones, decayed=False, sharded=False)
+
+        def normal(shape: tuple[int, ...]) -> jax.Array:
+            return jnp.float32(config.init_std) * jax.random.normal(rngs.params(), shape, jnp.float32)
+
+        # In this order: each weight takes the next numbers of the stream.
+        self.W_E = weight("V D", "embed.W_E", multiplies=config.tied_unembedding)
+        if config.positions != "rotary" and config.position_embedding == "learned":
+            self.W_pos = weight("T D", "pos_embed.W_pos", multiplies=False)
+        if config.n_layers > 0:
+            self.W_Q = weight("N H D E", "blocks.{}.attn.W_Q")
+            self.W_K = weight("N H D E", "blocks.{}.attn.W_K")
+            self.W_V = weight("N H D E", "blocks.{}.attn.W_V")
+            self.W_O = weight("N H E D", "blocks.{}.attn.W_O")
+            if config.smeared_keys:
+                # The keys' mixing weight before the sigmoid.
+                self.smear_alpha = declare("N H", None, jnp.zeros, decayed=False, sharded=False)
+            if config.d_mlp:
+                self.W_in = weight("N D M", "blocks.{}.mlp.W_in")
+                self.W_out = weight("N M D", "blocks.{}.mlp.W_out")
+            if config.norm != "none":
+                self.ln1_w = norm("N D", "blocks.{}.ln1.w")
+                if config.d_mlp:
+                    self.ln2_w = norm("N D", "blocks.{}.ln2.w")
+        if config.norm != "none":
+            self.ln_final_w = norm("D", "ln_final.w")
+        if not config.tied_unembedding:
+            self.W_U = weight("D V", "unembed.W_U")
+
+    @property
+    def params(self) -> Params:
+        """The arrays by name: what every function of `(params, tokens, config)` takes."""
+        params: Params = nnx.to_pure_dict(nnx.state(self, nnx.Param))
+        return params
+
+
+@lru_cache(maxsize=64)
+def declarations(config: ModelConfig) -> dict[str, Declaration]:
+    """Every parameter of a model, by its name. Nothing is allocated."""
+    found: dict[str, Declaration] = {}
+
+    def declare() -> None:
+        for name, value in vars(Parameters(config, nnx.Rngs(0))).items():
+            if isinstance(value, nnx.Param):
+                known = value.get_metadata()
+                metadata = {f.name: known[f.name] for f in fields(Declaration) if f.name != "shape"}
+                found[name] = Declaration(shape=value.shape, **metadata)
+
+    jax.eval_shape(declare)
+    return found
+
+
 def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter."""
-    n, d, h, e = config.n_layers, config.d_model, config.n_heads, config.d_head
-    shapes: dict[str, tuple[int, ...]] = {"W_E": (config.vocab_size, d)}
-    if config.positions != "rotary" and config.position_embedding == "learned":
-        shapes["W_pos"] = (config.n_ctx, d)
-    if n > 0:
-        shapes |= {"W_Q": (n, h, d, e), "W_K": (n, h, d, e), "W_V": (n, h, d, e), "W_O": (n, h, e, d)}
-        if config.smeared_keys:
-            shapes["smear_alpha"] = (n, h)
-        if config.d_mlp:
-            shapes |= {"W_in": (n, d, config.d_mlp), "W_out": (n, config.d_mlp, d)}
-        if config.norm != "none":
-            shapes["ln1_w"] = (n, d)
-            if config.d_mlp:
-                shapes["ln2_w"] = (n, d)
-    if config.norm != "none":
-        shapes["ln_final_w"] = (d,)
-    if not config.tied_unembedding:
-        shapes["W_U"] = (d, config.vocab_size)
-    return shapes
+    return {name: declared.shape for name, declared in declarations(config).items()}
 
 
 def layer_names(config: ModelConfig) -> tuple[str, ...]:
     """Names of the parameters that are stacked over layers."""
-    outside = {"W_E", "W_pos", "ln_final_w", "W_U"}
-    return tuple(name for name in param_shapes(config) if name not in outside)
-
-
-class Transformer(nnx.Module):
-    """Owns and initialises the parameters; it is split once and the training step sees the plain dict.
-
-    Weights are normal with standard deviation ``config.init_std``, norm weights 1 and smear alphas 0, so that a
-    smeared head begins with the mean of its own and the previous key (the paper does not disclose its start).
-    """
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        for name, shape in param_shapes(config).items():
-            if name == "smear_alpha":
-                value = jnp.zeros(shape, jnp.float32)
-            elif name.startswith("ln"):
-                value = jnp.ones(shape, jnp.float32)
-            else:
-                value = jnp.float32(config.init_std) * jax.random.normal(rngs.params(), shape, jnp.float32)
-            setattr(self, name, nnx.Param(value))
+    return tuple(name for name, declared in declarations(config).items() if declared.is_stacked)
 
 
 def init_params(config: ModelConfig, seed: int) -> Params:
     """Initial parameters, float32, a pure function of the config and the seed."""
-
-    def init() -> Params:
-        params: Params = nnx.to_pure_dict(nnx.state(Transformer(config, nnx.Rngs(params=seed)), nnx.Param))
-        return params
-
-    return run_once(init)
+    return run_once(lambda: Parameters(config, nnx.Rngs(params=seed)).params)
 
 
 def run_once(function: Callable[[], _T], **options: Any) -> _T:

@@ -1,7 +1,10 @@
 """Arithmetic of a training step, counted from the model's sizes. A multiplication with its addition counts as two."""
 
+import math
+
 from icl_jax.config import Config
-from icl_jax.model.forward import is_rematerialised
+from icl_jax.model.execution import resolve
+from icl_jax.model.params import declarations
 
 
 def step_flops(config: Config) -> int:
@@ -18,7 +21,7 @@ def executed_flops(config: Config) -> int:
 
     Splash attention takes 2 products of the size of the scores forward and 7 backward, 3 more than needed.
     """
-    again = _layers(config) if is_rematerialised(config.model) else 0
+    again = _layers(config) if resolve(config.model, "tpu", config.train).remat else 0
     again += 3 * _attention(config) // 2
     return step_flops(config) + config.tokens_per_step * again
 
@@ -30,10 +33,14 @@ def _attention(config: Config) -> int:
 
 
 def _layers(config: Config) -> int:
-    model = config.model
-    products = 2 * (4 * model.d_model**2 + 2 * model.d_model * model.d_mlp)
-    return model.n_layers * products + _attention(config)
+    return _products(config, is_stacked=True) + _attention(config)
 
 
 def _unembedding(config: Config) -> int:
-    return 2 * config.model.d_model * config.model.vocab_size
+    return _products(config, is_stacked=False)
+
+
+def _products(config: Config, *, is_stacked: bool) -> int:
+    """One token multiplied by the parameters, forward."""
+    every = declarations(config.model).values()
+    return sum(2 * math.prod(one.shape) for one in every if one.multiplies and one.is_stacked == is_stacked)

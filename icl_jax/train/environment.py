@@ -6,15 +6,18 @@ import platform
 import shlex
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from icl_jax.model.execution import Execution
+
 _PACKAGES = ("icl-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "zarr", "tokenizers", "wandb")
 
 
-def describe_start(step: int, devices: list[jax.Device], argv: list[str]) -> dict[str, Any]:
+def describe_start(step: int, devices: list[jax.Device], argv: list[str], execution: Execution) -> dict[str, Any]:
     """One entry of environment.json's "starts"."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -24,6 +27,7 @@ def describe_start(step: int, devices: list[jax.Device], argv: list[str]) -> dic
         "devices": {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)},
         "processes": jax.process_count(),
         "host": {"machine": platform.machine(), "system": platform.system()},
+        "execution": asdict(execution),
         "git_commit": _git_commit(),
         "command": shlex.join(argv),
     }

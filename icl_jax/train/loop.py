@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from icl_jax.config import Config, NonFiniteLossError, UserError
 from icl_jax.data import Batches, Corpus
 from icl_jax.display import StepsDisplay
+from icl_jax.model.execution import Execution
 from icl_jax.rundir import RunDir, probe_steps, snapshot_steps
 from icl_jax.rundir.record import ProbeResult
 from icl_jax.train.parallel import ParallelStep
@@ -38,6 +39,7 @@ def train(
     run: RunDir,
     corpus: Corpus,
     devices: list[jax.Device],
+    execution: Execution | None = None,
     *,
     stop: StopSignal,
     progress: StepsDisplay,
@@ -45,14 +47,15 @@ def train(
 ) -> Outcome:
     """Train from the run directory's last state (or from step 0) to the end of its config.
 
-    The directory must already be cut back to that state. Raises NonFiniteLossError, and UserError if the directory
-    cannot be written. Equal inputs give equal bits, however often the run is stopped and resumed.
+    The directory must already be cut back to that state. `execution`: None resolves it. Raises NonFiniteLossError, and
+    UserError if the directory cannot be written. Equal inputs give equal bits, however often the run is stopped and
+    resumed.
     """
     config = run.config
     start_step = run.last_state_step() or 0
     if start_step == config.train.n_steps:
         return Outcome(start_step, 0)
-    parallel = ParallelStep(config, devices)
+    parallel = ParallelStep(config, devices, execution)
     if start_step:
         state = parallel.put_state(state_from_arrays(_load_state(run, start_step), parallel.state_shape))
     else:

@@ -1,11 +1,11 @@
-"""AdamW from optax's parts; the learning rate and weight decay of a step are explicit so that they are recorded."""
+"""AdamW by optax, at values of the learning rate and weight decay that are explicit so that they are recorded."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from icl_jax.config import Config, OptimizerConfig
-from icl_jax.model.params import Params
+from icl_jax.config import Config
+from icl_jax.model.params import Params, declarations
 
 
 def learning_rate_fn(config: Config) -> optax.Schedule:
@@ -24,22 +24,16 @@ def learning_rate_fn(config: Config) -> optax.Schedule:
         warmup = optax.linear_schedule(opt.lr / opt.warmup_steps, opt.lr, max(opt.warmup_steps - 1, 1))
         schedule = optax.join_schedules([warmup, rest], [opt.warmup_steps])
     # optax multiplies the step by floats; float32 holds steps exactly up to 2**24.
-    return lambda step: schedule(jnp.asarray(step, jnp.float32))
+    return lambda step: jnp.asarray(schedule(jnp.asarray(step, jnp.float32)), jnp.float32)
 
 
-def is_decayed(name: str) -> bool:
-    """Weight decay leaves out norm weights (vectors) and smear alphas."""
-    return not name.startswith("ln") and name != "smear_alpha"
-
-
-def adam(config: OptimizerConfig, step: jax.Array) -> optax.GradientTransformation:
-    """Adam's direction plus decoupled weight decay at `step`, still to be multiplied by minus the learning rate."""
-    changed = jnp.logical_and(config.decay_change_step >= 0, step >= config.decay_change_step)
-    weight_decay = jnp.where(changed, jnp.float32(config.decay_change_factor), jnp.float32(1)) * config.weight_decay
-    chain = optax.chain(
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
-        optax.add_decayed_weights(weight_decay, mask=lambda params: {name: is_decayed(name) for name in params}),
-    )
+def adamw(config: Config, step: jax.Array, lr: jax.Array) -> optax.GradientTransformation:
+    """AdamW as it is at `step`; what is decayed, the parameters' declarations say."""
+    opt = config.optimizer
+    changed = jnp.logical_and(opt.decay_change_step >= 0, step >= opt.decay_change_step)
+    weight_decay = jnp.where(changed, jnp.float32(opt.decay_change_factor), jnp.float32(1)) * opt.weight_decay
+    mask = {name: declared.decayed for name, declared in declarations(config.model).items()}
+    chain = optax.adamw(lr, opt.b1, opt.b2, opt.eps, weight_decay=weight_decay, mask=mask)
 
     def update(
         grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
@@ -51,5 +45,5 @@ def adam(config: OptimizerConfig, step: jax.Array) -> optax.GradientTransformati
     return optax.GradientTransformation(chain.init, update)
 
 
-def init_opt_state(config: OptimizerConfig, params: Params) -> optax.OptState:
-    return adam(config, jnp.int32(0)).init(params)
+def init_opt_state(config: Config, params: Params) -> optax.OptState:
+    return adamw(config, jnp.int32(0), jnp.float32(0)).init(params)

@@ -13,9 +13,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from icl_jax.config import Config
-from icl_jax.model.params import layer_names, param_shapes, run_once
-from icl_jax.model.precision import matmul_precision
-from icl_jax.train.step import Axes, StepMetrics, TrainState, init_state, train_step
+from icl_jax.model.execution import Execution, resolve
+from icl_jax.model.params import declarations, run_once
+from icl_jax.train.step import Axes, TrainState, init_state, train_step
 
 
 def sharded_axes(config: Config) -> dict[str, int]:
@@ -26,14 +26,12 @@ def sharded_axes(config: Config) -> dict[str, int]:
     n_shards = config.train.fsdp
     if n_shards == 1:
         return {}
-    stacked = layer_names(config.model)
     chosen = {}
-    for name, shape in param_shapes(config.model).items():
-        if name.startswith("ln") or name == "smear_alpha":
-            continue
-        candidates = [axis for axis in range(name in stacked, len(shape)) if shape[axis] % n_shards == 0]
-        if candidates:
-            chosen[name] = max(candidates, key=lambda axis: shape[axis])
+    for name, declared in declarations(config.model).items():
+        sizes = declared.shape
+        candidates = [axis for axis in range(declared.is_stacked, len(sizes)) if sizes[axis] % n_shards == 0]
+        if declared.sharded and candidates:
+            chosen[name] = max(candidates, key=lambda axis: sizes[axis])
     return chosen
 
 
@@ -48,12 +46,12 @@ def _arranged(devices: list[jax.Device], shape: tuple[int, int]) -> np.ndarray:
 
 
 class ParallelStep:
-    """The compiled step on a set of devices.
+    """The compiled step on a set of devices. `execution`: how it is computed; None resolves it.
 
     Raises UserError if the batch does not divide among them.
     """
 
-    def __init__(self, config: Config, devices: list[jax.Device]) -> None:
+    def __init__(self, config: Config, devices: list[jax.Device], execution: Execution | None = None) -> None:
         self.n_devices = len(devices)
         config.train.rows_per_device(self.n_devices)
         self._devices = devices
@@ -70,12 +68,8 @@ class ParallelStep:
         self._rows_sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
         self._gather = jax.jit(lambda x: x, out_shardings=NamedSharding(self._mesh, PartitionSpec()))
 
-        one_device = partial(train_step, config=config, axes=axes, platform=self.platform)
-
-        def step(state: TrainState, rows: jax.Array) -> tuple[TrainState, StepMetrics]:
-            with matmul_precision(config.model.compute_dtype):
-                return one_device(state, rows)
-
+        execution = execution or resolve(config.model, self.platform, config.train, self.n_devices)
+        step = partial(train_step, config=config, axes=axes, execution=execution)
         self.state_shape = jax.eval_shape(lambda: init_state(config))
         specs = self._specs(self.state_shape, axes)
         self.state_sharding = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), specs)

@@ -10,13 +10,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from icl_jax.config import Config
 from icl_jax.data import Corpus
-from icl_jax.model.forward import final_resid, forward, unembedding_DV
+from icl_jax.model.execution import CPU_TOKENS_AT_A_TIME, resolve
+from icl_jax.model.forward import forward
 from icl_jax.model.head_scores import prefix_matching, previous_token, repeated_tokens
 from icl_jax.model.icl_score import icl_score, icl_windowed
-from icl_jax.model.loss import chunk_size, token_loss
+from icl_jax.model.loss import losses
 from icl_jax.model.params import Params
 from icl_jax.rundir.record import ProbeResult
-from icl_jax.train.step import CPU_TOKENS_AT_A_TIME
 
 # They bound the probes' memory: tokens at a time on the held-out set, positions of the previous-token score.
 _TOKENS_AT_A_TIME = 65536
@@ -33,10 +33,11 @@ def divisor_up_to(n: int, at_most: int) -> int:
 def _held_out_loss(params: Params, rows: jax.Array, *, config: Config, platform: str) -> jax.Array:
     """Loss summed over rows at each position, nats; a leading axis of length 1 for the device."""
 
+    # The forms of the training step, of which memory on a GPU and TPU is sure; nothing is differentiated.
+    execution = resolve(config.model, platform, config.train)
+
     def batch_loss(rows: jax.Array) -> jax.Array:
-        x_BTD = final_resid(params, rows[:, :-1], config.model, platform=platform)
-        W_U = unembedding_DV(params).astype(x_BTD.dtype)
-        return jnp.sum(token_loss(x_BTD, W_U, rows[:, 1:], chunk_size(config.model, platform)), axis=0)
+        return jnp.sum(losses(params, rows, config.model, execution=execution), axis=0)
 
     n_rows = rows.shape[0]
     n_tokens = CPU_TOKENS_AT_A_TIME if platform == "cpu" else _TOKENS_AT_A_TIME

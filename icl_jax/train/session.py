@@ -10,6 +10,7 @@ from rich.console import Console
 from icl_jax.config import Config, UserError
 from icl_jax.data import Corpus
 from icl_jax.display import StepsDisplay, say
+from icl_jax.model.execution import Execution, resolve
 from icl_jax.model.head_scores import InductionHead, first_induction_head
 from icl_jax.model.params import n_params
 from icl_jax.rundir import RunDir
@@ -49,6 +50,7 @@ def run(
     if n_devices and jax.process_count() == 1:
         devices = devices[:n_devices]
     config.train.rows_per_device(len(devices))
+    execution = resolve(config.model, devices[0].platform, config.train, len(devices))
     console = console if is_first() else Console(quiet=True)
 
     tell = functools.partial(say, console)
@@ -62,8 +64,8 @@ def run(
 
     def start_tracker() -> Tracker:
         if is_first():
-            run_dir.add_start(describe_start(start_step, devices, argv))
-        tell(_headline(config, str(run_dir.path), devices, start_step))
+            run_dir.add_start(describe_start(start_step, devices, argv, execution))
+        tell(_headline(config, str(run_dir.path), devices, start_step, execution))
         known = seen_induction_head(run_dir) if is_first() and start_step else None
         return make_tracker(config, str(run_dir.path), run_dir.run_id, tell, is_first(), known)
 
@@ -79,7 +81,7 @@ def run(
             exit_code = 1
             try:
                 with StepsDisplay(console, config.train.n_steps, config.tokens_per_step, start_step) as display:
-                    outcome = train(run_dir, corpus, devices, stop=stop, progress=display, tracker=tracker)
+                    outcome = train(run_dir, corpus, devices, execution, stop=stop, progress=display, tracker=tracker)
                 # W&B waits less for a run that was stopped: a preempted machine is gone in seconds.
                 exit_code = 128 + outcome.signum if outcome.signum else 0
             finally:
@@ -135,7 +137,7 @@ def _check_corpus(config: Config, vocab_size: int) -> None:
         raise UserError(f"model.vocab_size = {config.model.vocab_size}: {allowed}")
 
 
-def _headline(config: Config, path: str, devices: list[jax.Device], start_step: int) -> str:
+def _headline(config: Config, path: str, devices: list[jax.Device], start_step: int, execution: Execution) -> str:
     model = config.model
     parts = [
         f"resumes at step {start_step}" if start_step else "starts",
@@ -143,6 +145,7 @@ def _headline(config: Config, path: str, devices: list[jax.Device], start_step: 
         config.data.source,
         f"{config.train.n_steps * config.tokens_per_step:,} tokens",
         f"{len(devices)} x {devices[0].device_kind}",
+        str(execution),
     ]
     if jax.process_count() > 1:
         parts.append(f"{jax.process_count()} processes")

@@ -8,13 +8,11 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from icl_jax.config import Config
+from icl_jax.model.execution import Execution
 from icl_jax.model.forward import GatherFn, final_resid, unembedding_DV
-from icl_jax.model.loss import chunk_size, mean_loss
-from icl_jax.model.params import Params, init_params
-from icl_jax.train.optimizer import adam, init_opt_state, learning_rate_fn
-
-# The best over the shapes of benchmarks/: with 256 and 2,048 steps take up to a fifth longer, uncut 20 to 70 percent.
-CPU_TOKENS_AT_A_TIME = 512
+from icl_jax.model.loss import mean_loss
+from icl_jax.model.params import Params, init_params, layer_names
+from icl_jax.train.optimizer import adamw, init_opt_state, learning_rate_fn
 
 
 class TrainState(NamedTuple):
@@ -42,10 +40,10 @@ class Axes(NamedTuple):
 
 def init_state(config: Config) -> TrainState:
     params = init_params(config.model, config.train.seed)
-    return TrainState(jnp.int32(0), params, init_opt_state(config.optimizer, params))
+    return TrainState(jnp.int32(0), params, init_opt_state(config, params))
 
 
-def _gather_fn(axes: Axes, stacked: frozenset[str]) -> GatherFn:
+def _gather_fn(axes: Axes, stacked: tuple[str, ...]) -> GatherFn:
     def gather(name: str, value: jax.Array) -> jax.Array:
         if name not in axes.sharded:
             return value
@@ -56,34 +54,21 @@ def _gather_fn(axes: Axes, stacked: frozenset[str]) -> GatherFn:
     return gather
 
 
-def n_micro_batches(shape: tuple[int, ...], accum_steps: int, platform: str) -> int:
-    """Into how many equal parts a device cuts its rows, of shape [B, T + 1], to take them one after the other.
-
-    `accum_steps` parts for the sake of memory; on a CPU further, so that activations and logits stay in its caches.
-    """
-    n_rows, n_ctx = shape[0] // accum_steps, shape[1] - 1
-    if platform != "cpu":
-        return accum_steps
-    fitting = (n for n in range(1, n_rows + 1) if n_rows % n == 0 and n * n_ctx >= CPU_TOKENS_AT_A_TIME)
-    return accum_steps * (n_rows // next(fitting, n_rows))
-
-
 def loss_and_grads(
-    params: Params, rows: Int[Array, "B T1"], config: Config, axes: Axes, platform: str
+    params: Params, rows: Int[Array, "B T1"], config: Config, axes: Axes, execution: Execution
 ) -> tuple[Float[Array, " T"], Params]:
     """Loss at each position and the gradient of its mean, over this device's rows in micro-batches."""
-    layered = frozenset(name for name in params if name not in ("W_E", "W_pos", "ln_final_w", "W_U"))
-    gather = _gather_fn(axes, layered)
+    gather = _gather_fn(axes, layer_names(config.model))
 
     def loss_fn(params: Params, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x_BTD = final_resid(params, rows[:, :-1], config.model, gather=gather, platform=platform)
+        x_BTD = final_resid(params, rows[:, :-1], config.model, gather=gather, execution=execution)
         name = "W_U" if "W_U" in params else "W_E"
         whole = {name: gather(name, params[name])}
         W_U = unembedding_DV(whole).astype(x_BTD.dtype)
-        return mean_loss(x_BTD, W_U, rows[:, 1:], chunk_size(config.model, platform))
+        return mean_loss(x_BTD, W_U, rows[:, 1:], execution.loss_chunk)
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    n_micro = n_micro_batches(rows.shape, config.train.accum_steps, platform)
+    n_micro = execution.n_micro_batches
     if n_micro == 1:
         (_, loss_T), grads = grad_fn(params, rows)
         return loss_T, grads
@@ -98,13 +83,13 @@ def loss_and_grads(
 
 
 def train_step(
-    state: TrainState, rows: Int[Array, "B T1"], *, config: Config, axes: Axes, platform: str
+    state: TrainState, rows: Int[Array, "B T1"], *, config: Config, axes: Axes, execution: Execution
 ) -> tuple[TrainState, StepMetrics]:
     """One step on this device's share of the batch: every device returns the same metrics.
 
     Row entries 0..T-1 are inputs, 1..T targets. Gradients and the per-position loss are means over all devices.
     """
-    loss_T, grads = loss_and_grads(state.params, rows, config, axes, platform)
+    loss_T, grads = loss_and_grads(state.params, rows, config, axes, execution)
     n_devices = jax.lax.psum(1, axes.names)
     # all_gather's transpose has already summed the gradients of sharded parameters over their own axis.
     whole = {name: grad for name, grad in grads.items() if name not in axes.sharded}
@@ -124,7 +109,7 @@ def train_step(
         scale = jnp.minimum(1.0, config.optimizer.clip_norm / jnp.maximum(grad_norm, 1e-30))
         grads = jax.tree.map(lambda grad: grad * scale, grads)
 
-    lr = jnp.asarray(learning_rate_fn(config)(state.step), jnp.float32)
-    direction, opt_state = adam(config.optimizer, state.step).update(grads, state.opt_state, state.params)
-    params = jax.tree.map(lambda param, d: param - lr * d, state.params, direction)
+    lr = learning_rate_fn(config)(state.step)
+    updates, opt_state = adamw(config, state.step, lr).update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), StepMetrics(loss_T, grad_norm, lr)

@@ -1,6 +1,7 @@
 """Every fast form of attention against the reference, in value and gradient."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
+from icl_jax.config import ModelConfig, TrainConfig
 from icl_jax.model import attention as attention_module
 from icl_jax.model.attention import AttentionFn, attend, attention_fn, attn_scores, reference_attention
-from icl_jax.model.kernels.blocked_attention import blocked_attention
+from icl_jax.model.execution import resolve
+from icl_jax.model.kernels.blocked_attention import blocked_attention, trained_blocked_attention
 from tests import float32_bounds
 from tests.float32_bounds import assert_within
 from tests.model.program_arrays import array_shapes
@@ -34,6 +37,11 @@ def _value_and_grads(attention: AttentionFn, qkv: Qkv, direction: jax.Array) -> 
 
     (_, z), grads = jax.value_and_grad(loss, has_aux=True)(qkv)
     return z, grads
+
+
+def _form(name: Any) -> AttentionFn:
+    """What a training step takes whose config names it."""
+    return attention_fn(resolve(ModelConfig(attention=name), "cpu", TrainConfig()))
 
 
 def _assert_exact_up_to_rounding(attention: AttentionFn, shape: tuple[int, ...], seed: int) -> None:
@@ -82,24 +90,24 @@ def test_the_reference_equals_numpy(shape: tuple[int, ...]) -> None:
 @example(n_rows=2, n_heads=1, n_ctx=513, d_head=3, seed=31)
 @settings(max_examples=3)
 def test_blocked_equals_reference(n_rows: int, n_heads: int, n_ctx: int, d_head: int, seed: int) -> None:
-    for attention in (blocked_attention, reference_attention):
+    for attention in (trained_blocked_attention, blocked_attention, reference_attention):
         _assert_exact_up_to_rounding(attention, (n_rows, n_heads, n_ctx, d_head), seed)
 
 
 @pytest.mark.parametrize("implementation", ["cudnn", "splash", "blocked"])
 def test_every_form_equals_the_reference_on_this_platform(implementation: str) -> None:
-    _assert_exact_up_to_rounding(attention_fn(implementation, "cpu"), (2, 3, 71, 5), seed=2)
+    _assert_exact_up_to_rounding(_form(implementation), (2, 3, 71, 5), seed=2)
 
 
 def test_large_scores_neither_overflow_nor_lose_the_maximum() -> None:
     """Scores of +-10,000: a softmax that does not subtract its maximum gives NaN."""
     q, k, v = _qkv((1, 3, 66, 4))
-    z, grads = _value_and_grads(blocked_attention, (100 * q, 100 * k, v), jnp.ones_like(v))
+    z, grads = _value_and_grads(trained_blocked_attention, (100 * q, 100 * k, v), jnp.ones_like(v))
     np.testing.assert_allclose(z, reference_attention(100 * q, 100 * k, v), atol=1e-5)
     assert all(bool(jnp.isfinite(grad).all()) for grad in grads)
 
 
-@pytest.mark.parametrize("form", [blocked_attention, reference_attention])
+@pytest.mark.parametrize("form", [trained_blocked_attention, blocked_attention, reference_attention])
 def test_bfloat16_stays_close_to_float32(form: AttentionFn) -> None:
     shape = (2, 3, 67, 8)
     exact, exact_grads = _value_and_grads(reference_attention, _qkv(shape), _qkv(shape, 1)[0])
@@ -127,22 +135,27 @@ def test_attend_mixes_values() -> None:
 
 
 def test_auto_takes_the_form_of_the_platform() -> None:
-    assert attention_fn("auto", "cpu") is blocked_attention
-    assert attention_fn("auto", "gpu") is attention_fn("cudnn", "cpu") is attention_module._cudnn
-    assert attention_fn("auto", "tpu") is attention_fn("splash", "cpu") is attention_module._splash
-    assert attention_fn("auto", "something else") is attention_fn("reference", "tpu") is reference_attention
+    train = TrainConfig()
+
+    def auto(platform: str) -> AttentionFn:
+        return attention_fn(resolve(ModelConfig(), platform, train))
+
+    assert auto("cpu") is trained_blocked_attention
+    assert auto("gpu") is _form("cudnn") is attention_module._cudnn
+    assert auto("tpu") is _form("splash") is attention_module._splash
+    assert auto("something else") is _form("reference") is reference_attention
 
 
 @pytest.mark.parametrize("n_ctx", [127, 129])
 def test_splash_takes_the_reference_where_its_blocks_do_not_fit(n_ctx: int) -> None:
     qkv = _qkv((1, 2, n_ctx, 4))
-    np.testing.assert_array_equal(attention_fn("splash", "tpu")(*qkv), reference_attention(*qkv))
+    np.testing.assert_array_equal(_form("splash")(*qkv), reference_attention(*qkv))
 
 
 def test_splash_equals_the_reference_when_its_kernel_is_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     interpreted = partial(splash_attention_kernel.make_splash_mha, interpret=True)
     monkeypatch.setattr(splash_attention_kernel, "make_splash_mha", interpreted)
-    _assert_exact_up_to_rounding(attention_fn("splash", "tpu"), (2, 3, 256, 8), seed=0)
+    _assert_exact_up_to_rounding(_form("splash"), (2, 3, 256, 8), seed=0)
 
 
 def test_blocked_never_holds_all_scores() -> None:
@@ -153,6 +166,6 @@ def test_blocked_never_holds_all_scores() -> None:
         return array_shapes(jax.grad(lambda q, k, v: jnp.sum(form(q, k, v))), *_qkv((1, n_heads, n_ctx, 4)))
 
     assert (1, n_heads, n_ctx, n_ctx) in grad_of(reference_attention)
-    blocked = grad_of(blocked_attention)
+    blocked = grad_of(trained_blocked_attention)
     assert max(int(np.prod(shape)) for shape in blocked) <= 4 * 64 * n_ctx  # heads at a time, a block of queries, keys
     assert (4, 64, 192) in blocked

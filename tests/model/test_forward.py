@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icl_jax.config import ModelConfig
+from icl_jax.model import execution
 from icl_jax.model import forward as forward_module
 from icl_jax.model.forward import final_resid, forward, unembedding_DV
 from icl_jax.model.params import Params
@@ -227,7 +228,7 @@ def test_scanned_layers_equal_unrolled_ones(monkeypatch: pytest.MonkeyPatch) -> 
 
     logits, grads, is_scanned = both()
     assert not is_scanned
-    monkeypatch.setattr(forward_module, "_MAX_UNROLLED_LAYERS", 2)
+    monkeypatch.setattr(execution, "_MAX_UNROLLED_LAYERS", 2)
     scanned_logits, scanned_grads, is_scanned = both()
     assert is_scanned
     np.testing.assert_allclose(scanned_logits, logits, atol=1e-5)

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from icl_jax.config import ModelConfig
-from icl_jax.model.loss import chunk_size, mean_loss, reference_token_loss, token_loss
+from icl_jax.model.loss import mean_loss, reference_token_loss, token_loss
 from tests import float32_bounds
 from tests.float32_bounds import Bounded, assert_within
 from tests.model.program_arrays import array_shapes
@@ -148,10 +147,3 @@ def test_all_logits_never_exist_at_once(chunk: int) -> None:
     for shapes in (value, grad):
         assert (chunk, vocab_size) in shapes
         assert largest(shapes) == chunk * vocab_size
-
-
-def test_a_chunk_is_what_the_config_says_or_what_the_platform_likes() -> None:
-    assert chunk_size(ModelConfig(loss_chunk=7), "gpu") == 7
-    assert chunk_size(ModelConfig(), "cpu") == chunk_size(ModelConfig()) == 512
-    assert chunk_size(ModelConfig(vocab_size=65536), "gpu") == 8192  # 2 GiB of logits
-    assert chunk_size(ModelConfig(vocab_size=2**30), "tpu") == 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from icl_jax.config import ModelConfig
-from icl_jax.model import forward as forward_module
+from icl_jax.model import execution
 from icl_jax.model.forward import forward, normalise, run_with_cache
 from icl_jax.model.params import Params
 from tests.model.program_arrays import array_shapes
@@ -178,7 +178,7 @@ def test_without_a_tap_neither_pattern_nor_results_are_made(params: Params, toke
 
 
 def test_a_tap_sees_every_layer_of_a_deep_model(params: Params, tokens: jax.Array, monkeypatch: Any) -> None:
-    monkeypatch.setattr(forward_module, "_MAX_UNROLLED_LAYERS", 1)
+    monkeypatch.setattr(execution, "_MAX_UNROLLED_LAYERS", 1)
     logits, cache = run_with_cache(params, tokens, CONFIG, ("pattern",))
     assert set(cache) == {("pattern", layer) for layer in range(N)}
     np.testing.assert_allclose(logits, forward(params, tokens, CONFIG), atol=1e-5)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,17 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from icl_jax.config import Config, ModelConfig, OptimizerConfig, TrainConfig
+from icl_jax.model.execution import n_micro_batches, resolve
 from icl_jax.model.forward import forward
 from icl_jax.model.loss import reference_token_loss
-from icl_jax.model.params import Params
+from icl_jax.model.params import Parameters, Params, declarations, init_params, layer_names
 from icl_jax.train import step as step_module
-from icl_jax.train.optimizer import init_opt_state, is_decayed, learning_rate_fn
+from icl_jax.train.optimizer import adamw, init_opt_state, learning_rate_fn
 from icl_jax.train.parallel import ParallelStep
-from icl_jax.train.step import Axes, StepMetrics, TrainState, loss_and_grads, n_micro_batches, train_step
+from icl_jax.train.step import Axes, StepMetrics, TrainState, loss_and_grads, train_step
 from tests.data_configs import data_config
 from tests.model.random_params import random_params
 
@@ -49,14 +52,15 @@ def _rows(step: int) -> np.ndarray:
 
 def _step_fn(config: Config) -> Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]:
     """The step of one device; a mapped axis of size 1 stands for all devices."""
-    step = partial(train_step, config=config, axes=Axes(("devices",), {}), platform="cpu")
+    execution = resolve(config.model, "cpu", config.train)
+    step = partial(train_step, config=config, axes=Axes(("devices",), {}), execution=execution)
     mapped = jax.vmap(step, in_axes=(None, 0), out_axes=None, axis_name="devices", axis_size=1)
     return jax.jit(lambda state, rows: mapped(state, rows[None]))
 
 
 def _start(config: Config) -> TrainState:
     params = random_params(config.model)
-    return TrainState(jnp.int32(0), params, init_opt_state(config.optimizer, params))
+    return TrainState(jnp.int32(0), params, init_opt_state(config, params))
 
 
 @jax.jit
@@ -127,8 +131,34 @@ def test_steps_equal_numpy_adamw(optimizer: dict[str, Any]) -> None:
 
 
 def test_decay_leaves_out_norm_weights_and_alphas() -> None:
-    decayed = {name for name in random_params(MODEL) if is_decayed(name)}
+    decayed = {name for name, declared in declarations(MODEL).items() if declared.decayed}
     assert decayed == {"W_E", "W_pos", "W_Q", "W_K", "W_V", "W_O", "W_in", "W_out", "W_U"}
+
+
+@pytest.mark.parametrize("decayed", [False, True])
+@pytest.mark.parametrize("name", ["b_Q", "W_new", "ln_new"])
+def test_a_new_parameter_is_decayed_by_its_declaration_not_its_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, decayed: bool
+) -> None:
+    initialise = Parameters.__init__
+
+    def with_new(self: Parameters, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        initialise(self, config, rngs)
+        value = jnp.full((1, 3, 5), 2.0)
+        about = {"axes": "N H E", "sharded": False, "multiplies": False, "hooked": None}
+        setattr(self, name, nnx.Param(value, decayed=decayed, **about))
+
+    monkeypatch.setattr(Parameters, "__init__", with_new)
+    declarations.cache_clear()
+    try:
+        config = _config()
+        params = init_params(MODEL, seed=0)
+        optimizer = adamw(config, jnp.int32(3), jnp.float32(0.5))
+        updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+        np.testing.assert_allclose(updates[name], -0.5 * 0.3 * 2 if decayed else 0, rtol=1e-6)
+        assert name in layer_names(MODEL)
+    finally:
+        declarations.cache_clear()
 
 
 def _assert_same(a: tuple[TrainState, StepMetrics], b: tuple[TrainState, StepMetrics], atol: float) -> None:
@@ -160,31 +190,15 @@ def test_rows_cut_for_a_cpus_caches_give_the_uncut_losses_and_gradients(
     config = _config(model=model, accum_steps=accum_steps)
     rows = jnp.asarray(np.random.default_rng(n_ctx).integers(0, V, (n_rows, n_ctx + 1), dtype=np.int32))
     params = random_params(model)
-    axes = Axes((), {})
+    execution, axes = resolve(model, "cpu", config.train), Axes((), {})
     cut, uncut = (
-        jax.jit(partial(loss_and_grads, config=config, axes=axes, platform=platform))(params, rows)
-        for platform in ("cpu", "tpu")
+        jax.jit(partial(loss_and_grads, config=config, axes=axes, execution=replace(execution, n_micro_batches=n)))(
+            params, rows
+        )
+        for n in (n_micro_batches(rows.shape, accum_steps, "cpu"), accum_steps)
     )
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(cut), jax.tree.leaves(uncut), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5, err_msg=jax.tree_util.keystr(path))
-
-
-@pytest.mark.parametrize(
-    ("shape", "accum_steps", "platform", "expected"),
-    [
-        ((16, 257), 1, "cpu", 8),  # two rows are 512 tokens
-        ((16, 257), 4, "cpu", 8),
-        ((4, 1025), 1, "cpu", 4),  # one row is more
-        ((9, 257), 1, "cpu", 3),  # two do not divide nine
-        ((7, 129), 1, "cpu", 1),  # seven is a prime: seven rows or one, and one is too little
-        ((1, 9), 1, "cpu", 1),
-        ((16, 257), 4, "gpu", 4),
-    ],
-)
-def test_cuts_are_equal_and_as_small_as_the_caches_want(
-    shape: tuple[int, int], accum_steps: int, platform: str, expected: int
-) -> None:
-    assert n_micro_batches(shape, accum_steps, platform) == expected
 
 
 def test_bfloat16_activations_keep_float32_parameters_moments_and_loss() -> None:

@@ -1,7 +1,7 @@
 """Causal attention for CPUs: a few heads at a time so that scores stay in cache, and no work above the diagonal.
 
 Heads of all rows are taken a few at a time by `lax.map`; queries are cut into blocks, and block i reads only the keys
-up to its own end. The backward pass recomputes the pattern from the saved log-sum-exp, so that nothing
+up to its own end. The training step's backward pass recomputes the pattern from the saved log-sum-exp, so that nothing
 of size T x T outlives a block.
 """
 
@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from icl_jax.model.precision import einsum
 
 
 def _sizes(n_ctx: int) -> tuple[int, int]:
@@ -28,7 +30,7 @@ def _blocks(n_ctx: int) -> list[tuple[int, int]]:
 
 def _masked_scores(q_GQE: jax.Array, k_GKE: jax.Array, start: int) -> jax.Array:
     """Scaled float32 scores of the queries from `start` on against all keys up to the last query."""
-    scores_GQK = jnp.einsum("GQE,GKE->GQK", q_GQE, k_GKE, preferred_element_type=jnp.float32)
+    scores_GQK = einsum("GQE,GKE->GQK", q_GQE, k_GKE, preferred_element_type=jnp.float32)
     n_queries, n_keys = scores_GQK.shape[1:]
     is_visible_QK = np.arange(n_keys)[None, :] <= np.arange(start, start + n_queries)[:, None]
     return jnp.where(is_visible_QK[None], scores_GQK * np.float32(1 / math.sqrt(q_GQE.shape[-1])), -jnp.inf)
@@ -42,7 +44,7 @@ def _forward_group(qkv: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Arr
         highest = jnp.max(scores_GQK, axis=-1, keepdims=True)
         unnormalised = jnp.exp(scores_GQK - highest)
         total = jnp.sum(unnormalised, axis=-1, keepdims=True)
-        mixed = jnp.einsum("GQK,GKE->GQE", unnormalised.astype(v.dtype), v[:, :end])
+        mixed = einsum("GQK,GKE->GQE", unnormalised.astype(v.dtype), v[:, :end])
         z.append((mixed / total.astype(v.dtype)).astype(v.dtype))
         log_sums.append((highest + jnp.log(total))[..., 0])
     return jnp.concatenate(z, axis=1), jnp.concatenate(log_sums, axis=1)
@@ -59,9 +61,9 @@ def _backward_group(args: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, 
     inner_GT = jnp.sum(dz.astype(jnp.float32) * z.astype(jnp.float32), axis=-1)
     for start, end in _blocks(q.shape[1]):
         pattern_GQK = jnp.exp(_masked_scores(q[:, start:end], k[:, :end], start) - log_sum_GT[:, start:end, None])
-        dpattern = jnp.einsum("GQE,GKE->GQK", dz[:, start:end], v[:, :end], preferred_element_type=jnp.float32)
+        dpattern = einsum("GQE,GKE->GQK", dz[:, start:end], v[:, :end], preferred_element_type=jnp.float32)
         dscores = (pattern_GQK * (dpattern - inner_GT[:, start:end, None]) * scale).astype(q.dtype)
-        dq.append(jnp.einsum("GQK,GKE->GQE", dscores, k[:, :end]))
+        dq.append(einsum("GQK,GKE->GQE", dscores, k[:, :end]))
         dk_GET = dk_GET.at[:, :, :end].add(_mixed(q_GET[:, :, start:end], dscores))
         dv_GET = dv_GET.at[:, :, :end].add(_mixed(dz_GET[:, :, start:end], pattern_GQK.astype(dz.dtype)))
     dk, dv = (jnp.swapaxes(x, 1, 2).astype(q.dtype) for x in (dk_GET, dv_GET))
@@ -70,7 +72,7 @@ def _backward_group(args: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, 
 
 def _mixed(x_GEQ: jax.Array, weights_GQK: jax.Array) -> jax.Array:
     """For each key, the queries' x by their weights: float32, shape G E K."""
-    return jnp.einsum("GEQ,GQK->GEK", x_GEQ, weights_GQK, preferred_element_type=jnp.float32)
+    return einsum("GEQ,GQK->GEK", x_GEQ, weights_GQK, preferred_element_type=jnp.float32)
 
 
 def _grouped(x: jax.Array) -> jax.Array:
@@ -85,11 +87,18 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.A
     return z.reshape(q.shape), log_sum.reshape(q.shape[:-1])
 
 
-@jax.custom_vjp
 def blocked_attention(
     q: Float[Array, "B H T E"], k: Float[Array, "B H T E"], v: Float[Array, "B H T E"]
 ) -> Float[Array, "B H T E"]:
-    """Equal to `reference_attention` up to rounding, in value and gradient."""
+    """Equal to `reference_attention` up to rounding, in value and derivatives of either mode."""
+    return _forward(q, k, v)[0]
+
+
+@jax.custom_vjp
+def trained_blocked_attention(
+    q: Float[Array, "B H T E"], k: Float[Array, "B H T E"], v: Float[Array, "B H T E"]
+) -> Float[Array, "B H T E"]:
+    """The same with a gradient of its own, for reverse mode alone."""
     return _forward(q, k, v)[0]
 
 
@@ -103,4 +112,4 @@ def _bwd(saved: tuple[jax.Array, ...], dz: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(d.reshape(dz.shape) for d in jax.lax.map(_backward_group, grouped))
 
 
-blocked_attention.defvjp(_fwd, _bwd)
+trained_blocked_attention.defvjp(_fwd, _bwd)
