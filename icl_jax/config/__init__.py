@@ -1,7 +1,7 @@
 """What a run is. Standard library only, so that analysis reads a config anywhere."""
 
 from icl_jax.config.errors import NonFiniteLossError, UserError
-from icl_jax.config.sameness import experiment, numeric_differences, rows_of
+from icl_jax.config.sameness import changed_fields, experiment, numeric_differences, rows_of
 from icl_jax.config.schema import (
     Config,
     DataConfig,
@@ -27,6 +27,7 @@ __all__ = [
     "TrackerConfig",
     "TrainConfig",
     "UserError",
+    "changed_fields",
     "dump_config",
     "experiment",
     "load_config",

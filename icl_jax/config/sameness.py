@@ -51,3 +51,9 @@ def numeric_differences(a: "Config", b: "Config") -> list[str]:
     return [
         f"{name}: {ours[name]!r} != {theirs[name]!r}" for name in ours if theirs.get(name, ours[name]) != ours[name]
     ]
+
+
+def changed_fields(begun: "Config", now: "Config") -> dict[str, Any]:
+    """Every field that is not as in `begun`, by its full name, with its value in `now`."""
+    before = flat(begun)
+    return {name: value for name, value in flat(now).items() if name not in before or value != before[name]}

@@ -3,23 +3,35 @@
 import contextlib
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 import xarray as xr
 from etils import epath
 
 from icl_jax.config import Config, UserError, dump_config, parse_config
-from icl_jax.rundir.checkpoints import Arrays, load_arrays, remove_arrays, remove_partial, save_arrays, saved_steps
+from icl_jax.rundir.checkpoints import (
+    Arrays,
+    load_arrays,
+    load_sharded,
+    remove_arrays,
+    remove_partial,
+    save_arrays,
+    save_sharded,
+    saved_steps,
+)
+from icl_jax.rundir.checksum import checksum_of
 from icl_jax.rundir.files import reason, replace_text
 from icl_jax.rundir.held_out import HeldOut, load_held_out
 from icl_jax.rundir.manifest import Manifest, SnapshotEntry, params_sha256
 from icl_jax.rundir.record import Record, load_record
 
 SCHEMA_VERSION = 2
-# An array of each state, over all the others.
+# An array of each state, over all the others; states of before 2026-11-27 have a SHA-256, of before 2026-11-25 nothing.
+_STATE_CHECKSUMS = "checksums"
 _STATE_SHA256 = "sha256"
 _MADE_BEFORE_CONFIG = {"environment.json", "tokenizer.json", "record.zarr", "held_out.zarr"}
 
@@ -128,7 +140,7 @@ class RunDir:
         return Manifest(self.path / "manifest.jsonl")
 
     def add_start(self, start: dict[str, Any]) -> None:
-        """Note a start or resume: time, step, versions, devices, processes, commit, command line."""
+        """Note a start or resume: time, step, versions, devices, processes, commit, command line, changed fields."""
         self.environment["starts"].append(start)
         with _writing(self.path):
             replace_text(self.path / "environment.json", json.dumps(self.environment, indent=1))
@@ -169,17 +181,37 @@ class RunDir:
             raise UserError(f"{self.path / 'snapshots' / str(step)}: SHA-256 differs from the manifest: {what}")
         return params
 
-    def save_state(self, step: int, state: Arrays) -> None:
-        """Save the full state and drop all but the last `snapshots.keep_states`.
+    def save_state(self, step: int, state: Mapping[str, Any]) -> None:
+        """Save the full state of one process, and wait until it is on disk. See `begin_state`."""
+        names = sorted(state)
+        checksums = np.array([checksum_of(np.asarray(state[name])) for name in names], np.uint32)
+        self.begin_state(step, state, checksums)()
 
-        A state that is there already is left: it is the one that the run was resumed from.
+    def begin_state(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        checksums: np.ndarray,
+        may_appear: Callable[[], object] = lambda: None,
+    ) -> Callable[[], None]:
+        """Begin to save the full state, each process its shards; every process must call it.
+
+        checksums: of the arrays in the order of their names, see `icl_jax.rundir.checksum`. The state appears after
+        `may_appear` has returned. The answer waits until it is on disk, then drops all but the last
+        `snapshots.keep_states`. A state that is there already is left: it is the one that the run was resumed from.
         """
         folder = self.path / "state"
         if step in saved_steps(folder):
-            return
-        save_arrays(folder / str(step), state | {_STATE_SHA256: _sha256(state)})
-        for old in saved_steps(folder)[: -self.config.snapshots.keep_states]:
-            remove_arrays(folder / str(old))
+            return lambda: None
+        saving = save_sharded(folder / str(step), {**state, _STATE_CHECKSUMS: checksums}, may_appear)
+
+        def finish() -> None:
+            saving.close()
+            if jax.process_index() == 0:
+                for old in saved_steps(folder)[: -self.config.snapshots.keep_states]:
+                    remove_arrays(folder / str(old))
+
+        return finish
 
     def last_state_step(self) -> int | None:
         """The step that the run can be resumed from, or None if no full state was saved."""
@@ -187,17 +219,36 @@ class RunDir:
         return steps[-1] if steps else None
 
     def load_state(self, step: int) -> Arrays:
-        """What `save_state` saved. Raises UserError if it is missing, damaged or not the state of that step."""
+        """The whole of a saved state. Raises UserError if it is missing, damaged or not the state of that step."""
         path = self.path / "state" / str(step)
         state = load_arrays(path)
-        found, sha256 = state.get("step"), state.pop(_STATE_SHA256, None)
-        if found is None or found.shape != ():
-            raise UserError(f"{path}: is not a training state: it has no step")
-        if int(found) != step:
-            raise UserError(f"{path}: swapped: it holds the state of step {int(found)}")
-        # Runs of before 2026-11-25 have none.
-        if sha256 is not None and not np.array_equal(sha256, _sha256(state)):
-            raise UserError(f"{path}: SHA-256 differs from the one saved with it: its contents have changed")
+        saved_sha256, checksums = state.pop(_STATE_SHA256, None), state.pop(_STATE_CHECKSUMS, None)
+        _check_step(path, step, state.get("step"))
+        if saved_sha256 is not None:
+            sha256 = np.frombuffer(bytes.fromhex(params_sha256(state)), np.uint8)
+            if not np.array_equal(saved_sha256, sha256):
+                raise UserError(f"{path}: SHA-256 differs from the one saved with it: its contents have changed")
+        if checksums is not None:
+            found = np.array([checksum_of(state[name]) for name in sorted(state)], np.uint32)
+            _check_checksums(path, sorted(state), found, checksums)
+        return state
+
+    def load_state_sharded(
+        self, step: int, like: Mapping[str, jax.ShapeDtypeStruct], checksums_of: Callable[[Any], np.ndarray]
+    ) -> dict[str, jax.Array]:
+        """A saved state with the shardings of `like`, each process its shards; every process must call it.
+
+        `checksums_of` takes those of the loaded arrays in the order of their names. Raises UserError as `load_state`
+        does, and where a name, shape or type is not that of `like`.
+        """
+        path = self.path / "state" / str(step)
+        state = load_sharded(path, like)
+        checksums = state.pop(_STATE_CHECKSUMS, None)
+        if state.pop(_STATE_SHA256, None) is not None:  # of schema 1: over all arrays whole
+            self.load_state(step)
+        _check_step(path, step, state["step"])
+        if checksums is not None:
+            _check_checksums(path, sorted(state), checksums_of(state), np.asarray(checksums))
         return state
 
     def cut(self, step: int) -> None:
@@ -226,8 +277,18 @@ class RunDir:
                 remove_partial(self.path / name)
 
 
-def _sha256(state: Arrays) -> np.ndarray:
-    return np.frombuffer(bytes.fromhex(params_sha256(state)), np.uint8)
+def _check_step(path: epath.Path, step: int, saved: Any) -> None:
+    if saved is None or saved.shape != ():
+        raise UserError(f"{path}: is not a training state: it has no step")
+    if int(saved) != step:
+        raise UserError(f"{path}: swapped: it holds the state of step {int(saved)}")
+
+
+def _check_checksums(path: epath.Path, names: list[str], found: np.ndarray, saved: np.ndarray) -> None:
+    if not np.array_equal(found, saved):
+        changed = [name for name, a, b in zip(names, found, saved, strict=False) if a != b]
+        what = f"{changed[0]}'s checksum" if changed else "the number of its arrays"
+        raise UserError(f"{path}: {what} differs from the one saved with it: its contents have changed")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from icl_jax.config import Config, NonFiniteLossError, UserError
 from icl_jax.data import Batches, Corpus
@@ -17,8 +16,10 @@ from icl_jax.rundir import RunDir, probe_steps, snapshot_steps
 from icl_jax.rundir.record import ProbeResult
 from icl_jax.train.parallel import ParallelStep
 from icl_jax.train.probes import make_probe_fn
+from icl_jax.train.processes import from_all, is_first
 from icl_jax.train.recorder import Recorder
 from icl_jax.train.state_arrays import state_from_arrays, state_to_arrays
+from icl_jax.train.step import TrainState
 from icl_jax.train.stop import StopSignal
 from icl_jax.train.watch.tracker import Tracker
 from icl_jax.train.writer import Writer
@@ -56,10 +57,7 @@ def train(
     if start_step == config.train.n_steps:
         return Outcome(start_step, 0)
     parallel = ParallelStep(config, devices, execution)
-    if start_step:
-        state = parallel.put_state(state_from_arrays(_load_state(run, start_step), parallel.state_shape))
-    else:
-        state = parallel.init_state()
+    state = load_state(run, start_step, parallel) if start_step else parallel.init_state()
     probe_fn = make_probe_fn(config, corpus, parallel.local_devices)
     with Writer() as writer, local_batches(config, corpus, start_step) as batches:
         session = _Session(run, parallel, writer, progress, tracker)
@@ -87,9 +85,11 @@ def train(
     return Outcome(config.train.n_steps, 0)
 
 
-def _load_state(run: RunDir, step: int) -> dict[str, np.ndarray]:
+def load_state(run: RunDir, step: int, parallel: ParallelStep) -> TrainState:
+    """A saved state over the devices, each process its shards. Raises UserError that says what to do without it."""
+    like = parallel.state_like
     try:
-        return run.load_state(step)
+        return state_from_arrays(run.load_state_sharded(step, state_to_arrays(like), parallel.checksums), like)
     except UserError as error:
         raise UserError(f"{error}; without this folder the run resumes from the state before it") from None
 
@@ -120,7 +120,7 @@ class _Session:
         self.run, self.parallel, self.writer, self.progress, self.tracker = run, parallel, writer, progress, tracker
         self.snapshot_steps = frozenset(snapshot_steps(config))
         self.probe_steps = frozenset(probe_steps(config))
-        self.is_writer = jax.process_index() == 0
+        self.is_writer = is_first()
         self.record = run.open_record() if self.is_writer else None
         self.recorder = Recorder(
             self._write_block,
@@ -138,11 +138,12 @@ class _Session:
             return signum, is_due
         if step % _AGREE_EVERY:
             return 0, False
-        votes = multihost_utils.process_allgather(np.array([signum, is_due], np.int32))
+        votes = from_all(np.array([signum, is_due], np.int32))
         return int(votes[:, 0].max()), bool(votes[0, 1])
 
     def save_snapshot(self, step: int, params: Any) -> None:
-        arrays = self._to_host(step, params)
+        self._check(step, params)
+        arrays = self.parallel.to_first_host(params)
         if self.is_writer:
             self.writer.submit(self._write_snapshot, step, arrays)
         self.recorder.pause()
@@ -152,11 +153,15 @@ class _Session:
         path = self.run.path / "snapshots" / str(step)
         self.tracker.log_snapshot(step, step * self.run.config.tokens_per_step, str(path))
 
-    def save_state(self, step: int, state: Any) -> None:
-        arrays = self._to_host(step, state)
-        if self.is_writer:
-            self.recorder.flush()
-            self.writer.submit(self.run.save_state, step, state_to_arrays(arrays))
+    def save_state(self, step: int, state: TrainState) -> None:
+        self._check(step, state)
+        self.recorder.flush()
+        arrays = state_to_arrays(state)
+        # In the background it goes behind the record and the snapshots before it: they are on disk when it appears.
+        earlier = self.writer.submit(lambda: None)
+        with self.writer.explained():
+            finish = self.run.begin_state(step, arrays, self.parallel.checksums(arrays), earlier.result)
+        self.writer.submit(finish)
         self._last_state = time.monotonic()
         self.recorder.pause()
 
@@ -177,13 +182,11 @@ class _Session:
         )
         self.recorder.pause()
 
-    def _to_host(self, step: int, tree: Any) -> Any:
-        """Host copies, once every step before is known to be good and so are the parameters themselves."""
+    def _check(self, step: int, tree: Any) -> None:
+        """Wait until every step before is known to be good, and see that the parameters themselves are."""
         self.recorder.settle()
-        arrays = self.parallel.to_host(tree)
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays)):
+        if not self.parallel.is_finite(tree):
             raise NonFiniteLossError(step, "the parameters are not finite")
-        return arrays
 
     def _write_block(self, block: Any) -> None:
         if self.record is not None:

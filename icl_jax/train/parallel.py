@@ -4,10 +4,13 @@ Both give the same numbers. State arrays are global arrays in either case, so th
 not know which is in use.
 """
 
+from collections.abc import Iterator, Mapping
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -15,6 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from icl_jax.config import Config
 from icl_jax.model.execution import Execution, resolve
 from icl_jax.model.params import declarations, run_once
+from icl_jax.rundir.checksum import checksum
+from icl_jax.train.processes import from_all, is_first
 from icl_jax.train.step import Axes, TrainState, init_state, train_step
 
 
@@ -143,3 +148,46 @@ class ParallelStep:
     def to_host(self, tree: Any) -> Any:
         """Copies as NumPy arrays that outlive the donation of the originals. One at a time is whole on a device."""
         return jax.tree.map(lambda x: np.array(self.replicate(x), copy=True), tree)
+
+    def to_first_host(self, tree: Any) -> Any:
+        """`to_host` on process 0; the others, which only help to gather, keep nothing."""
+        if is_first():
+            return self.to_host(tree)
+        for x in jax.tree.leaves(tree):
+            self.replicate(x).block_until_ready()
+        return None
+
+    @property
+    def state_like(self) -> TrainState:
+        """Shapes, types and shardings of a state."""
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            self.state_shape, self.state_sharding,
+        )  # fmt: skip
+
+    def is_finite(self, tree: Any) -> bool:
+        """Whether all values of all processes are. Nothing is gathered, and nothing compiled on a CPU."""
+        xp = np if self.platform == "cpu" else jnp
+        finite = [xp.isfinite(part).all() for x in jax.tree.leaves(tree) for part, _ in _own_parts(x, xp)]
+        return bool(from_all(np.array(all(map(bool, finite)))).all())
+
+    def checksums(self, arrays: Mapping[str, jax.Array]) -> np.ndarray:
+        """Of whole arrays, in the order of their names: every process adds up its shards, then all processes."""
+        xp, take = (np, checksum) if self.platform == "cpu" else (jnp, _checksum_on_device)
+        sums = [
+            [take(part, start, arrays[name].shape, xp) for part, start in _own_parts(arrays[name], xp)]
+            for name in sorted(arrays)
+        ]
+        own = np.array([sum(map(int, parts)) % 2**32 for parts in sums], np.uint32)
+        return from_all(own).sum(axis=0, dtype=np.uint32)
+
+
+_checksum_on_device = jax.jit(checksum, static_argnums=(2, 3))
+
+
+def _own_parts(array: jax.Array, xp: ModuleType) -> Iterator[tuple[Any, tuple[int, ...]]]:
+    """The shards that this process answers for, replicas left out, and where they begin. On a CPU without a copy."""
+    for shard in array.addressable_shards:
+        if shard.replica_id == 0:
+            start = tuple(index.start or 0 for index in shard.index)
+            yield (np.asarray(shard.data) if xp is np else shard.data), start

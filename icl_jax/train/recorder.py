@@ -21,7 +21,7 @@ class Recorder:
     """Collects steps and hands them on as blocks.
 
     `write_block` is called at least every `flush_every_s` seconds and at `flush`; `seen` is called for each fetched
-    step with (step, loss_T, lr, grad_norm, step_s).
+    step with (step, loss_T, lr, grad_norm, step_s): a mean over the steps fetched together, as only their end is seen.
     """
 
     def __init__(

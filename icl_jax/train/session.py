@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import jax
 from rich.console import Console
 
-from icl_jax.config import Config, UserError
+from icl_jax.config import Config, UserError, changed_fields
 from icl_jax.data import Corpus
 from icl_jax.display import StepsDisplay, say
 from icl_jax.model.execution import Execution, resolve
@@ -64,7 +64,8 @@ def run(
 
     def start_tracker() -> Tracker:
         if is_first():
-            run_dir.add_start(describe_start(start_step, devices, argv, execution))
+            changed = changed_fields(RunDir.open(path).config, config)
+            run_dir.add_start({**describe_start(start_step, devices, argv, execution), "changed_fields": changed})
         tell(_headline(config, str(run_dir.path), devices, start_step, execution))
         known = seen_induction_head(run_dir) if is_first() and start_step else None
         return make_tracker(config, str(run_dir.path), run_dir.run_id, tell, is_first(), known)

@@ -1,10 +1,14 @@
 """One background thread through which everything reaches the run directory, in order."""
 
+import contextlib
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
+
+import jax
 
 from icl_jax.config import UserError
 from icl_jax.rundir.files import reason
@@ -20,25 +24,32 @@ class Writer:
     _MAX_WAITING = 4
 
     def __init__(self) -> None:
-        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(self._MAX_WAITING)
+        self._jobs: queue.Queue[tuple[Callable[[], None], Future[None]] | None] = queue.Queue(self._MAX_WAITING)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="run-directory-writer", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (item := self._jobs.get()) is not None:
+            job, done = item
             if self._error is None:
                 try:
                     job()
                 except BaseException as error:
                     self._error = error
+            if self._error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(self._error)
             self._jobs.task_done()
         self._jobs.task_done()
 
-    def submit(self, function: Callable[..., None], *args: Any) -> None:
-        """Queue `function(*args)`. Raises UserError if an earlier job failed."""
+    def submit(self, function: Callable[..., None], *args: Any) -> Future[None]:
+        """Queue `function(*args)`. Raises UserError if an earlier job failed; the answer raises what this one does."""
         self._raise()
-        self._jobs.put(lambda: function(*args))
+        done: Future[None] = Future()
+        self._jobs.put((lambda: function(*args), done))
+        return done
 
     def wait(self) -> None:
         """Return when everything queued is on disk. Raises UserError if a job failed."""
@@ -46,10 +57,18 @@ class Writer:
         self._raise()
 
     def _raise(self) -> None:
-        error = self._error
-        if isinstance(error, UserError):
-            raise error
-        if error is not None:
+        if self._error is not None:
+            with self.explained():
+                raise self._error
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Raise what storage fails by as UserError. That another process is gone is no fault of it."""
+        try:
+            yield
+        except (UserError, jax.errors.JaxRuntimeError):
+            raise
+        except BaseException as error:
             raise UserError(
                 f"cannot write the run directory: {reason(error)}: what was recorded before stays readable;"
                 " the same command resumes"
@@ -61,6 +80,8 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None
     ) -> None:
+        if kind is not None and issubclass(kind, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+            return  # another process is gone: a state that is being saved would wait for it
         self._jobs.put(None)
         self._thread.join()
         if kind is None:

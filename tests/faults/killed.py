@@ -24,7 +24,7 @@ PHASES: dict[str, tuple[type | ModuleType, str]] = {
     "record flush": (Record, "write_steps"),
     "probe": (Record, "write_probe"),
     "snapshot": (RunDir, "save_snapshot"),
-    "state save": (RunDir, "save_state"),
+    "state save": (RunDir, "begin_state"),
     "removal": (run_module, "remove_arrays"),
 }
 

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -103,16 +104,26 @@ def test_state_that_cannot_be_written(
 ) -> None:
     """The last save fails, all before it is kept, and the same command mends it."""
     run = tmp_path / "run"
-    save_state = RunDir.save_state
+    begin_state = RunDir.begin_state
 
     # How large Orbax's files are is not the same in every run, so the quota begins where the state does.
-    def save_state_over_quota(self: RunDir, step: int, arrays: dict[str, np.ndarray]) -> None:
-        with _files_at_most(512):
-            save_state(self, step, arrays)
+    def begin_state_over_quota(
+        self: RunDir, step: int, arrays: dict[str, jax.Array], checksums: np.ndarray, may_appear: Callable[[], object]
+    ) -> Callable[[], None]:
+        may_appear()  # all before it is on disk
+        quota = contextlib.ExitStack()
+        quota.enter_context(_files_at_most(512))
+        finish = begin_state(self, step, arrays, checksums, may_appear)
+
+        def finish_then_lift() -> None:
+            with quota:
+                finish()
+
+        return finish_then_lift
 
     options = ("train", config_file, "--run", run, "--devices", "1")
     with monkeypatch.context() as patched:
-        patched.setattr(RunDir, "save_state", save_state_over_quota)
+        patched.setattr(RunDir, "begin_state", begin_state_over_quota)
         status, _, err = command(*options)
     assert status == 2
     assert "cannot write the run directory: File too large" in only_line(err)

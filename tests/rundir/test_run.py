@@ -8,7 +8,7 @@ import pytest
 
 from icl_jax.config import UserError
 from icl_jax.rundir import SCHEMA_VERSION, RunDir, snapshot_steps
-from icl_jax.rundir.checkpoints import saved_steps
+from icl_jax.rundir.checkpoints import load_arrays, save_arrays, saved_steps
 from icl_jax.rundir.manifest import params_sha256
 from tests.rundir.made_run import make_run, params_of, run_config, state_of
 
@@ -98,6 +98,23 @@ def test_only_the_last_states_are_kept(run: RunDir) -> None:
     assert saved_steps(run.path / "state") == [11, 12]
     for name, value in state_of(12).items():
         np.testing.assert_array_equal(run.load_state(12)[name], value)
+
+
+def test_a_changed_state_is_refused(run: RunDir) -> None:
+    """One bit of one element, as the checksums of its arrays were saved with it."""
+    path = run.path / "state" / "11"
+    saved = load_arrays(path)
+    for name in state_of(11):
+        if name == "step":
+            continue
+        bits = saved[name].copy().view(np.uint32)
+        bits.flat[bits.size // 2] ^= np.uint32(1 << 31)
+        save_arrays(path, saved | {name: bits.view(saved[name].dtype)})
+        with pytest.raises(UserError, match=rf"state/11: {name}'s checksum differs .*: its contents have changed"):
+            run.load_state(11)
+    save_arrays(path, {name: value for name, value in saved.items() if not name.startswith("params")})
+    with pytest.raises(UserError, match="its contents have changed"):
+        run.load_state(11)
 
 
 def test_a_run_without_states_resumes_from_nowhere(tmp_path: Path) -> None:

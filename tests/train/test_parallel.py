@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import re
 import signal
 import socket
@@ -180,6 +181,19 @@ def _free_port() -> int:
 def _start_two(*args: str | Path, program: tuple[str, ...] = CLI) -> list[subprocess.Popen[str]]:
     shared = ("--coordinator", f"127.0.0.1:{_free_port()}", "--processes", "2")
     return [start_cli("train", *args, *shared, "--process-id", str(i), program=program) for i in range(2)]
+
+
+@pytest.mark.slow
+def test_a_process_saves_and_resumes_with_its_shards_and_about_one_array_of_memory(tmp_path: Path) -> None:
+    """Two processes of four devices each, fsdp 8: half of a state of 0.4 GB is either's."""
+    program, port = (sys.executable, "-m", "tests.train.sharded_memory"), str(_free_port())
+    processes = [start_cli(port, "2", str(i), tmp_path, program=program) for i in range(2)]
+    for status, out, err in [finish(process) for process in processes]:
+        assert status == 0, err
+        memory = json.loads(out.splitlines()[-1])
+        assert memory["own"] < 2.1e8
+        assert memory["saving"] <= memory["own"] + memory["largest"]
+        assert memory["loading"] <= memory["own"] + 1.25 * memory["largest"]
 
 
 def _own_lines(text: str) -> list[str]:

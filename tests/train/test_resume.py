@@ -19,7 +19,9 @@ from icl_jax.rundir.record import Record
 from icl_jax.train.start import open_or_create
 from tests.train.runs import (
     LONG,
+    TINY,
     assert_same_run,
+    command,
     compile_once,
     final_state,
     finish,
@@ -204,6 +206,16 @@ def test_half_saved_folders_and_chunks_are_removed(unbroken: Path, tmp_path: Pat
     (run / ".manifest.jsonl.partial").write_text('{"step": 0,')
     train_here(tiny_config(), run)
     assert_same_run(run, unbroken)
+
+
+def test_a_resume_notes_the_fields_that_are_not_as_the_run_began(tmp_path: Path) -> None:
+    run, config = tmp_path / "run", tmp_path / "tiny.toml"
+    config.write_text(TINY)
+    train_here(tiny_config(), run, stop_at=3)
+    assert command("train", config, "--run", run, "--devices", "1", "--train.flush-every-s", "7")[0] == 0
+    (start,) = RunDir.open(str(run)).environment["starts"]
+    assert start["changed_fields"] == {"train.flush_every_s": 7.0}
+    assert RunDir.open(str(run)).config == tiny_config()
 
 
 def test_finished_run_is_left_alone(unbroken: Path) -> None:
