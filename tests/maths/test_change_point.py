@@ -220,7 +220,7 @@ def test_known_noise_is_believed() -> None:
     (known,), _ = changes(u * END, curve, direction=-1, noise=0.05)
     assert known.size == pytest.approx(estimated.size, abs=0.02)
     assert np.ptp(known.size_interval) == pytest.approx(np.ptp(estimated.size_interval), rel=0.3)
-    assert changes(u * END, curve, direction=-1, noise=0.5)[0] == []
+    assert changes(u * END, curve, direction=-1, noise=1.5)[0] == []
 
 
 def test_a_turn_comes_before_what_is_learned() -> None:
