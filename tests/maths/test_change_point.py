@@ -128,6 +128,21 @@ def test_intervals_are_as_wide_as_the_noise() -> None:
     assert 32 <= hits <= 40
 
 
+def test_intervals_are_those_of_least_squares() -> None:
+    # Where the rest of the curve is flat, from the derivatives by constant, size, start and end.
+    u, sd, at = np.linspace(0, 1, 200), 0.03, np.array([0.0, -1.0, 0.4, 0.5])
+    eps = 1e-5 * np.eye(4)
+    slopes = [
+        np.subtract(*(x[0] + x[1] * step(u, x[2], x[3]) for x in (at + one, at - one))) / (2 * one.sum()) for one in eps
+    ]
+    error = sd * np.sqrt(np.diag(np.linalg.inv(np.stack(slopes) @ np.stack(slopes).T)))
+    found = change_points(u * END, np.stack([-step(u, 0.4, 0.5) + noise(200, s, sd) for s in range(10)]), direction=-1)
+    for interval, expected in zip(
+        (found.size_interval, found.start_interval / END, found.end_interval / END), error[1:], strict=True
+    ):
+        assert 0.85 < np.median(np.diff(interval[:, 0])) / (2 * 1.645 * expected) < 2.2
+
+
 def test_every_point_may_be_anywhere() -> None:
     # Snapshots by logarithm and then even, as a run's are.
     u = np.unique(np.concatenate([[0], np.geomspace(0.005, 1, 30), np.linspace(0, 1, 40)]))
@@ -152,6 +167,10 @@ def test_two_steps_are_two_in_order() -> None:
     assert [round(one.size, 1) for one in found] == [-0.4, -0.9]
     (only,), _ = changes(u * END, curve, direction=-1, most=1)
     assert only.end > only.start
+    # The second, left in what the first does not explain, is not taken for noise that wanders.
+    u = np.linspace(0, 1, 400)
+    equal = -step(u, 0.24, 0.28) - step(u, 0.81, 0.84) + noise(400, 2, 0.1)
+    assert len(changes(u * END, equal, direction=-1)[0]) == 2
 
 
 def test_a_run_that_ends_inside_says_so() -> None:
