@@ -8,12 +8,12 @@ import pytest
 
 from icl_jax import process
 from icl_jax.cli.arguments import find_config
-from icl_jax.cli.compile import short, table_rows
 from icl_jax.config import Config
 from icl_jax.config.builtin import builtin_config_names
 from icl_jax.plan import compiled
 from icl_jax.plan.chips import Slice
 from icl_jax.plan.compiled import Plan, compile_step, estimate
+from icl_jax.plan.tell import table_rows
 from icl_jax.suites import jobs
 from tests.train.runs import TINY, command, tiny_config
 
@@ -155,8 +155,3 @@ def test_the_page_has_a_row_for_every_config_that_names_a_slice(checkout: Path) 
     for name in builtin_config_names():
         launch = find_config(name)[1].launch
         assert [row[2] for row in rows if row[0] == name] == ([launch.topology] if launch.topology else []), name
-
-
-def test_short_numbers() -> None:
-    assert [short(n, "B") for n in (1.234e19, 9.5e12, 41152, 12)] == ["12.3 EB", "9.5 TB", "41.2 kB", "12 B"]
-    assert short(3) == "3"
