@@ -156,7 +156,7 @@ class _Session:
     def save_state(self, step: int, state: TrainState) -> None:
         self._check(step, state)
         self.recorder.flush()
-        arrays = state_to_arrays(state)
+        arrays = state_to_arrays(self.parallel.over_all_devices(state))
         # In the background it goes behind the record and the snapshots before it: they are on disk when it appears.
         earlier = self.writer.submit(lambda: None)
         with self.writer.explained():

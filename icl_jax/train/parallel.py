@@ -157,6 +157,15 @@ class ParallelStep:
             self.replicate(x).block_until_ready()
         return None
 
+    def over_all_devices(self, state: TrainState) -> TrainState:
+        """The same buffers as arrays over all processes: pmap answers with arrays over the devices of this one."""
+
+        def whole(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+            parts = [shard.data for shard in x.addressable_shards]
+            return jax.make_array_from_single_device_arrays(x.shape, sharding, parts)
+
+        return jax.tree.map(whole, state, self.state_sharding)
+
     @property
     def state_like(self) -> TrainState:
         """Shapes, types and shardings of a state."""
