@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from icl_jax.cli.arguments import find_config, parse_with_config
 from icl_jax.cli.train import TrainArgs
 from icl_jax.config import Config, ModelConfig
+from icl_jax.maths.activations import as_jax
+from icl_jax.model.forward import run_with_cache
 from icl_jax.model.params import declarations
 from tests.analysis.small_runs import hand_built_run
 from tests.train.runs import command, finish, start_cli
@@ -62,9 +65,11 @@ def test_the_examples_of_extending_work(checkout: Path, tmp_path: Path, monkeypa
     run = hand_built_run(tmp_path / "runs" / "repeats-2l", n_ctx=17, vocab_size=11)
     monkeypatch.chdir(tmp_path)
     names = _run_page(checkout / "docs" / "extending.md")
-    params = run.load_params(100)
-    expected = np.linalg.norm(params["W_V"] @ params["W_O"], axis=(-2, -1))
-    np.testing.assert_allclose(names["found"]["ov_norm"].sel(snapshot=100), expected, rtol=1e-5)
+    tokens, params = run.load_held_out().rows[:10, :17], run.load_params(100)
+    _, seen = run_with_cache(as_jax(params), jnp.asarray(tokens), run.config.model, ("z",))
+    written = [np.einsum("bhte,hed->bhtd", seen["z", layer], params["W_O"][layer]) for layer in range(2)]
+    expected = np.sqrt(np.mean(np.square(written), axis=(1, 3, 4)))
+    np.testing.assert_allclose(names["found"]["head_rms"].sel(snapshot=100), expected, rtol=1e-5, atol=1e-7)
     row = names["corpus"].rows(np.array([7]))[0]
     assert row[0] == 0
     inner = row[1:]

@@ -122,7 +122,7 @@ def _growing() -> xr.Dataset:
 @functools.cache
 def _hand_built_loss() -> np.ndarray:
     params, setting = _hand_built()
-    return np.asarray(held_out_loss.held_out_loss(params, setting.config.model, setting.held_out)).mean(axis=0)
+    return np.asarray(held_out_loss.held_out_loss(params, setting.held_out, setting.config.model)).mean(axis=0)
 
 
 def _held_out_loss() -> Found:
@@ -238,7 +238,7 @@ def _smear() -> Found:
     for alpha in (20, 0, -1, -3):
         params, config = smeared_induction_model(alpha)
         of = f"one hand-built smeared layer, α = {alpha}".replace("-", "−").replace("hand−built", "hand-built")
-        found["prefix_matching", of] = float(head_scores.prefix_matching(params, config, repeated_rows())[0, 0])
+        found["prefix_matching", of] = float(head_scores.prefix_matching(params, repeated_rows(), config)[0, 0])
     return found
 
 
@@ -330,7 +330,7 @@ def _copying() -> Found:
     circuit = circuits.ov_circuit(weights)
     eigenvalue = copying.copying_eigenvalue(circuit)
     tokens = jnp.asarray(repeated_rows()[:, :26])
-    built = copying.copying_on_random_tokens(setting.config.model, params, tokens)
+    built = copying.copying_on_random_tokens(params, tokens, setting.config.model)
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=(400, 25, 25)), jnp.float32)
     random = copying.logit_copying(logits, jnp.broadcast_to(jnp.arange(25)[None], (400, 25)))
@@ -398,11 +398,11 @@ def _frozen_hand_built() -> Arrays:
     """Mean gain of the hand-built model's paths on later copies."""
     params, setting = _hand_built()
     model, rows = setting.config.model, jnp.asarray(setting.held_out)
-    run = frozen_run(model, params, rows[:, :-1])
-    found = paths.expand_paths(model, params, run)
+    run = frozen_run(params, rows[:, :-1], model)
+    found = paths.expand_paths(params, run, model)
     parts = {"direct": found.direct[None], "heads": found.heads.reshape(2, *found.heads.shape[-3:])}
     gains = {
-        name: paths.next_token_logit(model, params, run, value, rows[:, 1:])[..., LATER].mean(axis=(1, 2))
+        name: paths.next_token_logit(params, run, value, rows[:, 1:], model)[..., LATER].mean(axis=(1, 2))
         for name, value in parts.items()
     }
     return {name: np.asarray(value) for name, value in gains.items()}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from icl_jax.analysis.run_measurements import analyze as analyze
     from icl_jax.analysis.run_measurements import make_context as make_context
+    from icl_jax.maths.activations import patterns as patterns
     from icl_jax.maths.factored_matrix import FactoredMatrix as FactoredMatrix
     from icl_jax.maths.logit_attribution import direct_logit_attribution as direct_logit_attribution
     from icl_jax.measures.ablation import ablate as ablate
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from icl_jax.measures.copying import logit_copying as logit_copying
     from icl_jax.measures.head_scores import duplicate_token as duplicate_token
     from icl_jax.measures.head_scores import induction_stripe as induction_stripe
-    from icl_jax.measures.head_scores import patterns as patterns
     from icl_jax.measures.head_scores import prefix_matching as prefix_matching
     from icl_jax.measures.head_scores import previous_token as previous_token
     from icl_jax.measures.loss_by_log_tokens import loss_derivatives as loss_derivatives
@@ -43,7 +43,7 @@ _HOMES = {
     "logit_copying": "icl_jax.measures.copying",
     "loss_derivatives": "icl_jax.measures.loss_by_log_tokens",
     "make_context": "icl_jax.analysis.run_measurements",
-    "patterns": "icl_jax.measures.head_scores",
+    "patterns": "icl_jax.maths.activations",
     "prefix_matching": "icl_jax.measures.head_scores",
     "previous_token": "icl_jax.measures.head_scores",
     "repeated_tokens": "icl_jax.model.head_scores",

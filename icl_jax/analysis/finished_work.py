@@ -21,7 +21,7 @@ _KEYS = "keys"
 
 def work_key(measurement: Measurement, context: Context, params_sha256: str) -> str:
     """SHA-256 over all that an answer depends on."""
-    text = f"{measurement.name} {measurement.version} {context.fingerprint} {params_sha256}"
+    text = f"{measurement.name} {measurement.version} {measurement.constants} {context.fingerprint} {params_sha256}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -80,7 +80,7 @@ def probe(run: RunDir, text: str, step: int | None = None) -> Probe:
         raise UserError(f"TEXT: {len(found)} tokens: {allowed}")
     steps = _steps(run, step)
     ids = np.array([run.load_held_out().bos_id, *found], np.int32)
-    seen = map_snapshots(_look, model, load_stacked(run, steps), ids[None])
+    seen = map_snapshots(_look, load_stacked(run, steps), ids[None], config=model)
     looks = tuple(
         Look(at, seen["probs"][i], LogitAttribution(*(seen[name][i] for name in LogitAttribution._fields)))
         for i, at in enumerate(steps)
@@ -107,7 +107,7 @@ def _steps(run: RunDir, step: int | None) -> list[int]:
     return kept[-1:]
 
 
-def _look(config: ModelConfig, params: Params, tokens: Int[Array, "1 T"]) -> dict[str, Array]:
+def _look(params: Params, tokens: Int[Array, "1 T"], config: ModelConfig) -> dict[str, Array]:
     probs = jax.nn.softmax(forward(params, tokens, config), axis=-1)[0]
-    attribution = direct_logit_attribution(params, config, tokens)
+    attribution = direct_logit_attribution(params, tokens, config)
     return {"probs": probs} | {name: jnp.squeeze(value, 0) for name, value in attribution._asdict().items()}

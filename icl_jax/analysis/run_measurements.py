@@ -3,7 +3,6 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +12,7 @@ from icl_jax.analysis.choose_snapshots import choose_entries, choose_few
 from icl_jax.analysis.dataset import build_dataset, save_dataset
 from icl_jax.analysis.finished_work import FinishedWork, work_key
 from icl_jax.config import UserError
-from icl_jax.measures.measurement import Context, Derived, Measurement, StackedParams
+from icl_jax.measures.measurement import Context, Derived, Measurement, StackedParams, measure_all
 from icl_jax.measures.table import TABLE
 from icl_jax.model.params import param_shapes
 from icl_jax.rundir import RunDir, SnapshotEntry
@@ -76,6 +75,7 @@ def make_context(run: RunDir, n_rows: int | None = None) -> Context:
     return Context(
         config, held_out.rows[:n_rows], held_out.candidates, held_out.bos_id, config.data.seed,
         held_out.bigram_counts, held_out.label_names, None if held_out.labels is None else held_out.labels[:n_rows],
+        None if held_out.chains is None else held_out.chains[:n_rows],
     )  # fmt: skip
 
 
@@ -110,13 +110,6 @@ def _window(dataset: xr.Dataset) -> tuple[int, int] | None:
     return steps.index(int(dataset["phase_start"])), steps.index(int(dataset["phase_end"]))
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    measurement: Measurement
-    entries: list[SnapshotEntry]
-    """Of the snapshots of a batch, those that still need it."""
-
-
 class _Session:
     """Takes measurements and keeps count."""
 
@@ -139,13 +132,17 @@ class _Session:
         self._total += sum(len(todo) for todo in missing.values())
         needed = [e for e in entries if any(e in todo for todo in missing.values())]
         for batch, params in _read_ahead(self._run, _batches(needed)):
+            together: dict[tuple[int, ...], list[Measurement]] = {}
             for measurement in applicable:
-                todo = [i for i, entry in enumerate(batch) if entry in missing[measurement.name]]
-                if todo:
-                    self._measure(measurement, [batch[i] for i in todo], _pick(params, todo, len(batch)))
+                todo = tuple(i for i, entry in enumerate(batch) if entry in missing[measurement.name])
+                together.setdefault(todo, []).append(measurement)
+            together.pop((), None)
+            for todo, group in together.items():
+                some = _pick(params, list(todo), len(batch))
+                for measurement, answer in measure_all(tuple(group), self._context, some):
+                    self._keep(measurement, [batch[i] for i in todo], answer)
 
-    def _measure(self, measurement: Measurement, entries: list[SnapshotEntry], params: StackedParams) -> None:
-        answer = measurement.measure(self._context, params)
+    def _keep(self, measurement: Measurement, entries: list[SnapshotEntry], answer: dict[str, np.ndarray]) -> None:
         expected = set(measurement.variables)
         if set(answer) != expected:
             raise ValueError(f"{measurement.name} filled {sorted(answer)}, not {sorted(expected)}")

@@ -86,7 +86,7 @@ def _print_list(console: Console) -> None:
     from icl_jax.measures.table import TABLE
 
     for entry in TABLE:
-        say(console, f"{entry.name}  ({entry.source})")
+        say(console, f"{entry.name}  ({entry.source}; docs/measures.md#{entry.name})")
         for name, variable in entry.variables.items():
             dims = (entry.snapshot_dim, *variable.dims) if isinstance(entry, Measurement) else variable.dims
             label = f"{name} ({', '.join(dims)})"

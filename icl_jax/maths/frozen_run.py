@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
-from icl_jax.measures.measurement import Context
-from icl_jax.model.forward import NORM_EPS, positions_TD, run_with_cache, unembedding_DV
+from icl_jax.maths.activations import Activations
+from icl_jax.model.forward import NORM_EPS, positions_TD, unembedding_DV
 from icl_jax.model.params import Params
 
 
@@ -30,49 +30,53 @@ class FrozenRun(NamedTuple):
     attn_scores: tuple[Float[Array, "B H T T"], ...]
 
 
-def frozen_run(config: ModelConfig, params: Params, tokens: Int[Array, "B T"]) -> FrozenRun:
+def frozen_run(params: Params, tokens: Int[Array, "B T"], config: ModelConfig) -> FrozenRun:
     """Run the model once. The caller sees to it that it is attention-only."""
-    logits, cache = run_with_cache(params, tokens, config, ("resid_pre", "pattern", "attn_scores", "resid_post"))
-    n = config.n_layers
-    embed = cache["resid_pre", 0] if n else embedding(config, params, tokens)
-    last = cache["resid_post", n - 1] if n else embed
+    return freeze(Activations(params, tokens, config, ("resid_pre", "pattern", "attn_scores", "resid_post")))
+
+
+def freeze(seen: Activations) -> FrozenRun:
+    """What `frozen_run` keeps, of a model that has run."""
+    config, n = seen.config, seen.config.n_layers
+    embed = seen["resid_pre", 0] if n else embedding(seen.params, seen.tokens, config)
+    last = seen["resid_post", n - 1] if n else embed
     return FrozenRun(
-        logits=logits,
+        logits=seen.logits,
         embed=embed,
-        patterns=tuple(cache["pattern", layer] for layer in range(n)),
-        scales=tuple(norm_scale(config, cache["resid_pre", layer]) for layer in range(n)),
-        final_scale=norm_scale(config, last),
-        attn_scores=tuple(cache["attn_scores", layer] for layer in range(n)),
+        patterns=tuple(seen["pattern", layer] for layer in range(n)),
+        scales=tuple(norm_scale(seen["resid_pre", layer], config) for layer in range(n)),
+        final_scale=norm_scale(last, config),
+        attn_scores=tuple(seen["attn_scores", layer] for layer in range(n)),
     )
 
 
-def embedding(config: ModelConfig, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+def embedding(params: Params, tokens: Int[Array, "B T"], config: ModelConfig) -> Float[Array, "B T D"]:
     """The residual stream before the first layer: tokens, and standard positions."""
     embed = params["W_E"][tokens]
     pos_TD = positions_TD(params.get("W_pos"), tokens.shape[1], config)
     return embed + pos_TD[None] if config.positions == "standard" and pos_TD is not None else embed
 
 
-def norm_scale(config: ModelConfig, x: Float[Array, "B T D"]) -> Float[Array, "B T"]:
+def norm_scale(x: Float[Array, "B T D"], config: ModelConfig) -> Float[Array, "B T"]:
     """What a norm divides by, inverted."""
     if config.norm == "none":
         return jnp.ones(x.shape[:-1], x.dtype)
-    x = centred(config, x)
+    x = centred(x, config)
     return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1) + NORM_EPS)
 
 
-def centred(config: ModelConfig, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+def centred(x: Float[Array, "*B D"], config: ModelConfig) -> Float[Array, "*B D"]:
     """The linear part of a norm but for its weight: LayerNorm subtracts the mean over D."""
     return x - jnp.mean(x, axis=-1, keepdims=True) if config.norm == "layernorm" else x
 
 
 def frozen_norm(
-    config: ModelConfig, x: Float[Array, "*P B T D"], scale: Float[Array, "B T"], weight: Float[Array, " D"] | None
+    x: Float[Array, "*P B T D"], scale: Float[Array, "B T"], weight: Float[Array, " D"] | None, config: ModelConfig
 ) -> Float[Array, "*P B T D"]:
     """A norm at the scale of the run: linear in x, so the parts of a residual stream may go through it one by one."""
     if weight is None:
         return x
-    return centred(config, x) * jnp.expand_dims(scale[..., None], tuple(range(x.ndim - 3))) * _last_axis(weight, x.ndim)
+    return centred(x, config) * jnp.expand_dims(scale[..., None], tuple(range(x.ndim - 3))) * _last_axis(weight, x.ndim)
 
 
 def _last_axis(weight: Array, ndim: int) -> Array:
@@ -85,27 +89,15 @@ def layer_weight(params: Params, name: str, layer: int) -> Array | None:
 
 
 def head_outputs(
-    config: ModelConfig, params: Params, run: FrozenRun, layer: int, x: Float[Array, "*P B T D"]
+    params: Params, run: FrozenRun, layer: int, x: Float[Array, "*P B T D"], config: ModelConfig
 ) -> Float[Array, "*P H B T D"]:
     """What each head of a layer writes when its values read x in place of the residual stream, patterns kept."""
-    x = frozen_norm(config, x, run.scales[layer], layer_weight(params, "ln1_w", layer))
+    x = frozen_norm(x, run.scales[layer], layer_weight(params, "ln1_w", layer), config)
     v = jnp.einsum("...BKD,HDE->...HBKE", x, params["W_V"][layer])
     return jnp.einsum("BHQK,...HBKE,HED->...HBQD", run.patterns[layer], v, params["W_O"][layer], optimize="optimal")
 
 
-def to_logits(config: ModelConfig, params: Params, run: FrozenRun, x: Float[Array, "*P B T D"]) -> Array:
+def to_logits(params: Params, run: FrozenRun, x: Float[Array, "*P B T D"], config: ModelConfig) -> Array:
     """Logits of a part of the last residual stream, at the final norm's scale of the run."""
-    x = frozen_norm(config, x, run.final_scale, params.get("ln_final_w"))
+    x = frozen_norm(x, run.final_scale, params.get("ln_final_w"), config)
     return jnp.einsum("...BTD,DV->...BTV", x, unembedding_DV(params))
-
-
-def attention_only(context: Context, max_layers: int | None = None) -> str | None:
-    """A `why_not` for expansions into paths."""
-    model = context.config.model
-    if model.n_layers == 0:
-        return "the model has no layers, so its logits are one term"
-    if model.d_mlp:
-        return f"an MLP is not linear, so its paths do not add up; model.d_mlp = {model.d_mlp}"
-    if max_layers is not None and model.n_layers > max_layers:
-        return f"paths are expanded for up to {max_layers} layers, their number grows fast; {model.n_layers = }"
-    return None

@@ -17,10 +17,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
+from icl_jax.maths.activations import Activations, AnyParams
 from icl_jax.maths.frozen_run import embedding, frozen_norm, norm_scale
-from icl_jax.measures.map_snapshots import as_jax
-from icl_jax.model.forward import run_with_cache, unembedding_DV
-from icl_jax.model.params import Params
+from icl_jax.model.forward import unembedding_DV
 
 
 class LogitAttribution(NamedTuple):
@@ -38,28 +37,33 @@ class LogitAttribution(NamedTuple):
 
 
 def direct_logit_attribution(
-    params: Params | dict[str, np.ndarray], config: ModelConfig, tokens: Int[Array, "B T"] | np.ndarray
+    params: AnyParams, tokens: Int[Array, "B T"] | np.ndarray, config: ModelConfig
 ) -> LogitAttribution:
     """What each head, each MLP and the embedding add to the logit of the true next token, on rows that start with BOS.
 
     Unit: logits (nats up to a constant); any sign. Terms are float32; the sum is the logit to rounding, 1e-4 for logits
     of a few tens, less with model.compute_dtype = "bfloat16". Raises ValueError for rows of fewer than two tokens.
     """
-    params, tokens = as_jax(params), jnp.asarray(tokens)
+    tokens = jnp.asarray(tokens)
     if tokens.shape[1] < 2:
         raise ValueError(f"{tokens.shape = }: a row must hold a token that is predicted and one before it")
-    seen, targets = tokens[:, :-1], tokens[:, 1:]
-    logits, cache = run_with_cache(params, seen, config, ("result", "mlp_out", "resid_post"))
-    embed = embedding(config, params, seen).astype(jnp.float32)
-    last = cache["resid_post", config.n_layers - 1].astype(jnp.float32) if config.n_layers else embed
-    scale_BP = norm_scale(config, last)
+    seen = Activations(params, tokens[:, :-1], config, ("result", "mlp_out", "resid_post"))
+    return attribution(seen, tokens[:, 1:])
+
+
+def attribution(seen: Activations, targets: Int[Array, "B P"]) -> LogitAttribution:
+    """The same of a model that has run on all tokens but the last ones."""
+    params, config, logits = seen.params, seen.config, seen.logits
+    embed = embedding(params, seen.tokens, config).astype(jnp.float32)
+    last = seen["resid_post", config.n_layers - 1].astype(jnp.float32) if config.n_layers else embed
+    scale_BP = norm_scale(last, config)
     W_U = unembedding_DV(params)
     # [B, P, D]: the direction that raises the true token over the mean.
     direction = jnp.moveaxis((W_U - jnp.mean(W_U, axis=1, keepdims=True))[:, targets], 0, -1)
 
     def to_logit(terms: Array) -> Array:
         """[terms, B, P, D] -> [B, P, terms]"""
-        seen_terms = frozen_norm(config, terms.astype(jnp.float32), scale_BP, params.get("ln_final_w"))
+        seen_terms = frozen_norm(terms.astype(jnp.float32), scale_BP, params.get("ln_final_w"), config)
         return jnp.einsum("...BPD,BPD->BP...", seen_terms, direction)
 
     n_rows, n_predicted = targets.shape
@@ -69,9 +73,9 @@ def direct_logit_attribution(
     )
     if config.n_layers:
         layers = range(config.n_layers)
-        heads = jnp.stack([to_logit(jnp.moveaxis(cache["result", layer], 2, 0)) for layer in layers], axis=2)
+        heads = jnp.stack([to_logit(jnp.moveaxis(seen["result", layer], 2, 0)) for layer in layers], axis=2)
         if config.d_mlp:
-            mlps = to_logit(jnp.stack([cache["mlp_out", layer] for layer in layers]))
+            mlps = to_logit(jnp.stack([seen["mlp_out", layer] for layer in layers]))
     true_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return LogitAttribution(
         logit=true_logit - jnp.mean(logits, axis=-1),

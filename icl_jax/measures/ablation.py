@@ -29,8 +29,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
-from icl_jax.measures.map_snapshots import as_jax, local_devices, map_snapshots
-from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable, needs_layers
+from icl_jax.maths.activations import as_jax
+from icl_jax.measures.measurement import Context, Measurement, Variable, needs_layers
+from icl_jax.measures.snapshot import Snapshot
 from icl_jax.model.loss import losses
 from icl_jax.model.params import Params
 
@@ -138,25 +139,15 @@ def ablate(
     return whole
 
 
-def _one(config: ModelConfig, params: Params, rows: jax.Array) -> dict[str, jax.Array]:
-    return ablate(params, rows, config)
+def look(at: Snapshot, rows: jax.Array, row: jax.Array, position: jax.Array) -> dict[str, jax.Array]:
+    loss = ablate(at.params, rows, at.config)
+    means = {f"{kind}_loss": jnp.mean(values, axis=-2) for kind, values in loss.items()}
+    return means | {f"{kind}_token_loss": values[..., row, position] for kind, values in loss.items()}
 
 
-def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
-    n = context.n_ablation_tokens
-    rows, positions = (index[:n] for index in context.sampled)
-    answer: dict[str, np.ndarray] = {}
-    n_snapshots = len(params["W_E"])
-    # As many at a time as there are devices: the losses of every head and token of one are already some megabytes.
-    n_each = min(len(local_devices()), n_snapshots)
-    for i in range(0, n_snapshots, n_each):
-        some = {name: value[i : i + n_each] for name, value in params.items()}
-        loss = map_snapshots(_one, context.config.model, some, context.held_out[: context.n_ablation_rows])
-        for kind, values in loss.items():
-            for name, kept in (("loss", values.mean(axis=-2)), ("token_loss", values[..., rows, positions])):
-                whole = answer.setdefault(f"{kind}_{name}", np.empty((n_snapshots, *kept.shape[1:]), np.float32))
-                whole[i : i + n_each] = kept
-    return answer
+def _reads(context: Context) -> tuple[np.ndarray, ...]:
+    row, position = (index[: context.n_ablation_tokens] for index in context.sampled)
+    return context.held_out[: context.n_ablation_rows], row, position
 
 
 def _variables() -> dict[str, Variable]:
@@ -181,7 +172,8 @@ MEASUREMENT = Measurement(
     name="ablation",
     source="Olsson et al. 2022, appendix Data collection (2); Wang et al. 2022 (mean); Chan et al. 2022 (resample)",
     variables=_variables(),
-    measure=measure,
+    look=look,
+    reads=_reads,
     why_not=needs_layers,
     on_few=True,
 )

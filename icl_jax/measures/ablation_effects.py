@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from icl_jax.measures.ablation import KINDS
 from icl_jax.measures.measurement import Context, Derived, Variable
-from icl_jax.model.icl_score import icl_positions
+from icl_jax.model.icl_score import icl_windowed
 
 
 def along_change(
@@ -30,12 +30,6 @@ def along_change(
     return moved / squared if squared else np.full(np.shape(moved), np.nan)
 
 
-def _icl_windowed(loss: np.ndarray) -> np.ndarray:
-    positions = icl_positions(loss.shape[-1])
-    early, late = (loss[..., a - 1 : b].mean(axis=-1) for a, b in (positions.early_window, positions.late_window))
-    return late - early
-
-
 def derive(_context: Context, dataset: xr.Dataset) -> dict[str, np.ndarray]:
     intact, tokens = dataset["intact_loss"].values, dataset["intact_token_loss"].values
     steps = list(dataset["selected"].values)
@@ -44,7 +38,7 @@ def derive(_context: Context, dataset: xr.Dataset) -> dict[str, np.ndarray]:
     for kind in KINDS:
         loss, token_loss = dataset[f"{kind}_loss"].values, dataset[f"{kind}_token_loss"].values
         answer[f"{kind}_loss_effect"] = loss.mean(axis=-1) - intact.mean(axis=-1)[:, None, None]
-        answer[f"{kind}_icl_effect"] = _icl_windowed(loss) - _icl_windowed(intact)[:, None, None]
+        answer[f"{kind}_icl_effect"] = icl_windowed(loss) - icl_windowed(intact)[:, None, None]
         share = along_change(token_loss, tokens[:, None, None], tokens[start], tokens[end])
         answer[f"{kind}_along_change"] = share.astype(np.float32)
     return answer

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
-from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable
+from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
 from icl_jax.model.forward import normalise, unembedding_DV
 from icl_jax.model.params import Params
 
@@ -33,7 +33,7 @@ class BigramFit(NamedTuple):
     """Of the second token given the first, nats: no table does better on these counts."""
 
 
-def log_bigram_table(config: ModelConfig, params: Params) -> Float[Array, "V V"]:
+def log_bigram_table(params: Params, config: ModelConfig) -> Float[Array, "V V"]:
     """log P(column | row) of a zero-layer model, nats."""
     x_VD = normalise(params["W_E"][None], params.get("ln_final_w"), config)[0]
     return jax.nn.log_softmax(x_VD @ unembedding_DV(params), axis=-1)
@@ -81,10 +81,10 @@ def count_bigrams(rows: Int[np.ndarray, "B T1"], vocab_size: int) -> Int[np.ndar
     return np.bincount(codes.reshape(-1), minlength=vocab_size**2).reshape(vocab_size, vocab_size)
 
 
-_table = jax.jit(log_bigram_table, static_argnums=0)
+_table = jax.jit(log_bigram_table, static_argnums=1)
 
 
-def _measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
+def _measure(context: Context, params: StackedParams, _seen: Arrays) -> Arrays:
     config = context.config.model
     counts = context.bigram_counts
     if counts is None:
@@ -92,7 +92,7 @@ def _measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
     fits = []
     for s in range(len(params["W_E"])):
         one = {name: jnp.asarray(value[s]) for name, value in params.items()}
-        fits.append(bigram_fit(np.asarray(_table(config, one)), counts))
+        fits.append(bigram_fit(np.asarray(_table(one, config)), counts))
     return {f"bigram_{name}": np.array([getattr(fit, name) for fit in fits]) for name in BigramFit._fields}
 
 
@@ -115,6 +115,6 @@ MEASUREMENT = Measurement(
         "bigram_loss_gap": Variable((), "nats", "loss on the counted bigrams less their entropy; >= 0"),
         "bigram_entropy": Variable((), "nats", "entropy of the second token given the first, of the counts"),
     },
-    measure=_measure,
+    finish=_measure,
     why_not=_why_not,
 )  # fmt: skip

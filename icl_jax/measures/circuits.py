@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from icl_jax.config import ModelConfig
 from icl_jax.maths.factored_matrix import FactoredMatrix
-from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable, needs_layers
+from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable, needs_layers
 from icl_jax.model.forward import NORM_EPS
 from icl_jax.model.positions import sinusoidal
 
@@ -154,7 +154,7 @@ def _score_scale(weights: Weights) -> float:
     return 1 / math.sqrt(weights["W_Q"].shape[-1])
 
 
-def _measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
+def _measure(context: Context, params: StackedParams, _seen: Arrays) -> Arrays:
     config = context.config.model
     weights = fold_norms(params, config)
     seen = {**weights, "W_E": seen_embedding(weights, config)}
@@ -195,6 +195,6 @@ MEASUREMENT = Measurement(
             _HEAD, "1", "spread of the logits from attending to a token, but for the final norm's scale"
         ),
     },
-    measure=_measure,
+    finish=_measure,
     why_not=needs_layers,
 )  # fmt: skip

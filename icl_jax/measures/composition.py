@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from icl_jax.measures.circuits import fold_norms
-from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable
+from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
 
 N_BASELINE_DRAWS = 200
 
@@ -102,7 +102,7 @@ def random_baseline(d_model: int, d_head: int, n_draws: int = N_BASELINE_DRAWS, 
     return Baseline(float(scores.mean()), sd, sd / n_draws**0.5)
 
 
-def _measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
+def _measure(context: Context, params: StackedParams, _seen: Arrays) -> Arrays:
     config = context.config.model
     weights = fold_norms(params, config)
     scores = composition_scores(*(weights[name] for name in ("W_Q", "W_K", "W_V", "W_O")))
@@ -152,6 +152,6 @@ MEASUREMENT = Measurement(
         "composition_baseline_sd": Variable((), "1", "standard deviation over random pairs"),
         "composition_baseline_sem": Variable((), "1", "standard error of composition_baseline"),
     },
-    measure=_measure,
+    finish=_measure,
     why_not=_why_not,
 )  # fmt: skip

@@ -13,11 +13,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
+from icl_jax.maths.activations import Activations
 from icl_jax.maths.factored_matrix import FactoredMatrix, eigenvalue_sum_ratio
 from icl_jax.measures.circuits import centred_unembedding, fold_norms, ov_circuit
-from icl_jax.measures.map_snapshots import map_snapshots
-from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable, needs_layers
-from icl_jax.model.forward import run_with_cache, unembedding_DV
+from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable, needs_layers
+from icl_jax.measures.snapshot import Snapshot
+from icl_jax.model.forward import unembedding_DV
 from icl_jax.model.params import Params
 
 # Source tokens that the share of top-1 copying is taken over, at most: V by V for every head is costly.
@@ -89,7 +90,7 @@ def logit_copying(logits: Float[Array, "... K R"], attended: Int[Array, "... K"]
 
 
 def copying_on_random_tokens(
-    config: ModelConfig, params: Params, tokens: Int[Array, "B T"]
+    params: Params, tokens: Int[Array, "B T"], config: ModelConfig
 ) -> dict[str, Float[Array, "N H"]]:
     """The logit form on rows of BOS and distinct random tokens, for every head.
 
@@ -98,7 +99,11 @@ def copying_on_random_tokens(
     itself alone and is left out). Both as 2 ratio - 1, `source` in the paper's range as well.
     Frozen final norm: its scale cancels, its weight and LayerNorm's centring are applied.
     """
-    _, cache = run_with_cache(params, tokens, config, ("v", "result", "pattern"))
+    return _copying(Activations(params, tokens, config, ("v", "result", "pattern")))
+
+
+def _copying(seen: Activations) -> dict[str, Float[Array, "N H"]]:
+    params, tokens, config = seen.params, seen.tokens, seen.config
     W_U = unembedding_DV(params)
     if "ln_final_w" in params:
         W_U = params["ln_final_w"][:, None] * W_U
@@ -109,12 +114,12 @@ def copying_on_random_tokens(
     n_sampled = tokens.shape[1] - 1
     found: dict[str, list[Array]] = {"source": [], "source_paper": [], "output": [], "undefined": []}
     for layer in range(config.n_layers):
-        value_BHKD = jnp.einsum("BHKE,HED->BHKD", cache["v", layer][:, :, 1:], params["W_O"][layer])
+        value_BHKD = jnp.einsum("BHKE,HED->BHKD", seen["v", layer][:, :, 1:], params["W_O"][layer])
         logits_BHKR = jnp.einsum("BHKD,BDR->BHKR", value_BHKD, W_U_BDR)
         itself_BHK = jnp.broadcast_to(jnp.arange(n_sampled)[None, None], logits_BHKR.shape[:-1])
         source = logit_copying(logits_BHKR, itself_BHK)
-        logits_BHQR = jnp.einsum("BQHD,BDR->BHQR", cache["result", layer][:, 2:], W_U_BDR)
-        output = logit_copying(logits_BHQR, jnp.argmax(cache["pattern", layer][:, :, 2:, 1:], axis=-1))
+        logits_BHQR = jnp.einsum("BQHD,BDR->BHQR", seen["result", layer][:, 2:], W_U_BDR)
+        output = logit_copying(logits_BHQR, jnp.argmax(seen["pattern", layer][:, :, 2:, 1:], axis=-1))
         found["source"].append(2 * jnp.mean(source.ratio, 0) - 1)
         found["source_paper"].append(jnp.mean(source.paper_range, 0))
         found["output"].append(2 * jnp.mean(output.ratio, 0) - 1)
@@ -122,11 +127,12 @@ def copying_on_random_tokens(
     return {name: jnp.stack(values) for name, values in found.items()}
 
 
-def _on_random_tokens(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Array]:
-    return dict(copying_on_random_tokens(config, params, tokens))
+def look(at: Snapshot) -> dict[str, Array]:
+    n_rows, n_tokens = at.repeated.tokens.shape
+    return _copying(at.repeated.cut(n_rows, 1 + (n_tokens - 1) // 4))
 
 
-def _measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
+def finish(context: Context, params: StackedParams, seen: Arrays) -> Arrays:
     config = context.config.model
     weights = fold_norms(params, config)
     # The token and the logit meet in one D by D matrix, whatever the vocabulary: eigenvalues need no more.
@@ -135,15 +141,13 @@ def _measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
     tokens = np.arange(config.vocab_size, dtype=np.int64)
     if len(tokens) > _MAX_TOP1_TOKENS:
         tokens = np.sort(np.random.default_rng(context.seed).choice(tokens, _MAX_TOP1_TOKENS, replace=False))
-    n_sampled = (context.repeated.shape[1] - 1) // 4
-    logit = map_snapshots(_on_random_tokens, config, params, context.repeated[:, : 1 + n_sampled])
     return {
         "copying_eigenvalue": copying_eigenvalue(eigen),
         "copying_top1": copying_top1(ov_circuit(weights), tokens),
-        "copying_logit": logit["source"],
-        "copying_logit_paper_range": logit["source_paper"],
-        "copying_logit_output": logit["output"],
-        "copying_logit_undefined": logit["undefined"],
+        "copying_logit": seen["source"],
+        "copying_logit_paper_range": seen["source_paper"],
+        "copying_logit_output": seen["output"],
+        "copying_logit_undefined": seen["undefined"],
     }
 
 
@@ -167,6 +171,7 @@ MEASUREMENT = Measurement(
         ),
         "copying_logit_undefined": Variable(_HEAD, "1", "positions at which nothing was raised, counted as share 0"),
     },
-    measure=_measure,
+    look=look,
+    finish=finish,
     why_not=needs_layers,
 )  # fmt: skip

@@ -25,34 +25,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
-from icl_jax.measures.map_snapshots import as_jax, map_snapshots
-from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable
+from icl_jax.maths.activations import AnyParams, patterns
+from icl_jax.measures.measurement import Context, Measurement, Variable
+from icl_jax.measures.snapshot import Snapshot
 from icl_jax.model import head_scores
-from icl_jax.model.forward import final_resid
-from icl_jax.model.params import Params
 
 _SHORTEST = 9  # BOS and a block of two, four times
 
-AnyParams = Params | dict[str, np.ndarray]
-
-
-def patterns(
-    params: AnyParams, config: ModelConfig, tokens: Int[Array, "B T"] | np.ndarray
-) -> Float[Array, "N B H T T"]:
-    """Attention patterns of every layer."""
-    seen: list[jax.Array] = []
-
-    def see(name: str, _layer: int, value: jax.Array) -> jax.Array:
-        if name == "pattern":
-            seen.append(value)
-        return value
-
-    final_resid(as_jax(params), jnp.asarray(tokens), config, tap=see)
-    return jnp.stack(seen)
-
 
 def prefix_matching(
-    params: AnyParams, config: ModelConfig, tokens: Int[Array, "B T"] | np.ndarray, *, reduce: str = "sum"
+    params: AnyParams, tokens: Int[Array, "B T"] | np.ndarray, config: ModelConfig, *, reduce: str = "sum"
 ) -> Float[Array, "N H"]:
     """Prefix-matching score of every head on `tokens`, in which tokens repeat (else NaN).
 
@@ -61,29 +43,29 @@ def prefix_matching(
     if reduce not in ("sum", "mean"):
         raise ValueError(f"{reduce=} must be 'sum' or 'mean'")
     score = head_scores.prefix_matching if reduce == "sum" else _prefix_matching_mean
-    return _each_layer(score, patterns(params, config, tokens), jnp.asarray(tokens))
+    return _each_layer(score, patterns(params, tokens, config), jnp.asarray(tokens))
 
 
 def previous_token(
-    params: AnyParams, config: ModelConfig, tokens: Int[Array, "B T"] | np.ndarray
+    params: AnyParams, tokens: Int[Array, "B T"] | np.ndarray, config: ModelConfig
 ) -> Float[Array, "N H"]:
     """Mean attention of every head to the token before."""
-    return jnp.stack([head_scores.previous_token(pattern) for pattern in patterns(params, config, tokens)])
+    return jnp.stack([head_scores.previous_token(pattern) for pattern in patterns(params, tokens, config)])
 
 
 def duplicate_token(
-    params: AnyParams, config: ModelConfig, tokens: Int[Array, "B T"] | np.ndarray
+    params: AnyParams, tokens: Int[Array, "B T"] | np.ndarray, config: ModelConfig
 ) -> Float[Array, "N H"]:
     """Attention of every head to earlier occurrences of the query token, summed; mean over queries that have one."""
-    return _each_layer(_duplicate_token, patterns(params, config, tokens), jnp.asarray(tokens))
+    return _each_layer(_duplicate_token, patterns(params, tokens, config), jnp.asarray(tokens))
 
 
 def induction_stripe(
-    params: AnyParams, config: ModelConfig, tokens: Int[Array, "B T"] | np.ndarray
+    params: AnyParams, tokens: Int[Array, "B T"] | np.ndarray, config: ModelConfig
 ) -> Float[Array, "N H"]:
     """Mean of the diagonal R - 1 below the main one, for BOS and R tokens said twice."""
     repeat_len = (tokens.shape[1] - 1) // 2
-    return jnp.stack([_stripe(pattern, repeat_len - 1) for pattern in patterns(params, config, tokens)])
+    return jnp.stack([_stripe(pattern, repeat_len - 1) for pattern in patterns(params, tokens, config)])
 
 
 def _each_layer(score, pattern_NBHQK: jax.Array, tokens: jax.Array) -> jax.Array:  # type: ignore[no-untyped-def]
@@ -112,24 +94,20 @@ def _stripe(pattern: jax.Array, below: int) -> jax.Array:
     return jnp.mean(jnp.diagonal(pattern, offset=-below, axis1=-2, axis2=-1), axis=(0, 2))
 
 
-def _one(
-    config: ModelConfig, params: Params, repeated: jax.Array, repeated_once: jax.Array, natural: jax.Array
-) -> dict[str, jax.Array]:
-    on_repeated = patterns(params, config, repeated)
-    on_natural = patterns(params, config, natural)
+def look(at: Snapshot) -> dict[str, jax.Array]:
+    on_repeated = jnp.stack(at.repeated.of_layers("pattern"))
+    on_natural = jnp.stack(at.natural.of_layers("pattern"))
+    tokens, once = at.repeated.tokens, at.repeated_once
+    below = (once.tokens.shape[1] - 1) // 2 - 1
     return {
-        "prefix_matching": _each_layer(head_scores.prefix_matching, on_repeated, repeated),
-        "prefix_matching_mean": _each_layer(_prefix_matching_mean, on_repeated, repeated),
-        "duplicate_token": _each_layer(_duplicate_token, on_repeated, repeated),
-        "induction_stripe": induction_stripe(params, config, repeated_once),
+        "prefix_matching": _each_layer(head_scores.prefix_matching, on_repeated, tokens),
+        "prefix_matching_mean": _each_layer(_prefix_matching_mean, on_repeated, tokens),
+        "duplicate_token": _each_layer(_duplicate_token, on_repeated, tokens),
+        "induction_stripe": jnp.stack([_stripe(pattern, below) for pattern in once.of_layers("pattern")]),
         "previous_token": jnp.stack([head_scores.previous_token(pattern) for pattern in on_natural]),
         "current_token": jnp.mean(jnp.diagonal(on_natural, axis1=-2, axis2=-1)[..., 1:], axis=(1, 3)),
         "first_token": jnp.mean(on_natural[..., 1:, 0], axis=(1, 3)),
     }
-
-
-def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
-    return map_snapshots(_one, context.config.model, params, context.repeated, context.repeated_once, context.natural)
 
 
 def why_not(context: Context) -> str | None:
@@ -154,6 +132,6 @@ MEASUREMENT = Measurement(
         "current_token": Variable(_HEADS, "attention", "to the query itself, on held-out rows; [0, 1]"),
         "first_token": Variable(_HEADS, "attention", "to position 0 (rest), on held-out rows; [0, 1]"),
     },
-    measure=measure,
+    look=look,
     why_not=why_not,
 )

@@ -9,45 +9,31 @@ Source: Olsson et al. 2022, appendix "Data collection (1)". Departures: held-out
 examples of 512 tokens; several tokens a row where the paper takes one (see `Context.sampled`).
 """
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
-from icl_jax.measures.map_rows import map_rows
-from icl_jax.measures.map_snapshots import as_jax, map_snapshots
-from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable
+from icl_jax.maths.activations import AnyParams
+from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
+from icl_jax.measures.snapshot import predictions
 from icl_jax.measures.token_classes import CLASSES, class_means, classify_tokens
-from icl_jax.model.icl_score import icl_positions
-from icl_jax.model.loss import losses
-from icl_jax.model.params import Params
+from icl_jax.model.icl_score import icl_windowed
 
 
 def held_out_loss(
-    params: Params | dict[str, np.ndarray], config: ModelConfig, rows: Int[Array, "B tokens"] | np.ndarray
+    params: AnyParams, rows: Int[Array, "B tokens"] | np.ndarray, config: ModelConfig
 ) -> Float[Array, "B T"]:
     """Loss in nats of predicting each token of each row but its first."""
-    params = as_jax(params)
-
-    def some_rows(rows: jax.Array) -> jax.Array:
-        return losses(params, rows, config)
-
-    return map_rows(some_rows, rows)
-
-
-def _one(config: ModelConfig, params: Params, rows: jax.Array) -> dict[str, jax.Array]:
-    return {"loss": held_out_loss(params, config, rows)}
+    return predictions(params, rows, config)[0]
 
 
 def icl_windowed_by_row(loss: Float[np.ndarray, "*S B T"]) -> Float[np.ndarray, "*S B"]:
     """Windowed ICL score of each row on its own, nats; its mean over rows is the run's windowed score."""
-    positions = icl_positions(loss.shape[-1])
-    early, late = (loss[..., a - 1 : b].mean(axis=-1) for a, b in (positions.early_window, positions.late_window))
-    return late - early
+    return icl_windowed(loss)
 
 
-def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
-    loss_SBT = map_snapshots(_one, context.config.model, params, context.held_out)["loss"]
+def finish(context: Context, _params: StackedParams, seen: Arrays) -> Arrays:
+    loss_SBT = seen["loss"]
     rows, positions = context.sampled
     classes = classify_tokens(context.held_out)
     return {
@@ -80,5 +66,6 @@ MEASUREMENT = Measurement(
             for name, text in CLASSES.items()
         },
     },
-    measure=measure,
+    look=lambda at: {"loss": at.loss},
+    finish=finish,
 )

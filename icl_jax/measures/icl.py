@@ -19,8 +19,8 @@ def derive(_context: Context, dataset: xr.Dataset) -> dict[str, np.ndarray]:
     row_icl = dataset["row_icl"].values
     n_rows = row_icl.shape[1]
     return {
-        "icl_score": np.array([icl_score(loss_T) for loss_T in loss_ST], np.float32),
-        "icl_windowed": np.array([icl_windowed(loss_T) for loss_T in loss_ST], np.float32),
+        "icl_score": icl_score(loss_ST).astype(np.float32),
+        "icl_windowed": icl_windowed(loss_ST).astype(np.float32),
         "icl_sem": (row_icl.std(axis=1, ddof=1) / np.sqrt(n_rows) if n_rows > 1 else np.full(len(row_icl), np.nan)),
     }
 

@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from icl_jax.config import ModelConfig
-from icl_jax.measures.head_scores import patterns
+from icl_jax.maths.activations import Activations
 from icl_jax.measures.map_rows import map_rows
-from icl_jax.measures.map_snapshots import map_snapshots
-from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable, needs_layers
+from icl_jax.measures.measurement import Context, Measurement, Variable, needs_layers
+from icl_jax.measures.snapshot import Snapshot
 from icl_jax.model.head_scores import followers
 from icl_jax.model.params import Params
 
@@ -28,23 +28,23 @@ _ROWS_AT_A_TIME = 8
 
 
 def matching_by_query(
-    config: ModelConfig, params: Params, tokens: Int[Array, "B T"]
+    params: Params, tokens: Int[Array, "B T"], config: ModelConfig
 ) -> tuple[Float[Array, "N H B T"], Bool[Array, "B T"]]:
     """Attention of each query to what followed its token before, summed; and whether there is any such key."""
     is_follower_BQK = followers(tokens)
-    pattern_NBHQK = patterns(params, config, tokens)
-    matched = jnp.einsum("NBHQK,BQK->NHBQ", pattern_NBHQK, is_follower_BQK.astype(pattern_NBHQK.dtype))
-    return matched, jnp.any(is_follower_BQK, axis=-1)
+    seen = Activations(params, tokens, config, ("pattern",)).of_layers("pattern")
+    matched = [jnp.sum(jnp.where(is_follower_BQK[:, None], pattern, 0.0), axis=-1) for pattern in seen]
+    return jnp.moveaxis(jnp.stack(matched), 1, 2), jnp.any(is_follower_BQK, axis=-1)
 
 
 def label_matching(
-    config: ModelConfig, params: Params, rows: Int[Array, "B tokens"], labels: Int[Array, "B tokens"], n_labels: int
+    params: Params, rows: Int[Array, "B tokens"], labels: Int[Array, "B tokens"], n_labels: int, config: ModelConfig
 ) -> Float[Array, "label N H"]:
     """The score of every label and head; NaN for a label without a query to measure."""
     numbers = jnp.arange(1, n_labels + 1)
 
     def some_rows(rows: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        matched_NHBQ, is_there_BQ = matching_by_query(config, params, rows[:, :-1])
+        matched_NHBQ, is_there_BQ = matching_by_query(params, rows[:, :-1], config)
         is_here_LBQ = (labels[None, :, 1:] == numbers[:, None, None]) & is_there_BQ[None]
         weight_LBQ = is_here_LBQ.astype(jnp.float32)
         return jnp.einsum("NHBQ,LBQ->BLNH", matched_NHBQ, weight_LBQ), jnp.sum(weight_LBQ, axis=2).T
@@ -54,17 +54,9 @@ def label_matching(
     return jnp.sum(total_BLNH, axis=0) / jnp.where(count_L > 0, count_L, jnp.nan)[:, None, None]
 
 
-def _one(
-    config: ModelConfig, params: Params, rows: jax.Array, labels: jax.Array, numbers: jax.Array
-) -> dict[str, jax.Array]:
-    return {"label_matching": label_matching(config, params, rows, labels, len(numbers))}
-
-
-def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
-    assert context.labels is not None
-    rows, labels = context.held_out[:_MAX_ROWS], context.labels[:_MAX_ROWS].astype(np.int32)
-    numbers = np.arange(len(context.label_names))
-    return map_snapshots(_one, context.config.model, params, rows, labels, numbers)
+def look(at: Snapshot, numbers: jax.Array) -> dict[str, jax.Array]:
+    rows, labels = at.rows["held_out"][:_MAX_ROWS], at.rows["labels"][:_MAX_ROWS]
+    return {"label_matching": label_matching(at.params, rows, labels, len(numbers), at.config)}
 
 
 def _why_not(context: Context) -> str | None:
@@ -82,6 +74,7 @@ MEASUREMENT = Measurement(
             missing="no token of the label follows one that occurred before",
         )
     },
-    measure=measure,
+    look=look,
+    reads=lambda context: (np.arange(len(context.label_names)),),
     why_not=_why_not,
 )  # fmt: skip

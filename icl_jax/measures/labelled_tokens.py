@@ -14,47 +14,14 @@ The first 1,024 tokens of each label are kept one by one (`labelled_prob`, `labe
 Source: ours; the behaviours are those of the corpus. NaN for a label that no held-out token carries.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
-from icl_jax.config import ModelConfig
-from icl_jax.measures.map_rows import map_rows
-from icl_jax.measures.map_snapshots import as_jax, map_snapshots
-from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable
-from icl_jax.model.forward import final_resid, unembedding_DV
-from icl_jax.model.params import Params
+from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
 
 
-def predictions(
-    params: Params | dict[str, np.ndarray], config: ModelConfig, rows: Int[Array, "B tokens"] | np.ndarray
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """Loss (nats) and rank of every token of each row but its first. Rank 1 is the likeliest; ties count half."""
-    params = as_jax(params)
-
-    def some_rows(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x_BTD = final_resid(params, rows[:, :-1], config)
-        W_U = unembedding_DV(params).astype(x_BTD.dtype)
-        logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, W_U, preferred_element_type=jnp.float32)
-        right_BT1 = jnp.take_along_axis(logits_BTV, rows[:, 1:, None], axis=-1)
-        loss_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - right_BT1[..., 0]
-        above_BT = jnp.sum(logits_BTV > right_BT1, axis=-1, dtype=jnp.float32)
-        equal_BT = jnp.sum(logits_BTV == right_BT1, axis=-1, dtype=jnp.float32)  # the right token itself among them
-        return loss_BT, above_BT + (equal_BT + 1) / 2
-
-    return map_rows(some_rows, rows)
-
-
-def _one(config: ModelConfig, params: Params, rows: jax.Array) -> dict[str, jax.Array]:
-    loss, rank = predictions(params, config, rows)
-    return {"loss": loss, "rank": rank}
-
-
-def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
+def finish(context: Context, _params: StackedParams, seen: Arrays) -> Arrays:
     assert context.labels is not None
-    found = map_snapshots(_one, context.config.model, params, context.held_out)
-    loss_SBT, rank_SBT = found["loss"], found["rank"]
+    loss_SBT, rank_SBT = seen["loss"], seen["rank"]
     labels_BT = context.labels[:, 1:]
     means: dict[str, list[np.ndarray]] = {"loss": [], "prob": [], "top1": [], "rank": []}
     none = np.full(len(loss_SBT), np.nan, np.float32)
@@ -84,6 +51,7 @@ MEASUREMENT = Measurement(
         "labelled_prob": Variable(("labelled",), "1", "probability of the right token, token by token; [0, 1]"),
         "labelled_rank": Variable(("labelled",), "1", "rank of the right token, token by token; 1 or more"),
     },
-    measure=measure,
+    look=lambda at: {"loss": at.loss, "rank": at.rank},
+    finish=finish,
     why_not=lambda context: None if context.labels is not None else "the corpus does not label its tokens",
 )

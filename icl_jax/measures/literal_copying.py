@@ -21,11 +21,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
-from icl_jax.maths.logit_attribution import direct_logit_attribution
-from icl_jax.measures.head_scores import patterns
-from icl_jax.measures.map_snapshots import map_snapshots
-from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable, needs_layers
-from icl_jax.model.params import Params
+from icl_jax.maths.activations import Activations, AnyParams
+from icl_jax.maths.logit_attribution import attribution
+from icl_jax.measures.measurement import Context, Measurement, Variable, needs_layers
+from icl_jax.measures.snapshot import Snapshot
 
 _SHORTEST = 5  # BOS and two tokens twice: the second is predicted from the first
 
@@ -37,28 +36,28 @@ def said_twice(rows: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B R"]:
 
 
 def literal_copying(
-    config: ModelConfig, params: Params, tokens: Int[Array, "B R"]
+    params: AnyParams, tokens: Int[Array, "B R"], config: ModelConfig
 ) -> dict[str, Float[Array, "N H"] | Float[Array, ""]]:
     """The four measures on rows of `said_twice`, under the last word of their names."""
     half = (tokens.shape[1] - 1) // 2
     first, second = np.arange(1, half), np.arange(1 + half, 2 * half)
-    terms = direct_logit_attribution(params, config, tokens)
+    seen = Activations(params, tokens[:, :-1], config)
+    terms = attribution(seen, jnp.asarray(tokens)[:, 1:])
     heads = jnp.mean(terms.heads[:, second], axis=(0, 1))
     logit = jnp.mean(terms.logit[:, second])
     return {
-        "attention": jnp.mean(patterns(params, config, tokens)[..., second, first + 1], axis=(1, 3)),
+        "attention": jnp.stack(
+            [jnp.mean(pattern[..., second, first + 1], axis=(0, 2)) for pattern in seen.of_layers("pattern")]
+        ),
         "logit": heads,
         "share": jnp.where(logit > 0, heads / logit, jnp.nan),
         "gain": jnp.mean(terms.loss_nats[:, second] - terms.loss_nats[:, first]),
     }
 
 
-def _one(config: ModelConfig, params: Params, tokens: jax.Array) -> dict[str, jax.Array]:
-    return {f"literal_copying_{name}": value for name, value in literal_copying(config, params, tokens).items()}
-
-
-def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
-    return map_snapshots(_one, context.config.model, params, said_twice(context.natural))
+def look(at: Snapshot, tokens: jax.Array) -> dict[str, jax.Array]:
+    found = literal_copying(at.params, tokens, at.config)
+    return {f"literal_copying_{name}": value for name, value in found.items()}
 
 
 def why_not(context: Context) -> str | None:
@@ -88,6 +87,7 @@ MEASUREMENT = Measurement(
             (), "nats", "loss in the second copy less loss in the first; negative: said again it is known better"
         ),
     },
-    measure=measure,
+    look=look,
+    reads=lambda context: (said_twice(context.natural),),
     why_not=why_not,
 )  # fmt: skip

@@ -27,17 +27,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from icl_jax.config import ModelConfig
-from icl_jax.data.corpora.markov import MarkovCorpus, MarkovOptions
-from icl_jax.measures.head_scores import patterns
+from icl_jax.data.corpora.markov import MarkovOptions
+from icl_jax.maths.activations import Activations
 from icl_jax.measures.map_rows import map_rows
-from icl_jax.measures.map_snapshots import map_snapshots
-from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable, needs_layers
+from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable, needs_layers
+from icl_jax.measures.snapshot import Snapshot
 from icl_jax.model.forward import forward
-from icl_jax.model.params import Params
 
 N_LATE = 20
 _ATTENTION_TOKENS = 2**14
+_ROWS_AT_A_TIME = 8
 
 
 def strategies(
@@ -88,24 +87,31 @@ def match_keys(tokens: Int[np.ndarray, "B T"], order: int) -> Bool[np.ndarray, "
     return match
 
 
-def _log_prob(config: ModelConfig, params: Params, rows: jax.Array) -> dict[str, jax.Array]:
-    """Log-probabilities of the states, [row, position, state]."""
+def look(at: Snapshot, match: jax.Array) -> dict[str, jax.Array]:
+    """Log-probabilities of the states, [row, position, state], and match_attention on the first rows."""
 
-    def some_rows(tokens: jax.Array) -> jax.Array:
-        return jax.nn.log_softmax(forward(params, tokens, config), axis=-1)[..., 1:]
+    def log_prob(tokens: jax.Array) -> jax.Array:
+        return jax.nn.log_softmax(forward(at.params, tokens, at.config), axis=-1)[..., 1:]
 
-    return {"log_prob": map_rows(some_rows, rows)}
+    def mass(tokens: jax.Array, match: jax.Array) -> jax.Array:
+        seen = Activations(at.params, tokens, at.config, ("pattern",)).of_layers("pattern")
+        return jnp.stack([jnp.sum(jnp.where(match[:, None], p, 0.0), axis=(2, 3)) for p in seen], axis=1)
+
+    tokens = at.rows["held_out"][:, :-1]
+    mass_NH = jnp.sum(map_rows(mass, tokens[: len(match)], match, n_at_a_time=_ROWS_AT_A_TIME), axis=0)
+    n_queries = jnp.sum(jnp.any(match, axis=-1), dtype=mass_NH.dtype)
+    return {"log_prob": map_rows(log_prob, tokens), "match_attention": mass_NH / n_queries}
 
 
-def _match_attention(config: ModelConfig, params: Params, tokens: jax.Array, match: jax.Array) -> dict[str, jax.Array]:
-    mass = jnp.sum(jnp.where(match[None, :, None], patterns(params, config, tokens), 0.0), axis=(1, 3, 4))
-    return {"match_attention": mass / jnp.sum(jnp.any(match, axis=-1), dtype=mass.dtype)}
+def _match(context: Context) -> Bool[np.ndarray, "B T T"]:
+    n_rows = max(1, _ATTENTION_TOKENS // context.config.model.n_ctx)
+    return match_keys(context.held_out[:n_rows, :-1], context.config.data.options_of(MarkovOptions).order)
 
 
-def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
+def finish(context: Context, _params: StackedParams, seen: Arrays) -> Arrays:
     order, n_states = context.config.data.options_of(MarkovOptions).order, context.config.model.vocab_size - 1
     rows, n_rows = context.held_out, len(context.held_out)
-    found = map_snapshots(_log_prob, context.config.model, params, rows[:, :-1])["log_prob"]
+    found = seen["log_prob"]
     n_snapshots = len(found)
     log_prob = found[:, :, order:].astype(np.float64)
     states = rows[:, 1:].astype(np.int64) - 1
@@ -118,10 +124,7 @@ def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
     kl_SCT = np.stack([-np.einsum("cbtk,btk->ct", said, each) / n_rows - entropy_CT for each in log_prob])
     model_loss_SBT = -np.take_along_axis(log_prob, target_BT1[None], axis=3)[..., 0]
 
-    few = rows[: max(1, _ATTENTION_TOKENS // context.config.model.n_ctx), :-1]
-    match = match_keys(few, order)
-    attention = map_snapshots(_match_attention, context.config.model, params, few, match)
-    n_match_BT = match.sum(axis=2)
+    n_match_BT = _match(context).sum(axis=2)
     chance = (n_match_BT / np.arange(1, n_match_BT.shape[1] + 1))[n_match_BT > 0].mean()
     by_position = np.full((*kl_SCT.shape[:2], context.config.model.n_ctx), np.nan)
     by_position[:, :, order:] = kl_SCT
@@ -140,20 +143,18 @@ def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
         "strategy_kl_by_position": by_position,
         "markov_loss": model_loss_SBT.mean(axis=(1, 2)),
         "markov_loss_late": model_loss_SBT[..., -N_LATE:].mean(axis=(1, 2)),
-        "match_attention": attention["match_attention"],
+        "match_attention": seen["match_attention"],
         "match_attention_chance": same(chance),
     }
 
 
 def _true_chain_loss(context: Context, states: Int[np.ndarray, "B T"]) -> Float[np.ndarray, "B drawn"]:
-    """Loss of the rows' own transitions; NaN if the corpus does not draw these rows any more."""
-    corpus, (n_rows, _) = MarkovCorpus(context.config), states.shape
-    shape = (n_rows, states.shape[1] - corpus.order)
-    if not np.array_equal(corpus.held_out(n_rows), context.held_out):
-        return np.full(shape, np.nan)
-    before = context_codes(states, corpus.n_states, corpus.order)[:, corpus.order - 1 : -1]
-    chains = corpus.held_out_chains(n_rows)
-    return -np.log(chains[np.arange(n_rows)[:, None], before, states[:, corpus.order :]])
+    """Loss of the rows' own transitions; NaN if the run directory does not hold them."""
+    order, chains = context.config.data.options_of(MarkovOptions).order, context.chains
+    if chains is None:
+        return np.full((len(states), states.shape[1] - order), np.nan)
+    before = context_codes(states, chains.shape[-1], order)[:, order - 1 : -1]
+    return -np.log(chains[np.arange(len(states))[:, None], before, states[:, order:]])
 
 
 def why_not(context: Context) -> str | None:
@@ -162,7 +163,7 @@ def why_not(context: Context) -> str | None:
     return needs_layers(context)
 
 
-_REDRAWN = "this NumPy draws other rows from the seed than the run was trained on, so the transitions are unknown"
+_NOT_KEPT = "the run was made before held_out.zarr kept the rows' transitions"
 _EARLY = "the first states are not drawn from the chain"
 
 MEASUREMENT = Measurement(
@@ -171,9 +172,9 @@ MEASUREMENT = Measurement(
     variables={
         "strategy_loss": Variable(("strategy",), "nats", "mean loss: uniform, in-context unigram, bigram, …; > 0"),
         "strategy_loss_late": Variable(("strategy",), "nats", f"strategy_loss on the last {N_LATE} positions; > 0"),
-        "true_chain_loss": Variable((), "nats", "mean loss of the rows' own transitions; > 0", _REDRAWN),
+        "true_chain_loss": Variable((), "nats", "mean loss of the rows' own transitions; > 0", _NOT_KEPT),
         "true_chain_loss_late": Variable(
-            (), "nats", f"true_chain_loss on the last {N_LATE} positions; > 0", _REDRAWN
+            (), "nats", f"true_chain_loss on the last {N_LATE} positions; > 0", _NOT_KEPT
         ),
         "strategy_kl": Variable(("strategy",), "nats", "KL(strategy ‖ model), mean over positions; 0 or more"),
         "strategy_kl_late": Variable(("strategy",), "nats", f"strategy_kl on the last {N_LATE} positions; 0 or more"),
@@ -187,6 +188,8 @@ MEASUREMENT = Measurement(
         ),
         "match_attention_chance": Variable((), "attention", "match_attention of uniform attention; [0, 1]"),
     },
-    measure=measure,
+    look=look,
+    finish=finish,
+    reads=lambda context: (_match(context),),
     why_not=why_not,
 )  # fmt: skip

@@ -1,22 +1,23 @@
-"""What a measurement is: a pure function, the variables that it fills and when it applies."""
+"""What a measurement is: pure functions, the variables that they fill and when it applies."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
+import jax
 import numpy as np
 import xarray as xr
 
-from icl_jax.config import Config
+from icl_jax.config import Config, ModelConfig
+from icl_jax.measures.map_snapshots import StackedParams as StackedParams
+from icl_jax.measures.map_snapshots import map_snapshots
+from icl_jax.measures.snapshot import MAX_PATTERN_CTX, N_SEQUENCES, Snapshot
+from icl_jax.model.head_scores import repeated_tokens
+from icl_jax.model.params import Params
 
-StackedParams = dict[str, np.ndarray]
-"""Parameters of several snapshots, the snapshot axis in front of every array."""
-
-_N_SEQUENCES = 10
 _REPEAT_LEN, _N_REPEATS = 25, 4
 _STRIPE_LEN = 50
-_MAX_PATTERN_CTX = 512
 _N_SAMPLED_TOKENS = 2048
 _ABLATION_TOKENS = 2**14
 _N_EXAMPLES = 8
@@ -53,6 +54,8 @@ class Context:
     """What single held-out tokens show; empty for a corpus without labels."""
     labels: np.ndarray | None = None
     """uint8 [row, position + 1]: i for the i-th label name from 1, 0 for no label; None without label names."""
+    chains: np.ndarray | None = None
+    """[row, last states, next state]: the transitions that each held-out row of the `markov` corpus was drawn from."""
 
     @cached_property
     def repeated(self) -> np.ndarray:
@@ -65,17 +68,15 @@ class Context:
         return self._random_sequences(_STRIPE_LEN, 2)
 
     def _random_sequences(self, repeat_len: int, n_repeats: int) -> np.ndarray:
-        from icl_jax.model.head_scores import repeated_tokens
-
         return repeated_tokens(
-            self.candidates, self.bos_id, self.config.model.n_ctx, n_sequences=_N_SEQUENCES, repeat_len=repeat_len,
+            self.candidates, self.bos_id, self.config.model.n_ctx, n_sequences=N_SEQUENCES, repeat_len=repeat_len,
             n_repeats=n_repeats, seed=self.seed,
         )  # fmt: skip
 
     @cached_property
     def natural(self) -> np.ndarray:
         """int32 [sequence, position]: up to 10 held-out rows, cut at 512 tokens."""
-        return self.held_out[:_N_SEQUENCES, : min(self.config.model.n_ctx, _MAX_PATTERN_CTX)]
+        return self.held_out[:N_SEQUENCES, : min(self.config.model.n_ctx, MAX_PATTERN_CTX)]
 
     @cached_property
     def sampled(self) -> tuple[np.ndarray, np.ndarray]:
@@ -117,26 +118,42 @@ class Context:
         return int(np.sum(self.sampled[0] < self.n_ablation_rows))
 
     @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a `Snapshot` reads: held_out, repeated, repeated_once, and labels where there are any."""
+        rows = {"held_out": self.held_out, "repeated": self.repeated, "repeated_once": self.repeated_once}
+        return rows if self.labels is None else rows | {"labels": self.labels.astype(np.int32)}
+
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over everything that a measurement may read besides the parameters."""
-        digest = hashlib.sha256(repr((self.config.model, self.bos_id, self.seed, self.label_names)).encode())
-        for array in (self.held_out, self.candidates, self.bigram_counts, self.labels):
+        """SHA-256 over everything that a measurement may read besides the parameters and its own constants."""
+        said = (self.config.model, self.config.data, self.bos_id, self.seed, self.label_names, self.n_examples,
+                self.n_ablation_rows)  # fmt: skip
+        digest = hashlib.sha256(repr(said).encode())
+        arrays = (self.candidates, self.bigram_counts, self.labels, self.chains, *self.sampled, *self.labelled)
+        for array in (*self.arrays.values(), *arrays):
             digest.update(
                 b"none" if array is None else f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes()
             )
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
 class Measurement:
-    """Taken from each snapshot on its own."""
+    """Taken from each snapshot on its own: by `look`, by `finish` or by one after the other."""
 
     name: str
     source: str
     """Paper and section."""
     variables: dict[str, Variable]
-    measure: Callable[[Context, StackedParams], dict[str, np.ndarray]]
-    """Every array of the answer has the snapshot axis in front. Must not depend on which snapshots share a call."""
+    finish: Callable[[Context, StackedParams, Arrays], Arrays] = lambda _context, _params, seen: seen
+    """NumPy, of several snapshots: their weights and what `look` saw of them -> the variables. Every array has the
+    snapshot axis in front. Must not depend on which snapshots share a call."""
+    look: Callable[..., dict[str, jax.Array]] | None = None
+    """JAX, of one snapshot, and of the arrays that `reads` gives. All looks at a snapshot are one program."""
+    reads: Callable[[Context], tuple[np.ndarray, ...]] = lambda _context: ()
     why_not: Callable[[Context], str | None] = lambda _context: None
     """The reason why the measurement is undefined for a run, or None where it applies."""
     on_few: bool = False
@@ -148,6 +165,41 @@ class Measurement:
     def snapshot_dim(self) -> str:
         """The axis in front of its variables."""
         return "selected" if self.on_few else "snapshot"
+
+    @property
+    def constants(self) -> dict[str, object]:
+        """The plain constants of its module: with another one the numbers are others."""
+        module = (self.look or self.finish).__globals__
+        return {name: value for name, value in module.items()
+                if name.isupper() and isinstance(value, int | float | str | tuple)}  # fmt: skip
+
+    def measure(self, context: Context, params: StackedParams) -> Arrays:
+        """Its variables for several snapshots."""
+        return next(measure_all((self,), context, params))[1]
+
+
+def measure_all(
+    measurements: tuple[Measurement, ...], context: Context, params: StackedParams
+) -> Iterator[tuple[Measurement, Arrays]]:
+    """Each measurement with its variables for several snapshots; all of them look at a snapshot in one program."""
+    looking = tuple(m for m in measurements if m.look is not None)
+    seen: dict[str, Arrays] = {}
+    if looking:
+        reads = {m.name: m.reads(context) for m in looking}
+        seen = map_snapshots(_looks(looking), params, context.arrays, reads, config=context.config.model)
+    for measurement in measurements:
+        yield measurement, measurement.finish(context, params, seen.get(measurement.name, {}))
+
+
+@lru_cache(maxsize=64)
+def _looks(measurements: tuple[Measurement, ...]) -> Callable[..., dict[str, dict[str, jax.Array]]]:
+    def look(
+        params: Params, rows: dict[str, jax.Array], reads: dict[str, tuple[jax.Array, ...]], config: ModelConfig
+    ) -> dict[str, dict[str, jax.Array]]:
+        snapshot = Snapshot(params, rows, config)
+        return {m.name: m.look(snapshot, *reads[m.name]) for m in measurements if m.look is not None}
+
+    return look
 
 
 class UndefinedError(Exception):
@@ -173,3 +225,15 @@ class Derived:
 def needs_layers(context: Context) -> str | None:
     """A `why_not` for measurements of heads."""
     return None if context.config.model.n_layers else "the model has no layers, so it has no heads"
+
+
+def attention_only(context: Context, max_layers: int | None = None) -> str | None:
+    """A `why_not` for expansions into paths."""
+    model = context.config.model
+    if model.n_layers == 0:
+        return "the model has no layers, so its logits are one term"
+    if model.d_mlp:
+        return f"an MLP is not linear, so its paths do not add up; model.d_mlp = {model.d_mlp}"
+    if max_layers is not None and model.n_layers > max_layers:
+        return f"paths are expanded for up to {max_layers} layers, their number grows fast; {model.n_layers = }"
+    return None

@@ -32,12 +32,11 @@ from jaxtyping import Bool, Float, Int
 from icl_jax.config import ModelConfig
 from icl_jax.data.corpora.character_bigrams import N_CHARACTERS
 from icl_jax.data.corpora.triggers import TriggersOptions
+from icl_jax.maths.activations import patterns
 from icl_jax.measures.circuits import Weights, fold_norms, ov_circuit, position_circuit, seen_embedding
-from icl_jax.measures.head_scores import patterns
-from icl_jax.measures.map_snapshots import map_snapshots
 from icl_jax.measures.markov_strategies import match_keys
-from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable, needs_layers
-from icl_jax.model.params import Params
+from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable, needs_layers
+from icl_jax.measures.snapshot import Snapshot
 
 N_EARLY = 64
 _ATTENTION_TOKENS = 2**13
@@ -74,10 +73,9 @@ def trigger_recall(weights: Weights, triggers: Int[np.ndarray, " triggers"]) -> 
     return found
 
 
-def _most_attended(
-    config: ModelConfig, params: Params, tokens: jax.Array, match: jax.Array, is_asked: jax.Array
-) -> dict[str, jax.Array]:
-    key_NBHQ = jnp.argmax(patterns(params, config, tokens), axis=-1)
+def look(at: Snapshot, match: jax.Array, is_asked: jax.Array) -> dict[str, jax.Array]:
+    tokens = at.rows["held_out"][: len(match), :-1]
+    key_NBHQ = jnp.argmax(patterns(at.params, tokens, at.config), axis=-1)
     is_previous = key_NBHQ[..., 1:] == jnp.arange(tokens.shape[1] - 1)[None, None, None]
     is_match = jnp.take_along_axis(match[None, :, None], key_NBHQ[..., None], axis=-1)[..., 0] & is_asked[None, :, None]
     return {
@@ -93,17 +91,21 @@ def _asked(context: Context) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "
     return context.held_out[:n_rows, :-1], context.labels[:n_rows, 1:] == _OUTPUT_AGAIN
 
 
-def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
+def _reads(context: Context) -> tuple[np.ndarray, ...]:
+    rows, is_asked = _asked(context)
+    return match_keys(rows, 1), is_asked
+
+
+def finish(context: Context, params: StackedParams, seen_of: Arrays) -> Arrays:
     config, options = context.config.model, context.config.data.options_of(TriggersOptions)
     weights = fold_norms(params, config)
     seen = {**weights, "W_E": seen_embedding(weights, config)}
     seen["W_E"] = seen["W_E"][..., : 1 + N_CHARACTERS, :]
     n_triggers = options.n_triggers if options.choice == "fixed" else N_CHARACTERS
-    rows, is_asked = _asked(context)
     found = {
         "output_recall": output_recall(seen),
         "trigger_recall": trigger_recall(seen, np.arange(1, 1 + n_triggers)),
-        **map_snapshots(_most_attended, config, params, rows, match_keys(rows, 1), is_asked),
+        **seen_of,
     }
     if config.positions == "rotary":
         none = np.full_like(found["output_recall"], np.nan)
@@ -148,6 +150,8 @@ MEASUREMENT = Measurement(
             _HEAD, "1", "share of triggers seen before that attend most to what came after the same; [0, 1]"
         ),
     },
-    measure=measure,
+    look=look,
+    finish=finish,
+    reads=_reads,
     why_not=why_not,
 )  # fmt: skip

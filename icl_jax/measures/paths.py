@@ -25,15 +25,14 @@ from jaxtyping import Array, Float, Int
 from icl_jax.config import ModelConfig
 from icl_jax.maths.frozen_run import (
     FrozenRun,
-    attention_only,
+    freeze,
     frozen_norm,
-    frozen_run,
     head_outputs,
     layer_weight,
     to_logits,
 )
-from icl_jax.measures.map_snapshots import map_snapshots
-from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable
+from icl_jax.measures.measurement import Context, Measurement, Variable, attention_only
+from icl_jax.measures.snapshot import Snapshot
 from icl_jax.model.forward import positions_TD, smear
 from icl_jax.model.params import Params
 from icl_jax.model.positions import rotate
@@ -52,32 +51,32 @@ class Paths(NamedTuple):
     """[first-layer head, second-layer head]; None for one layer."""
 
 
-def expand_paths(config: ModelConfig, params: Params, run: FrozenRun) -> Paths:
+def expand_paths(params: Params, run: FrozenRun, config: ModelConfig) -> Paths:
     """All paths of an attention-only model of one or two layers. Raises ValueError for any other."""
     if config.d_mlp or not 1 <= config.n_layers <= MAX_LAYERS:
         raise ValueError(f"{config.n_layers=}, {config.d_mlp=}: paths of attention-only models of 1 or 2 layers only")
-    heads = [head_outputs(config, params, run, layer, run.embed) for layer in range(config.n_layers)]
-    virtual = head_outputs(config, params, run, 1, heads[0]) if config.n_layers == 2 else None
+    heads = [head_outputs(params, run, layer, run.embed, config) for layer in range(config.n_layers)]
+    virtual = head_outputs(params, run, 1, heads[0], config) if config.n_layers == 2 else None
     return Paths(run.embed, jnp.stack(heads), virtual)
 
 
-def path_logits(config: ModelConfig, params: Params, run: FrozenRun, paths: Paths) -> Float[Array, "B T V"]:
+def path_logits(params: Params, run: FrozenRun, paths: Paths, config: ModelConfig) -> Float[Array, "B T V"]:
     """The sum of all terms."""
     total = paths.direct + jnp.sum(paths.heads, axis=(0, 1))
     if paths.virtual is not None:
         total = total + jnp.sum(paths.virtual, axis=(0, 1))
-    return to_logits(config, params, run, total)
+    return to_logits(params, run, total, config)
 
 
 def next_token_logit(
-    config: ModelConfig, params: Params, run: FrozenRun, parts: Float[Array, "*P B T D"], next_tokens: Int[Array, "B T"]
+    params: Params, run: FrozenRun, parts: Float[Array, "*P B T D"], next_tokens: Int[Array, "B T"], config: ModelConfig
 ) -> Float[Array, "*P B T"]:
     """What each part adds to the logit of the token that came next, above what it adds to all logits on average.
 
     Source: Olsson et al. 2022, footnote on direct logit attribution (logits normalised to mean zero).
     """
     W_U = params["W_U"] if "W_U" in params else params["W_E"].T
-    parts = frozen_norm(config, parts, run.final_scale, params.get("ln_final_w"))
+    parts = frozen_norm(parts, run.final_scale, params.get("ln_final_w"), config)
     direction_BTD = W_U.T[next_tokens] - jnp.mean(W_U, axis=1)[None, None]
     return jnp.einsum("...BTD,BTD->...BT", parts, direction_BTD)
 
@@ -91,7 +90,7 @@ class ScoreTerms(NamedTuple):
     """Largest difference between the sum of the terms and the model's scores."""
 
 
-def expand_scores(config: ModelConfig, params: Params, run: FrozenRun) -> ScoreTerms:
+def expand_scores(params: Params, run: FrozenRun, config: ModelConfig) -> ScoreTerms:
     """Sources: 0 the token, 1 the position (0 with rotary positions, which have no embedding), 2 + h head h of layer 0.
 
     A number added to all scores of a query changes nothing, so each term is centred over the keys that the query sees.
@@ -101,11 +100,11 @@ def expand_scores(config: ModelConfig, params: Params, run: FrozenRun) -> ScoreT
     position_BTD = jnp.zeros_like(run.embed) if W_pos is None else jnp.broadcast_to(W_pos[None], run.embed.shape)
     is_in_resid = config.positions == "standard"
     token_BTD = run.embed - position_BTD if is_in_resid else run.embed
-    heads = head_outputs(config, params, run, 0, run.embed)
+    heads = head_outputs(params, run, 0, run.embed, config)
     read_before_norm = jnp.concatenate(
         [token_BTD[None], (position_BTD if is_in_resid else 0 * position_BTD)[None], heads]
     )
-    read = frozen_norm(config, read_before_norm, run.scales[1], layer_weight(params, "ln1_w", 1))
+    read = frozen_norm(read_before_norm, run.scales[1], layer_weight(params, "ln1_w", 1), config)
     if config.positions == "shortformer":
         read = read.at[1].set(position_BTD)
     q, k = (jnp.einsum("YBTD,HDE->HYBTE", read, params[name][1]) for name in ("W_Q", "W_K"))
@@ -143,43 +142,37 @@ def expand_scores(config: ModelConfig, params: Params, run: FrozenRun) -> ScoreT
     return ScoreTerms(jnp.sqrt(variance), jnp.max(residual))
 
 
-def _paths(config: ModelConfig, params: Params, rows: Array) -> dict[str, Array]:
-    run = frozen_run(config, params, rows[:, :-1])
-    paths = expand_paths(config, params, run)
+def look(at: Snapshot) -> dict[str, Array]:
+    params, rows, config, run = _run(at)
+    paths = expand_paths(params, run, config)
     return {
-        "path_direct": _mean_gain(config, params, run, paths.direct, rows),
-        "path_heads": _mean_gain(config, params, run, paths.heads, rows),
-        "path_residual": jnp.max(jnp.abs(path_logits(config, params, run, paths) - run.logits)),
+        "path_direct": _mean_gain(params, run, paths.direct, rows, config),
+        "path_heads": _mean_gain(params, run, paths.heads, rows, config),
+        "path_residual": jnp.max(jnp.abs(path_logits(params, run, paths, config) - run.logits)),
         "path_logit_max": jnp.max(jnp.abs(run.logits)),
     }
 
 
-def _pairs(config: ModelConfig, params: Params, rows: Array) -> dict[str, Array]:
-    run = frozen_run(config, params, rows[:, :-1])
-    virtual = head_outputs(config, params, run, 1, head_outputs(config, params, run, 0, run.embed))
-    terms = expand_scores(config, params, run)
+def look_at_pairs(at: Snapshot) -> dict[str, Array]:
+    params, rows, config, run = _run(at)
+    virtual = head_outputs(params, run, 1, head_outputs(params, run, 0, run.embed, config), config)
+    terms = expand_scores(params, run, config)
     return {
         # The later head's axis comes behind the earlier one's.
-        "path_virtual": _mean_gain(config, params, run, virtual, rows),
+        "path_virtual": _mean_gain(params, run, virtual, rows, config),
         "qk_term_std": terms.std,
         "qk_term_residual": terms.residual,
     }
 
 
-def _mean_gain(config: ModelConfig, params: Params, run: FrozenRun, parts: Array, rows: Array) -> Array:
-    return jnp.mean(next_token_logit(config, params, run, parts, rows[:, 1:]), axis=(-2, -1))
+def _mean_gain(params: Params, run: FrozenRun, parts: Array, rows: Array, config: ModelConfig) -> Array:
+    return jnp.mean(next_token_logit(params, run, parts, rows[:, 1:], config), axis=(-2, -1))
 
 
-def _rows(context: Context) -> np.ndarray:
-    return context.held_out[:_N_ROWS, : 1 + min(_MAX_CTX, context.config.model.n_ctx)]
-
-
-def _measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
-    return map_snapshots(_paths, context.config.model, params, _rows(context))
-
-
-def _measure_pairs(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
-    return map_snapshots(_pairs, context.config.model, params, _rows(context))
+def _run(at: Snapshot) -> tuple[Params, Array, ModelConfig, FrozenRun]:
+    n_ctx = min(_MAX_CTX, at.config.n_ctx)
+    run = freeze(at.natural.cut(_N_ROWS, n_ctx))
+    return at.params, at.rows["held_out"][:_N_ROWS, : 1 + n_ctx], at.config, run
 
 
 def _two_layers(context: Context) -> str | None:
@@ -201,7 +194,7 @@ PATHS = Measurement(
         "path_residual": Variable((), "1", "largest difference between the sum of all paths and the logits: rounding"),
         "path_logit_max": Variable((), "1", "largest logit in size, to hold path_residual against"),
     },
-    measure=_measure,
+    look=look,
     why_not=lambda context: attention_only(context, MAX_LAYERS),
 )
 PATH_PAIRS = Measurement(
@@ -217,7 +210,7 @@ PATH_PAIRS = Measurement(
         ),
         "qk_term_residual": Variable((), "1", "largest difference of the sum of those terms to the scores: rounding"),
     },
-    measure=_measure_pairs,
+    look=look_at_pairs,
     why_not=_two_layers,
 )  # fmt: skip
 MEASUREMENTS = (PATHS, PATH_PAIRS)

@@ -21,12 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from icl_jax.config import ModelConfig
 from icl_jax.data.corpora.patterns import PatternsCorpus
-from icl_jax.measures.head_scores import patterns
-from icl_jax.measures.map_snapshots import map_snapshots
-from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable, needs_layers
-from icl_jax.model.params import Params
+from icl_jax.maths.activations import patterns
+from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable, needs_layers
+from icl_jax.measures.snapshot import Snapshot
 
 _MAX_CTX = 512
 _TOKENS = 2**13
@@ -66,10 +64,8 @@ def pattern_matching(
     return jnp.sum(share, axis=(0, 2)) / n_queries, jnp.sum(to_same, axis=(0, 2)) / n_queries
 
 
-def _one(
-    config: ModelConfig, params: Params, tokens: jax.Array, same: jax.Array, labels: jax.Array
-) -> dict[str, jax.Array]:
-    scores = [pattern_matching(pattern, same, labels) for pattern in patterns(params, config, tokens)]
+def look(at: Snapshot, tokens: jax.Array, same: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    scores = [pattern_matching(pattern, same, labels) for pattern in patterns(at.params, tokens, at.config)]
     share, attention = (jnp.stack(values) for values in zip(*scores, strict=True))
     return {"pattern_matching": share, "pattern_matching_attention": attention}
 
@@ -82,11 +78,10 @@ def _lines(context: Context) -> _Lines:
     return _Lines(rows[:, :-1], *label_keys(rows, shown))
 
 
-def measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
+def finish(context: Context, _params: StackedParams, seen: Arrays) -> Arrays:
     lines = _lines(context)
-    found = map_snapshots(_one, context.config.model, params, *lines)
     n_same, n_labels = (keys.sum(axis=-1)[lines.same.any(axis=-1)] for keys in (lines.same, lines.labels))
-    return found | {"pattern_matching_chance": np.full(len(found["pattern_matching"]), np.mean(n_same / n_labels))}
+    return seen | {"pattern_matching_chance": np.full(len(seen["pattern_matching"]), np.mean(n_same / n_labels))}
 
 
 def why_not(context: Context) -> str | None:
@@ -111,6 +106,8 @@ MEASUREMENT = Measurement(
         ),
         "pattern_matching_chance": Variable((), "1", "pattern_matching of uniform attention to labels; [0, 1]"),
     },
-    measure=measure,
+    look=look,
+    finish=finish,
+    reads=_lines,
     why_not=why_not,
 )  # fmt: skip

@@ -19,14 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from icl_jax.config import ModelConfig
 from icl_jax.maths.factored_matrix import FactoredMatrix, eigenvalue_sum_ratio
 from icl_jax.measures.circuits import fold_norms
-from icl_jax.measures.map_snapshots import map_snapshots
-from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable
-from icl_jax.model.forward import run_with_cache
+from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
+from icl_jax.measures.snapshot import Snapshot
 from icl_jax.model.head_scores import previous_token
-from icl_jax.model.params import Params
 
 
 def previous_token_eigenvalues(
@@ -51,17 +48,16 @@ def previous_token_eigenvalues(
     return eigenvalues
 
 
-def _previous_token_scores(config: ModelConfig, params: Params, tokens: Array) -> dict[str, Array]:
-    """Of all layers that another one comes after; 0 for the last, which none reads."""
-    _, cache = run_with_cache(params, tokens, config, ("pattern",))
-    scores = [previous_token(cache["pattern", layer]) for layer in range(config.n_layers - 1)]
+def look(at: Snapshot) -> dict[str, Array]:
+    """Previous-token scores of all layers that another one comes after; 0 for the last, which none reads."""
+    scores = [previous_token(at.natural["pattern", layer]) for layer in range(at.config.n_layers - 1)]
     return {"score": jnp.stack([*scores, jnp.zeros_like(scores[0])])}
 
 
-def _measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
+def finish(context: Context, params: StackedParams, seen: Arrays) -> Arrays:
     config = context.config.model
     weights = fold_norms(params, config)
-    previous = map_snapshots(_previous_token_scores, config, params, context.natural)["score"].astype(np.float64)
+    previous = seen["score"].astype(np.float64)
     W_E, W_Q, W_K, W_V, W_O = (weights[name] for name in ("W_E", "W_Q", "W_K", "W_V", "W_O"))
     eigenvalues = previous_token_eigenvalues(W_E, W_Q, W_K, W_V, W_O, previous)
     ratio = np.full(eigenvalues.shape[:-1], np.nan)
@@ -89,6 +85,7 @@ MEASUREMENT = Measurement(
             _HEAD, "1", "sum of the same term's eigenvalues over the sum of their sizes; [-1, 1]", _MISSING
         ),
     },
-    measure=_measure,
+    look=look,
+    finish=finish,
     why_not=_why_not,
 )  # fmt: skip

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from icl_jax.config import ModelConfig
 from icl_jax.measures.circuits import Weights, centred_unembedding, fold_norms, seen_embedding
-from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable
+from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
 
 TOP = 100
 # A triple counts in the check against text if its destination stands after its source so many times.
@@ -128,7 +128,7 @@ def precision(check: TextCheck, min_support: int = MIN_SUPPORT) -> float:
     return float(np.mean(check.lift[is_supported] > 0)) if is_supported.any() else float("nan")
 
 
-def _measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
+def _measure(context: Context, params: StackedParams, _seen: Arrays) -> Arrays:
     config = context.config.model
     weights = fold_norms(params, config)
     rows = context.held_out
@@ -192,6 +192,6 @@ MEASUREMENT = Measurement(
         ),
         "skip_trigram_copies": Variable(("head",), "1", "share of the triples that raise their own source; [0, 1]"),
     },
-    measure=_measure,
+    finish=_measure,
     why_not=_why_not,
 )  # fmt: skip

@@ -6,10 +6,10 @@ to the right, 0.5 is where training starts. Source: Olsson et al. 2022, Argument
 
 import numpy as np
 
-from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable
+from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
 
 
-def measure(_context: Context, params: StackedParams) -> dict[str, np.ndarray]:
+def measure(_context: Context, params: StackedParams, _seen: Arrays) -> Arrays:
     alpha = params["smear_alpha"].astype(np.float64)
     return {"smear_own": (1 / (1 + np.exp(-alpha))).astype(np.float32)}
 
@@ -24,6 +24,6 @@ MEASUREMENT = Measurement(
     name="smear",
     source="Olsson et al. 2022, Argument 2",
     variables={"smear_own": Variable(("layer", "head"), "1", "share of its own key in a smeared key; (0, 1)")},
-    measure=measure,
+    finish=measure,
     why_not=why_not,
 )

@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
-from icl_jax.maths.frozen_run import attention_only, frozen_run, head_outputs, to_logits
-from icl_jax.measures.map_snapshots import map_snapshots
-from icl_jax.measures.measurement import Context, Measurement, StackedParams, Variable
+from icl_jax.maths.frozen_run import frozen_run, head_outputs, to_logits
+from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable, attention_only
+from icl_jax.measures.snapshot import Snapshot
 from icl_jax.model.params import Params
 
 # About so many tokens: each run unembeds them all.
@@ -40,20 +40,20 @@ class TermImportance(NamedTuple):
     """The model's own loss."""
 
 
-def term_importance(config: ModelConfig, params: Params, rows: Int[Array, "B T1"]) -> TermImportance:
+def term_importance(params: Params, rows: Int[Array, "B T1"], config: ModelConfig) -> TermImportance:
     """Of an attention-only model of one or more layers, on rows of tokens. The caller sees to it that it is one."""
     tokens, targets = rows[:, :-1], rows[:, 1:]
-    run = frozen_run(config, params, tokens)
+    run = frozen_run(params, tokens, config)
     n_layers = config.n_layers
 
     def loss(x_BTD: Array) -> Array:
-        return _mean_loss(to_logits(config, params, run, x_BTD), targets)
+        return _mean_loss(to_logits(params, run, x_BTD, config), targets)
 
     # reads[l]: the residual stream that layer l's values read; of order 0, the embedding.
     reads = [run.embed] * n_layers
     losses, first_order = [loss(run.embed)], []
     for order in range(1, n_layers + 1):
-        writes = [jnp.sum(head_outputs(config, params, run, layer, x), axis=0) for layer, x in enumerate(reads)]
+        writes = [jnp.sum(head_outputs(params, run, layer, x, config), axis=0) for layer, x in enumerate(reads)]
         if order == 1:
             first_order = writes
         reads = [run.embed]
@@ -74,15 +74,14 @@ def _mean_loss(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Flo
     return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - target_logit)
 
 
-def _terms(config: ModelConfig, params: Params, rows: Array) -> dict[str, Array]:
+def look(at: Snapshot) -> dict[str, Array]:
+    rows = at.rows["held_out"][: max(4, _N_TOKENS // at.config.n_ctx)]
     # A row at a time: [B, T, V] logits of several runs are more than a laptop likes.
-    one_by_one = jax.lax.map(lambda row: term_importance(config, params, row[None]), rows)
+    one_by_one = jax.lax.map(lambda row: term_importance(at.params, row[None], at.config), rows)
     return {f"term_{name}": jnp.mean(values, axis=0) for name, values in one_by_one._asdict().items()}
 
 
-def _measure(context: Context, params: StackedParams) -> dict[str, np.ndarray]:
-    n_rows = max(4, _N_TOKENS // context.config.model.n_ctx)
-    found = map_snapshots(_terms, context.config.model, params, context.held_out[:n_rows])
+def finish(_context: Context, _params: StackedParams, found: Arrays) -> Arrays:
     return {
         "term_loss": found["term_order"],
         "term_added": found["term_added"],
@@ -106,6 +105,7 @@ MEASUREMENT = Measurement(
             (), "nats", "difference between term_loss of the highest order and the loss: rounding"
         ),
     },
-    measure=_measure,
+    look=look,
+    finish=finish,
     why_not=attention_only,
 )

@@ -40,18 +40,18 @@ def icl_positions(n_ctx: int) -> IclPositions:
     )
 
 
-def icl_score(loss_T: Float[np.ndarray, " T"]) -> float:
+def icl_score(loss: Float[np.ndarray, "*S T"]) -> Float[np.ndarray, "*S"]:
     """Loss at the late token minus loss at the early one, nats.
 
     Zero for a model that ignores its context; about -0.4 for the paper's models after the phase change.
     Source: Olsson et al. 2022, definition of the in-context learning score.
     """
-    positions = icl_positions(len(loss_T))
-    return float(loss_T[positions.late - 1] - loss_T[positions.early - 1])
+    positions = icl_positions(loss.shape[-1])
+    return np.asarray(loss[..., positions.late - 1] - loss[..., positions.early - 1])
 
 
-def icl_windowed(loss_T: Float[np.ndarray, " T"]) -> float:
+def icl_windowed(loss: Float[np.ndarray, "*S T"]) -> Float[np.ndarray, "*S"]:
     """As `icl_score`, with the mean over a window in place of each single position. Ours; never mixed with it."""
-    positions = icl_positions(len(loss_T))
-    early, late = (loss_T[a - 1 : b].mean() for a, b in (positions.early_window, positions.late_window))
-    return float(late - early)
+    positions = icl_positions(loss.shape[-1])
+    early, late = (loss[..., a - 1 : b].mean(axis=-1) for a, b in (positions.early_window, positions.late_window))
+    return np.asarray(late - early)

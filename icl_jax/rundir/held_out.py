@@ -35,6 +35,9 @@ class HeldOut:
     labels: np.ndarray | None = None
     """uint8 [row, position + 1]: i for the i-th label name from 1, 0 for no label; None without label names."""
 
+    chains: np.ndarray | None = None
+    """float64 [row, last states, next state]: what each row of the `markov` corpus was drawn from; None for others."""
+
     @property
     def sha256(self) -> str:
         """Over all that is held: a lost chunk reads back as zeros, which are good token ids."""
@@ -43,6 +46,8 @@ class HeldOut:
             arrays["bigram_counts"] = self.bigram_counts.astype(np.uint32)
         if self.labels is not None:
             arrays["labels"] = self.labels.astype(np.uint8)
+        if self.chains is not None:
+            arrays["chains"] = self.chains
         return params_sha256(arrays)
 
     def save(self, path: epath.Path) -> None:
@@ -57,6 +62,9 @@ class HeldOut:
         if self.labels is not None:
             meaning = "what the token shows: i for the i-th of the attribute label_names from 1, 0 for nothing"
             arrays["labels"] = (("row", "token"), self.labels.astype(np.uint8), meaning)
+        if self.chains is not None:
+            meaning = "transition probabilities that the row was drawn from"
+            arrays["chains"] = (("row", "states", "next_state"), self.chains, meaning)
         dataset = xr.Dataset(
             {name: (dims, values, {"units": "1", "long_name": text}) for name, (dims, values, text) in arrays.items()},
             attrs={"bos_id": int(self.bos_id), "label_names": list(self.label_names), "sha256": self.sha256},
@@ -81,8 +89,9 @@ def load_held_out(path: epath.Path) -> HeldOut:
         counts = dataset["bigram_counts"].values if "bigram_counts" in dataset else None
         rows, candidates = dataset["rows"].values, dataset["candidates"].values
         labels = dataset["labels"].values if "labels" in dataset else None
+        chains = dataset["chains"].values if "chains" in dataset else None
         names = tuple(dataset.attrs.get("label_names", ()))
-        held_out = HeldOut(rows, candidates, int(dataset.attrs["bos_id"]), counts, names, labels)
+        held_out = HeldOut(rows, candidates, int(dataset.attrs["bos_id"]), counts, names, labels, chains)
         sha256 = dataset.attrs["sha256"]
     except Exception as error:  # zarr, numcodecs and xarray raise many types for a damaged store
         raise UserError(f"{path}: cannot read the held-out rows: {reason(error)}") from error

@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -10,12 +12,14 @@ import xarray as xr
 from icl_jax.analysis import run_measurements
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import ModelConfig, UserError
-from icl_jax.measures.measurement import Context, Derived, Measurement, StackedParams, Variable
+from icl_jax.measures import measurement
+from icl_jax.measures.measurement import Arrays, Context, Derived, Measurement, StackedParams, Variable
 from icl_jax.rundir import HeldOut, RunDir
 from tests.analysis.small_runs import make_run, random_rows, random_run
 from tests.model.random_params import random_params
 
 MODEL = ModelConfig(n_layers=2, d_model=6, n_heads=3, n_ctx=17, vocab_size=19)
+TOP_OF_A_TEST = 7  # a constant of a module with a measurement
 STEPS = (0, 1, 2, 5, 7, 10, 11)
 
 
@@ -33,7 +37,7 @@ class Sums:
             name, "nobody", {f"{name}_of": Variable((), "1", "a sum")}, self._measure, on_few=on_few, version=version
         )
 
-    def _measure(self, _context: Context, params: StackedParams) -> dict[str, np.ndarray]:
+    def _measure(self, _context: Context, params: StackedParams, _seen: Arrays) -> Arrays:
         sums = params["W_E"].sum(axis=(1, 2), dtype=np.float64)
         self.seen += sums.tolist()
         if len(self.seen) > self.die_after:
@@ -162,6 +166,23 @@ def test_another_version_or_other_rows_are_measured_anew(run: RunDir) -> None:
     assert second.seen == _sums(run) * 2
 
 
+@pytest.mark.parametrize("change", ["data", "sequences", "constant"])
+def test_whatever_an_answer_depends_on_is_measured_anew(
+    run: RunDir, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums = Sums()
+    analyze(run, table=(sums.measurement,))
+    if change == "data":
+        config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, held_out_rows=130))
+        run = dataclasses.replace(run, config=config)
+    elif change == "sequences":
+        monkeypatch.setattr(measurement, "_REPEAT_LEN", 3)
+    else:
+        monkeypatch.setattr(sys.modules[__name__], "TOP_OF_A_TEST", 8)
+    analyze(run, table=(sums.measurement,))
+    assert sums.seen == _sums(run) * 2
+
+
 def test_chosen_snapshots_are_the_axis_and_the_others_stay_finished(run: RunDir) -> None:
     sums = Sums()
     few = analyze(run, table=(sums.measurement,), snapshots=3)
@@ -225,7 +246,7 @@ def test_what_does_not_apply_is_absent_with_the_reason(run: RunDir) -> None:
 
 
 def test_values_that_are_not_finite_are_said_to_be_missing(run: RunDir) -> None:
-    def measure(_context: Context, params: StackedParams) -> dict[str, np.ndarray]:
+    def measure(_context: Context, params: StackedParams, _seen: Arrays) -> Arrays:
         values = np.stack([params["W_E"][:, 0, 0] * np.nan, params["W_E"][:, 0, 0]], axis=1)
         return {"said": values, "not_said": values}
 
@@ -257,7 +278,7 @@ def test_costly_measurements_look_at_few_snapshots_with_the_window_among_them(tm
 
 
 def test_a_measurement_that_fills_other_variables_is_a_bug(run: RunDir) -> None:
-    wrong = Measurement("wrong", "nobody", {"a": Variable((), "1", "x")}, lambda _c, p: {"b": p["W_E"][:, 0, 0]})
+    wrong = Measurement("wrong", "nobody", {"a": Variable((), "1", "x")}, lambda _c, p, _s: {"b": p["W_E"][:, 0, 0]})
     with pytest.raises(ValueError, match="wrong filled"):
         analyze(run, table=(wrong,))
 

@@ -126,6 +126,6 @@ def test_a_run_opens_in_python(run_path: Path, analysis: xr.Dataset) -> None:
     tokens = icl_jax.analysis.repeated_tokens(
         run.held_out.candidates, run.held_out.bos_id, 64, n_sequences=10, repeat_len=25, n_repeats=4, seed=0
     )
-    scores = icl_jax.analysis.prefix_matching(run.params(700), run.config.model, tokens)
+    scores = icl_jax.analysis.prefix_matching(run.params(700), tokens, run.config.model)
     np.testing.assert_allclose(scores, analysis["prefix_matching"].values[-1], atol=1e-5)
     assert "2 layers, 700 steps, 15 snapshots" in repr(run)

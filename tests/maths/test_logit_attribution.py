@@ -35,7 +35,7 @@ CONFIGS = [
 
 @functools.partial(jax.jit, static_argnums=1)
 def attribution(params: dict, config: ModelConfig, tokens: jax.Array) -> LogitAttribution:
-    return direct_logit_attribution(params, config, tokens)
+    return direct_logit_attribution(params, tokens, config)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -110,4 +110,4 @@ def test_the_induction_head_alone_says_what_comes_next() -> None:
 def test_a_row_must_hold_something_to_predict() -> None:
     params, config = induction_model(9, 7)
     with pytest.raises(ValueError, match=r"tokens\.shape = \(2, 1\)"):
-        direct_logit_attribution(params, config, np.zeros((2, 1), np.int32))
+        direct_logit_attribution(params, np.zeros((2, 1), np.int32), config)

@@ -109,14 +109,14 @@ def test_held_out_loss_is_that_of_another_implementation(
     monkeypatch.setattr("icl_jax.measures.map_rows.TOKENS_AT_A_TIME", tokens_at_a_time)
     params = random_params(CONFIG)
     expected = NumpyModel({name: np.asarray(value, np.float64) for name, value in params.items()}, rows).loss()
-    np.testing.assert_allclose(held_out_loss(params, CONFIG, rows), expected, atol=1e-5)
+    np.testing.assert_allclose(held_out_loss(params, rows, CONFIG), expected, atol=1e-5)
 
 
 def test_ablation_runs_on_models_with_mlps_and_rotary_positions(rows: np.ndarray) -> None:
     config = dataclasses.replace(CONFIG, d_model=12, d_mlp=11, positions="rotary", smeared_keys=True, norm="layernorm")
     params = random_params(config)
     loss = jax.jit(lambda params: ablate(params, rows, config))(params)
-    np.testing.assert_allclose(loss["intact"], held_out_loss(params, config, rows), atol=1e-5)
+    np.testing.assert_allclose(loss["intact"], held_out_loss(params, rows, config), atol=1e-5)
     # A head whose W_O is zero is not missed.
     silent = {**params, "W_O": params["W_O"].at[1, 0].set(0.0)}
     loss = jax.jit(lambda params: ablate(params, rows, config))(silent)

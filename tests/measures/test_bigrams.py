@@ -22,7 +22,7 @@ def test_the_table_is_the_model(norm: str) -> None:
     config = ModelConfig(n_layers=0, d_model=6, n_heads=2, n_ctx=4, vocab_size=V, norm=norm)
     params = random_params(config)
     logits = np.asarray(forward(params, jnp.arange(V)[:, None], config)[:, 0])
-    table = np.asarray(log_bigram_table(config, params))
+    table = np.asarray(log_bigram_table(params, config))
     np.testing.assert_allclose(np.exp(table).sum(1), 1, rtol=1e-5)
     np.testing.assert_allclose(table - table.mean(1, keepdims=True), logits - logits.mean(1, keepdims=True), atol=1e-5)
 

@@ -29,7 +29,7 @@ def test_the_hand_built_induction_head_copies_and_the_other_does_not() -> None:
     assert np.sum(np.abs(circuit[1, 0].eigenvalues()) > 1e-6) == 63
     # BOS has no value, so its row is flat.
     np.testing.assert_allclose(copying_top1(circuit, np.arange(1, 64)), [[0], [1]])
-    found = copying_on_random_tokens(config, params, jnp.asarray(repeated_rows()[:, : 1 + R]))
+    found = copying_on_random_tokens(params, jnp.asarray(repeated_rows()[:, : 1 + R]), config)
     np.testing.assert_allclose(found["source"], [[-1], [1]], atol=1e-5)
     np.testing.assert_allclose(found["source_paper"], [[-1], [1]], atol=1e-5)
     np.testing.assert_array_equal(found["undefined"], [[10 * R], [0]])
@@ -102,7 +102,7 @@ def _attends_back(gain: float) -> tuple[dict[str, jnp.ndarray], ModelConfig]:
 @pytest.mark.parametrize(("gain", "score"), [(2.0, 1.0), (-2.0, -1.0)])
 def test_output_form_asks_for_the_token_attended_to(gain: float, score: float) -> None:
     params, config = _attends_back(gain)
-    found = copying_on_random_tokens(config, params, jnp.asarray(repeated_rows()[:, : 1 + R]))
+    found = copying_on_random_tokens(params, jnp.asarray(repeated_rows()[:, : 1 + R]), config)
     np.testing.assert_allclose(found["output"][0], [score], atol=1e-5)
     np.testing.assert_allclose(found["source"][0], [score], atol=1e-5)
 
@@ -115,7 +115,7 @@ def test_logit_form_is_that_of_the_folded_circuit_where_the_norm_scale_cancels(n
     tokens = np.concatenate([[0], np.random.default_rng(0).permutation(np.arange(1, 40))[:R]])
     circuit = ov_circuit(fold_norms(params, config))[0, 0]
     found = copying_on_random_tokens(
-        config, {name: jnp.asarray(value[0]) for name, value in params.items()}, jnp.asarray(tokens[None], jnp.int32)
+        {name: jnp.asarray(value[0]) for name, value in params.items()}, jnp.asarray(tokens[None], jnp.int32), config
     )
     sampled = tokens[1:]
     for head in range(3):

@@ -46,7 +46,7 @@ def test_stripe_is_named_apart_and_counts_an_entry_that_rests(rows: np.ndarray) 
     scores = _scores(params, config, twice)
     np.testing.assert_allclose(scores["induction_stripe"], [[0.0], [51 / 52]], atol=1e-3)
     np.testing.assert_allclose(scores["prefix_matching"], [[0.0], [1.0]], atol=1e-3)
-    detector = _multiplied(np.asarray(patterns(params, config, twice))[1, :, 0], twice)
+    detector = _multiplied(np.asarray(patterns(params, twice, config))[1, :, 0], twice)
     assert detector == pytest.approx(50 / 101, abs=1e-4)
 
 
@@ -56,7 +56,7 @@ def _scores(params: Params, config: ModelConfig, rows: np.ndarray) -> dict[str, 
 
     @jax.jit
     def take(params: Params) -> dict[str, jax.Array]:
-        mean = prefix_matching(params, config, rows, reduce="mean")
+        mean = prefix_matching(params, rows, config, reduce="mean")
         return {function.__name__: function(params, config, rows) for function in functions} | {"mean": mean}
 
     return {name: np.asarray(value) for name, value in take(params).items()}
@@ -90,12 +90,12 @@ def test_scores_of_an_untrained_model_are_those_of_uniform_attention(rows: np.nd
 @pytest.mark.parametrize(("alpha", "matching"), [(20.0, 0.0), (0.0, 0.307), (-1.0, 0.998), (-3.0, 1.0)])
 def test_one_smeared_layer_matches_prefixes(rows: np.ndarray, alpha: float, matching: float) -> None:
     params, config = smeared_induction_model(alpha)
-    np.testing.assert_allclose(prefix_matching(params, config, rows), [[matching]], atol=5e-4)
+    np.testing.assert_allclose(prefix_matching(params, rows, config), [[matching]], atol=5e-4)
 
 
 def test_loss_of_the_first_copy_and_of_the_others(rows: np.ndarray) -> None:
     params, config = induction_model()
-    loss_BT = np.asarray(held_out_loss(params, config, rows))
+    loss_BT = np.asarray(held_out_loss(params, rows, config))
     assert loss_BT.shape == (10, 100)
     np.testing.assert_allclose(loss_BT[:, :26], LN_V, atol=2e-4)
     np.testing.assert_allclose(loss_BT[:, 26:], LOSS_ON_REPEATS, atol=2e-5)
@@ -196,7 +196,7 @@ def test_a_context_too_short_to_repeat_in_is_said_to_be(tmp_path: Path) -> None:
 
 def test_functions_take_arrays_of_either_kind(rows: np.ndarray) -> None:
     params, config = induction_model()
-    on_numpy = prefix_matching({name: np.asarray(v) for name, v in params.items()}, config, rows)
-    np.testing.assert_array_equal(on_numpy, prefix_matching(params, config, jnp.asarray(rows)))
+    on_numpy = prefix_matching({name: np.asarray(v) for name, v in params.items()}, rows, config)
+    np.testing.assert_array_equal(on_numpy, prefix_matching(params, jnp.asarray(rows), config))
     with pytest.raises(ValueError, match="reduce="):
-        prefix_matching(params, config, rows, reduce="max")
+        prefix_matching(params, rows, config, reduce="max")

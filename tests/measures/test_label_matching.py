@@ -30,7 +30,7 @@ def test_scores_are_sums_over_the_pattern(n_rows: int) -> None:
     assert found.shape == (2, 3, 2, 3)
     for s in range(2):
         one = {name: jnp.asarray(value[s]) for name, value in params.items()}
-        pattern = np.asarray(patterns(one, MODEL, setting.held_out[:, :-1]))
+        pattern = np.asarray(patterns(one, setting.held_out[:, :-1], MODEL))
         for number in (1, 2):
             each = []
             for b, row in enumerate(setting.held_out):

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from icl_jax.config import ModelConfig
-from icl_jax.measures.labelled_tokens import MEASUREMENT, predictions
+from icl_jax.measures.labelled_tokens import MEASUREMENT
 from icl_jax.measures.measurement import Context
+from icl_jax.measures.snapshot import predictions
 from icl_jax.model.forward import forward
 from tests.analysis.random_snapshots import context, stacked
 from tests.hand_built import induction_model
@@ -50,7 +51,7 @@ def test_probabilities_and_ranks_are_those_of_the_logits() -> None:
 
 def test_equal_logits_share_their_ranks() -> None:
     params = {name: jnp.zeros_like(value) for name, value in random_params(MODEL).items()}
-    loss, rank = predictions(params, MODEL, context(MODEL).held_out)
+    loss, rank = predictions(params, context(MODEL).held_out, MODEL)
     np.testing.assert_allclose(loss, np.log(11), rtol=1e-6)
     np.testing.assert_allclose(rank, (1 + 11) / 2)
 

@@ -1,19 +1,24 @@
 """Strategies and match attention by hand, against simulations in loops, and against the published losses."""
 
 import dataclasses
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import Config, DataConfig, ModelConfig
 from icl_jax.data import open_corpus
-from icl_jax.measures.head_scores import patterns
-from icl_jax.measures.map_snapshots import as_jax
+from icl_jax.data.corpora.markov import MarkovCorpus
+from icl_jax.maths.activations import as_jax, patterns
 from icl_jax.measures.markov_strategies import MEASUREMENT, N_LATE, context_codes, match_keys, strategies
 from icl_jax.measures.measurement import Context
 from icl_jax.model.forward import forward
+from icl_jax.rundir import RunDir
+from icl_jax.train.held_out import take_held_out
 from tests.analysis.random_snapshots import context, stacked
+from tests.analysis.small_runs import config_of
 from tests.data_configs import data_config
 
 K, T = 3, 29
@@ -23,7 +28,8 @@ MODEL = ModelConfig(n_layers=2, d_model=6, n_heads=3, n_ctx=T, vocab_size=K + 1)
 def rows_of(order: int = 1, n_rows: int = 7) -> Context:
     config = Config(model=MODEL, data=data_config(source="markov", order=order, held_out_rows=130))
     corpus = open_corpus(config)
-    return Context(config, corpus.held_out(n_rows), corpus.probe_tokens(), corpus.bos_id, 0)
+    chains = corpus.held_out_chains(n_rows)
+    return Context(config, corpus.held_out(n_rows), corpus.probe_tokens(), corpus.bos_id, 0, chains=chains)
 
 
 def test_strategies_by_hand() -> None:
@@ -94,7 +100,8 @@ def test_a_simulation_in_loops_agrees() -> None:
     config = Config(model=model, data=DataConfig(source="markov", held_out_rows=2000))
     corpus = open_corpus(config)
     rows = corpus.held_out(2000)
-    setting = Context(config, rows, corpus.probe_tokens(), corpus.bos_id, 0)
+    chains = corpus.held_out_chains(len(rows))
+    setting = Context(config, rows, corpus.probe_tokens(), corpus.bos_id, 0, chains=chains)
     found = MEASUREMENT.measure(setting, stacked(model, 1))
     mean, late = simulated(k, n_rows, 40)
     # Rows differ by about 0.15 in their mean loss.
@@ -112,7 +119,7 @@ def test_a_random_model_against_loops(order: int) -> None:
     one = as_jax({name: value[1] for name, value in params.items()})
     logits = np.asarray(forward(one, jnp.asarray(setting.held_out[:, :-1]), MODEL), np.float64)
     log_prob = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    pattern = np.asarray(patterns(one, MODEL, setting.held_out[:, :-1]))
+    pattern = np.asarray(patterns(one, setting.held_out[:, :-1], MODEL))
     chains = open_corpus(setting.config).held_out_chains(7)
     kl, loss, model_loss, chain_loss, mass, chance = [], [], [], [], [], []
     for b, row in enumerate(setting.held_out):
@@ -174,13 +181,27 @@ def test_a_uniform_model_has_the_uniform_strategys_loss() -> None:
     np.testing.assert_allclose(found["match_attention"], found["match_attention_chance"][0], rtol=1e-5)
 
 
-def test_other_rows_than_the_corpus_draws_have_no_true_chain() -> None:
-    setting = rows_of()
-    setting.held_out[0, -1] = 1 + setting.held_out[0, -1] % K
-    found = MEASUREMENT.measure(setting, stacked(MODEL, 1))
+def test_rows_without_their_transitions_have_no_true_chain() -> None:
+    found = MEASUREMENT.measure(dataclasses.replace(rows_of(), chains=None), stacked(MODEL, 1))
     assert np.isnan(found["true_chain_loss"]).all()
     assert np.isfinite(found["strategy_loss"]).all()
-    assert "NumPy" in MEASUREMENT.variables["true_chain_loss"].missing
+    assert "held_out.zarr" in MEASUREMENT.variables["true_chain_loss"].missing
+
+
+def test_a_run_directory_is_enough_for_the_true_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere the corpus may not be there, or its generator may draw other rows."""
+    config = config_of(MODEL, 1)
+    config = dataclasses.replace(config, data=data_config(source="markov", held_out_rows=130))
+    corpus = open_corpus(config)
+    expected = rows_of(n_rows=len(corpus.held_out(130)))
+    run = RunDir.create(
+        str(tmp_path / "run"), config, corpus_sha256=corpus.fingerprint, held_out=take_held_out(config, corpus)
+    )
+    run.save_snapshot(0, {name: value[0] for name, value in stacked(MODEL, 1).items()})
+    monkeypatch.setattr(MarkovCorpus, "_make_block", lambda *_args: pytest.fail("the corpus was drawn again"))
+    found = analyze(run, only=["markov_strategies"])
+    before = MEASUREMENT.measure(expected, stacked(MODEL, 1))["true_chain_loss"]
+    np.testing.assert_allclose(found["true_chain_loss"], before, rtol=1e-6)
 
 
 def test_what_it_does_not_apply_to() -> None:

@@ -74,7 +74,7 @@ def test_what_is_kept_of_the_losses_is_where_the_coordinates_say(tmp_path: Path)
     found = analyze(run, only=["held_out_loss", "ablation"])
     rows = run.load_held_out().rows
     for i, step in enumerate((0, 3)):
-        loss_BT = np.asarray(held_out_loss.held_out_loss(run.load_params(step), MODEL, rows))
+        loss_BT = np.asarray(held_out_loss.held_out_loss(run.load_params(step), rows, MODEL))
         single = loss_BT[found["token_row"].values, found["token_position"].values]
         np.testing.assert_allclose(found["token_loss"].values[i], single, atol=1e-5)
         np.testing.assert_allclose(found["loss_by_position"].values[i], loss_BT.mean(axis=0), atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 
 from icl_jax.config import Config, DataConfig, ModelConfig
 from icl_jax.data import open_corpus
-from icl_jax.measures.head_scores import patterns
+from icl_jax.maths.activations import patterns
 from icl_jax.measures.measurement import Context
 from icl_jax.measures.memory_recall import MEASUREMENT, output_recall, previous_recall, trigger_recall
 from tests.analysis.random_snapshots import context, stacked
@@ -91,7 +91,7 @@ def test_a_random_model_against_loops(norm: str) -> None:
             right = [np.argmax([asked[v] @ key for key in keys]) == v for v in range(4)]
             assert found["trigger_recall"][1, 0, src, 1, dst] == pytest.approx(np.mean(right))
 
-    pattern = np.asarray(patterns({name: value[1] for name, value in params.items()}, model, setting.held_out[:, :-1]))
+    pattern = np.asarray(patterns({name: value[1] for name, value in params.items()}, setting.held_out[:, :-1], model))
     assert setting.labels is not None
     previous, match = [], []
     for b, row in enumerate(setting.held_out):

@@ -9,7 +9,7 @@ import pytest
 from icl_jax.config import Config, DataConfig, ModelConfig
 from icl_jax.data import open_corpus
 from icl_jax.data.corpora.patterns import tokenizer
-from icl_jax.measures.head_scores import patterns
+from icl_jax.maths.activations import patterns
 from icl_jax.measures.measurement import Context
 from icl_jax.measures.pattern_matching import MEASUREMENT, label_keys, pattern_matching
 from tests.analysis.random_snapshots import context, stacked
@@ -55,7 +55,7 @@ def test_a_random_model_against_loops(lines: Context) -> None:
     params = stacked(MODEL, 2)
     found = MEASUREMENT.measure(setting, params)
     assert set(found) == set(MEASUREMENT.variables)
-    pattern = np.asarray(patterns({name: value[1] for name, value in params.items()}, MODEL, setting.held_out[:, :-1]))
+    pattern = np.asarray(patterns({name: value[1] for name, value in params.items()}, setting.held_out[:, :-1], MODEL))
     shares, plain, chances = [], [], []
     for b, (row, shown) in enumerate(zip(setting.held_out, setting.labels, strict=True)):
         for q in range(MODEL.n_ctx):

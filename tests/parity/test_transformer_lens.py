@@ -148,7 +148,7 @@ def _their_stripes(params: Params, config: ModelConfig, tokens: jax.Array, offse
 def test_stripes_of_the_hand_built_model() -> None:
     params, config = induction_model()
     tokens = jnp.asarray(repeated_rows(repeat_len=50, n_repeats=2))
-    ours = induction_stripe(params, config, tokens)
+    ours = induction_stripe(params, tokens, config)
     np.testing.assert_allclose(ours, _their_stripes(params, config, tokens, -49).mean(axis=(1, 3)), atol=1e-5)
     np.testing.assert_allclose(ours, [[0], [51 / 52]], atol=1e-4)
 
@@ -158,10 +158,10 @@ def test_stripes_of_a_random_model() -> None:
     params = random_params(config)
     tokens = jnp.asarray(repeated_rows(T, vocab_size=37, n_sequences=3, repeat_len=20, n_repeats=2))
     induction, duplicate, previous = (_their_stripes(params, config, tokens, offset) for offset in (-19, -20, -1))
-    np.testing.assert_allclose(induction_stripe(params, config, tokens), induction.mean(axis=(1, 3)), atol=1e-5)
+    np.testing.assert_allclose(induction_stripe(params, tokens, config), induction.mean(axis=(1, 3)), atol=1e-5)
     # The first entry of theirs is attention to BOS, which is no duplicate.
-    np.testing.assert_allclose(duplicate_token(params, config, tokens), duplicate[..., 1:].mean(axis=(1, 3)), atol=1e-5)
-    np.testing.assert_allclose(previous_token(params, config, tokens), previous.mean(axis=(1, 3)), atol=1e-5)
+    np.testing.assert_allclose(duplicate_token(params, tokens, config), duplicate[..., 1:].mean(axis=(1, 3)), atol=1e-5)
+    np.testing.assert_allclose(previous_token(params, tokens, config), previous.mean(axis=(1, 3)), atol=1e-5)
 
 
 def test_their_head_detector_on_our_patterns() -> None:
@@ -225,7 +225,7 @@ def test_direct_logit_attribution(config: ModelConfig) -> None:
     model = hooked_transformer(params, config)
     model.process_weights_(fold_ln=True, center_writing_weights=config.norm == "layernorm", center_unembed=True)
     _, cache = model.run_with_cache(to_torch(tokens[:, :-1]))
-    ours = direct_logit_attribution(params, config, tokens)
+    ours = direct_logit_attribution(params, tokens, config)
 
     def theirs(stack: Any) -> jax.Array:
         return jnp.moveaxis(to_jax(cache.logit_attrs(stack, to_torch(tokens[:, 1:]))), 0, -1)

@@ -1,0 +1,95 @@
+"""One snapshot as measurements see it: what its model computes on the run's rows, once for all of them.
+
+Everything is made at the first question, while one program for all wanted measurements is traced; what none of them
+reads is not in it.
+"""
+
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from icl_jax.config import ModelConfig
+from icl_jax.maths.activations import Activations, AnyParams, as_jax
+from icl_jax.measures.map_rows import map_rows
+from icl_jax.model.execution import resolve
+from icl_jax.model.forward import final_resid, unembedding_DV
+from icl_jax.model.loss import token_loss
+
+N_SEQUENCES = 10
+MAX_PATTERN_CTX = 512
+
+
+class Snapshot:
+    """Parameters of one snapshot, rows of the run (see `Context.arrays`), and what the model makes of them."""
+
+    def __init__(self, params: AnyParams, rows: dict[str, jax.Array], config: ModelConfig) -> None:
+        self.params, self.rows, self.config = as_jax(params), rows, config
+
+    @cached_property
+    def repeated(self) -> Activations:
+        """On BOS and a block of random tokens four times."""
+        return Activations(self.params, self.rows["repeated"], self.config)
+
+    @cached_property
+    def repeated_once(self) -> Activations:
+        """On BOS and a block of random tokens twice."""
+        return Activations(self.params, self.rows["repeated_once"], self.config)
+
+    @cached_property
+    def natural(self) -> Activations:
+        """On up to 10 held-out rows, cut at 512 tokens."""
+        n_ctx = min(self.config.n_ctx, MAX_PATTERN_CTX)
+        return Activations(self.params, self.rows["held_out"][:N_SEQUENCES, :n_ctx], self.config)
+
+    @cached_property
+    def _predictions(self) -> tuple[jax.Array, jax.Array]:
+        return predictions(self.params, self.rows["held_out"], self.config)
+
+    @property
+    def loss(self) -> Float[Array, "B T"]:
+        """Of every held-out token but the first of each row, nats."""
+        return self._predictions[0]
+
+    @property
+    def rank(self) -> Float[Array, "B T"]:
+        """Of the same tokens: 1 is the likeliest, ties count half."""
+        return self._predictions[1]
+
+
+def predictions(
+    params: AnyParams, rows: Int[Array, "B tokens"] | np.ndarray, config: ModelConfig
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Loss (nats) and rank of every token of each row but its first. Rank 1 is the likeliest; ties count half."""
+    params = as_jax(params)
+    chunk = resolve(config).loss_chunk
+
+    def some_rows(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x_BTD, targets = final_resid(params, rows[:, :-1], config), rows[:, 1:]
+        W_U = unembedding_DV(params).astype(x_BTD.dtype)
+        return token_loss(x_BTD, W_U, targets, chunk), token_rank(x_BTD, W_U, targets, chunk)
+
+    return map_rows(some_rows, rows)
+
+
+def token_rank(
+    x: Float[Array, "B T D"], W_U: Float[Array, "D V"], targets: Int[Array, "B T"], chunk: int
+) -> Float[Array, "B T"]:
+    """Rank of each target among all tokens, `chunk` tokens at a time."""
+
+    def one_chunk(args: tuple[jax.Array, jax.Array]) -> jax.Array:
+        x_CD, target_C = args
+        logits_CV = jnp.einsum("CD,DV->CV", x_CD, W_U, preferred_element_type=jnp.float32)
+        right_C1 = jnp.take_along_axis(logits_CV, target_C[:, None], axis=-1)
+        above_C = jnp.sum(logits_CV > right_C1, axis=-1, dtype=jnp.float32)
+        equal_C = jnp.sum(logits_CV == right_C1, axis=-1, dtype=jnp.float32)  # the right token itself among them
+        return above_C + (equal_C + 1) / 2
+
+    chunk = min(chunk, targets.size)
+    padding = -targets.size % chunk
+    x_ND = jnp.pad(x.reshape(-1, x.shape[-1]), ((0, padding), (0, 0)))
+    target_N = jnp.pad(targets.reshape(-1), (0, padding))
+    ranks = jax.lax.map(one_chunk, (x_ND.reshape(-1, chunk, x.shape[-1]), target_N.reshape(-1, chunk)))
+    return ranks.reshape(-1)[: targets.size].reshape(targets.shape)
