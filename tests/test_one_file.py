@@ -1,9 +1,12 @@
-"""What is one file is one file: in a copy of the package, a corpus is added, its file and its name, and trained on."""
+"""What is one file is one file: added to a copy of the package with its name in one table, it is there."""
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 CORPUS = '''
 """Random tokens, and the same tokens backwards."""
@@ -55,28 +58,60 @@ CORPUS = CorpusKind(open=Palindromes, options=PalindromesOptions)
 '''
 
 
-def test_a_corpus_is_one_file_and_its_name(checkout: Path, tmp_path: Path) -> None:
-    for folder in ("icl_jax", "configs"):
+@pytest.fixture
+def copy(checkout: Path, tmp_path: Path) -> Path:
+    """A checkout to change."""
+    for folder in ("icl_jax", "configs", "launch"):
         shutil.copytree(checkout / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "icl_jax" / "data" / "corpora" / "palindromes.py").write_text(CORPUS)
-    table = tmp_path / "icl_jax" / "config" / "corpora.py"
+    return tmp_path
+
+
+def add_line(table: Path, after: str, line: str) -> None:
+    """Put `line` behind the one place of the table that reads `after`."""
     text = table.read_text()
-    assert text.count('"repeats", ') == 1
-    table.write_text(text.replace('"repeats", ', '"repeats", "palindromes", '))
+    assert text.count(after) == 1
+    table.write_text(text.replace(after, after + line))
 
-    def train(*args: str) -> subprocess.CompletedProcess[str]:
-        program = "from icl_jax.cli.main import main; main()"
-        command = [sys.executable, "-c", program, "train", "smoke", "--data.source", "palindromes", "--run", "run"]
-        return subprocess.run(
-            [*command, "--data.palindromes.gap", *args], cwd=tmp_path, env={"PYTHONPATH": "", "PATH": "", "HOME": "."},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
 
-    refused = train("64")
+def example(page: Path, section: str) -> str:
+    """The first block of Python under a heading."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text().partition(f"\n## {section}\n")[2], re.M | re.S)[0]
+
+
+def icl_jax(copy: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from icl_jax.cli.main import main; main()", *args]
+    env = {"PYTHONPATH": "", "PATH": "", "HOME": "."}
+    return subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, check=False)
+
+
+def test_a_corpus_is_one_file_and_its_name(copy: Path) -> None:
+    (copy / "icl_jax" / "data" / "corpora" / "palindromes.py").write_text(CORPUS)
+    add_line(copy / "icl_jax" / "config" / "corpora.py", '"repeats", ', '"palindromes", ')
+    train = ("train", "smoke", "--data.source", "palindromes", "--run", "run", "--data.palindromes.gap")
+    refused = icl_jax(copy, *train, "64")
     assert (refused.returncode, refused.stderr) == (
         2, "icl-jax: data.palindromes.gap = 64: must be less than model.n_ctx = 64\n",
     )  # fmt: skip
     steps = ("--train.n-steps", "2", "--optimizer.warmup-steps", "1", "--probes.n-probes", "0")
-    done = train("3", *steps)
+    done = icl_jax(copy, *train, "3", *steps)
     assert done.returncode == 0, done.stderr
-    assert "[data.palindromes]\ngap = 3\n" in (tmp_path / "run" / "config.toml").read_text()
+    assert "[data.palindromes]\ngap = 3\n" in (copy / "run" / "config.toml").read_text()
+
+
+def test_a_launch_target_is_one_file_and_its_name(checkout: Path, copy: Path) -> None:
+    launchers = copy / "icl_jax" / "launchers"
+    (launchers / "ssh.py").write_text(example(checkout / "docs" / "extending.md", "A launch target"))
+    add_line(launchers / "table.py", "skypilot, slurm", ", ssh")
+    add_line(launchers / "table.py", "    slurm.TARGET,\n", "    ssh.TARGET,\n")
+    done = icl_jax(copy, "launch", "repeats-2l", "--on", "ssh", "--host", "me@lab", "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(
+        "scp runs/repeats-2l.launch/config.toml me@lab:repeats-2l.toml\n"
+        "exec ssh me@lab 'icl-jax train repeats-2l.toml --run runs/repeats-2l'\n\n"
+        "$ bash runs/repeats-2l.launch/ssh.sh\n"
+    )
+    refused = icl_jax(copy, "launch", "repeats-2l", "--host", "me@lab", "--dry-run")
+    assert (refused.returncode, refused.stderr) == (2, "icl-jax: --host = 'me@lab': not with --on local\n")
+    refused = icl_jax(copy, "launch", "repeats-2l", "--on", "ssh", "--host", "me/lab", "--dry-run")
+    assert refused.stderr == "icl-jax: --host = 'me/lab': must be a host or USER@HOST\n"
+    assert "ssh: the machine. (default: localhost)" in " ".join(icl_jax(copy, "launch", "--help").stdout.split())

@@ -10,24 +10,27 @@ from rich.console import Console
 
 from icl_jax.config import UserError
 from icl_jax.display import say
+from icl_jax.launchers.target import Job, Plan, ProcessOptions, Target
 from icl_jax.suites.jobs import device_slots, start
 
 # A process that waits for one that died does not hear SIGTERM: it looks for signals between steps.
 _GRACE_S = 20.0
 
 
-def commands(train: list[str], n_processes: int) -> list[list[str]]:
-    """The command of each process; `train` is `icl-jax train ...`, the same for all."""
+def _plan(job: Job, options: ProcessOptions) -> Plan:
+    n_processes = options.processes or 1
+    train = ["icl-jax", "train", str(job.folder / "config.toml"), "--run", job.run]
+    files = {"config.toml": f"{job.config_text}\n"}
     if n_processes == 1:
-        return [train]
+        return Plan(files, [train])
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     shared = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(n_processes)]
-    return [[*train, *shared, "--process-id", str(i)] for i in range(n_processes)]
+    return Plan(files, [[*train, *shared, "--process-id", str(i)] for i in range(n_processes)])
 
 
-def run(commands: list[list[str]], console: Console) -> int:
+def _run(commands: list[list[str]], console: Console) -> int:
     """Run the processes side by side, each on devices of its own, and return the exit status of the first that failed.
 
     Output goes to the console, signals to all processes. When one fails the others are ended within `_GRACE_S`.
@@ -90,3 +93,6 @@ def _first_failed(children: list[subprocess.Popen[str]]) -> tuple[int, int] | No
         if status:
             return i, 128 - status if status < 0 else status
     return None
+
+
+TARGET = Target(name="local", where="processes here", options=ProcessOptions, plan=_plan, run=_run)
