@@ -78,10 +78,14 @@ def example(page: Path, section: str) -> str:
     return re.findall(r"^```python\n(.*?)^```", page.read_text().partition(f"\n## {section}\n")[2], re.M | re.S)[0]
 
 
-def icl_jax(copy: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from icl_jax.cli.main import main; main()", *args]
+def python(copy: Path, program: str, *args: str) -> subprocess.CompletedProcess[str]:
     env = {"PYTHONPATH": "", "PATH": "", "HOME": "."}
+    command = [sys.executable, "-c", program, *args]
     return subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, check=False)
+
+
+def icl_jax(copy: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    return python(copy, "from icl_jax.cli.main import main; main()", *args)
 
 
 def test_a_corpus_is_one_file_and_its_name(copy: Path) -> None:
@@ -115,3 +119,26 @@ def test_a_launch_target_is_one_file_and_its_name(checkout: Path, copy: Path) ->
     refused = icl_jax(copy, "launch", "repeats-2l", "--on", "ssh", "--host", "me/lab", "--dry-run")
     assert refused.stderr == "icl-jax: --host = 'me/lab': must be a host or USER@HOST\n"
     assert "ssh: the machine. (default: localhost)" in " ".join(icl_jax(copy, "launch", "--help").stdout.split())
+
+
+def test_a_measurement_is_one_file_and_its_name(checkout: Path, copy: Path) -> None:
+    measures = copy / "icl_jax" / "measures"
+    (measures / "head_rms.py").write_text(example(checkout / "docs" / "extending.md", "A measurement"))
+    add_line(measures / "table.py", "    head_scores,\n", "    head_rms,\n")
+    add_line(measures / "table.py", "    head_scores.MEASUREMENT,\n", "    head_rms.HEAD_RMS,\n")
+    done = icl_jax(copy, "analyze", "--list")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "root mean square of what the head writes; 0 or more" in " ".join(done.stdout.split())
+
+
+def test_a_figure_is_one_file_and_its_name(checkout: Path, copy: Path) -> None:
+    figures = copy / "icl_jax" / "report" / "figures"
+    text, is_followed, _ = example(checkout / "docs" / "report.md", "Add a figure").partition('\nPath("figures")')
+    assert is_followed
+    (figures / "first_and_last.py").write_text(text)
+    add_line(figures / "table.py", "    composition,\n", "    first_and_last,\n")
+    add_line(figures / "table.py", "    composition.FIGURE,\n", "    first_and_last.FIGURE,\n")
+    program = "from icl_jax.report.figures.table import FIGURES; print(*(figure.name for figure in FIGURES))"
+    done = python(copy, program)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "composition first_and_last head_location" in done.stdout
