@@ -72,6 +72,16 @@ def checkout() -> Path:
     return Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="module")
+def long_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config of a run that lasts some seconds, in a folder of the module's own."""
+    from tests.train.runs import LONG
+
+    path = tmp_path_factory.mktemp("config") / "long.toml"
+    path.write_text(LONG)
+    return path
+
+
 @pytest.fixture
 def wandb_of_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A W&B that finds neither the user's account nor her settings, and no process left over from another test."""

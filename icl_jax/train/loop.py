@@ -171,15 +171,7 @@ class _Session:
         self._icl_score = result.icl_score
         if self.record is not None:
             self.writer.submit(self.record.write_probe, result)
-        self.tracker.log_probe(
-            step,
-            step * self.run.config.tokens_per_step,
-            icl_score=result.icl_score,
-            icl_windowed=result.icl_windowed,
-            held_out_loss_T=result.held_out_loss,
-            prefix_matching_NH=result.prefix_matching,
-            previous_token_NH=result.previous_token,
-        )
+        self.tracker.log_probe(step * self.run.config.tokens_per_step, result)
         self.recorder.pause()
 
     def _check(self, step: int, tree: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from icl_jax.cli.workspace import layout
+from icl_jax.rundir.record import ProbeResult
 from icl_jax.train.watch.tracker import WandbTracker
 from icl_jax.train.watch.wandb_run import Point, history_row
 from tests.train.runs import command
@@ -25,10 +26,11 @@ def sent_names() -> set[str]:
     tracker = WandbTracker({}, pytest.fail)
     tracker.log_step(1, 10, dict.fromkeys(("loss", "lr", "grad_norm", "tokens_per_s"), 1.0))
     score_NH = np.ones((2, 3), np.float32)
-    tracker.log_probe(
-        1, 10, icl_score=0.0, icl_windowed=0.0, held_out_loss_T=np.ones(3), prefix_matching_NH=score_NH,
-        previous_token_NH=score_NH,
+    result = ProbeResult(
+        step=1, icl_score=0.0, icl_windowed=0.0, held_out_loss=np.ones(3), prefix_matching=score_NH,
+        previous_token=score_NH,
     )  # fmt: skip
+    tracker.log_probe(10, result)
     points = [tracker._waiting.get() for _ in range(2)]
     return {name for point in points if isinstance(point, Point) for name in history_row(point)}
 

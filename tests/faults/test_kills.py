@@ -14,7 +14,7 @@ from icl_jax.rundir import RunDir
 from icl_jax.rundir.verify import problems
 from tests.faults.conftest import Note
 from tests.faults.killed import PHASES
-from tests.train.runs import LONG, assert_same_run, finish, recorded, start_cli
+from tests.train.runs import assert_same_run, finish, recorded, start_cli, train_long
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
@@ -28,18 +28,8 @@ LATEST_MS = {"removal": 2}  # what it does takes that long
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("config") / "long.toml"
-    path.write_text(LONG)
-    return path
-
-
-@pytest.fixture(scope="module")
-def long_unbroken(config: Path) -> Path:
-    path = config.parent / "unbroken"
-    status, _, err = finish(start_cli("train", config, "--run", path, "--devices", "1"))
-    assert (status, err) == (0, "")
-    return path
+def long_unbroken(long_config: Path) -> Path:
+    return train_long(long_config, n_devices=1)
 
 
 def _start(config: Path, run: Path, *strike: str) -> "subprocess.Popen[str]":
@@ -79,43 +69,43 @@ def _killed(child: "subprocess.Popen[str]", run: Path, unbroken: Path) -> list[i
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_killed_in(phase: str, config: Path, long_unbroken: Path, tmp_path: Path, note: Note) -> None:
+def test_killed_in(phase: str, long_config: Path, long_unbroken: Path, tmp_path: Path, note: Note) -> None:
     moments, run, again = np.random.default_rng(sorted(PHASES).index(phase)), tmp_path / "run", list[int]()
     if phase == "resume":
-        assert finish(_start(config, run, "step", "40", "0", str(int(signal.SIGTERM))))[0] == 0
+        assert finish(_start(long_config, run, "step", "40", "0", str(int(signal.SIGTERM))))[0] == 0
     while len(again) < N_KILLS[phase]:
         call = int(moments.integers(1, 1 + LATEST_CALL.get(phase, 3)))
         delay_ms = moments.choice([0, moments.uniform(0, LATEST_MS.get(phase, 30))])
-        child = _start(config, run, phase, str(call), str(delay_ms), str(int(signal.SIGKILL)))
+        child = _start(long_config, run, phase, str(call), str(delay_ms), str(int(signal.SIGKILL)))
         again += _killed(child, run, long_unbroken)
-    assert finish(_start(config, run))[::2] == (0, "")
+    assert finish(_start(long_config, run))[::2] == (0, "")
     assert_same_run(run, long_unbroken)
     note(f"kill -9 in {phase}, {len(again)} times", "resumes at step N", f"at most {max(again)} steps done again")
 
 
-def test_killed_at_random_moments(config: Path, long_unbroken: Path, tmp_path: Path, note: Note) -> None:
+def test_killed_at_random_moments(long_config: Path, long_unbroken: Path, tmp_path: Path, note: Note) -> None:
     moments, run, again = np.random.default_rng(20260714), tmp_path / "run", list[int]()
     started_s = time.monotonic()
-    assert finish(_start(config, tmp_path / "timed"))[0] == 0
+    assert finish(_start(long_config, tmp_path / "timed"))[0] == 0
     whole_s = time.monotonic() - started_s
     while len(again) < N_RANDOM:
-        child = _start(config, run)
+        child = _start(long_config, run)
         time.sleep(moments.uniform(0.3, 1.0) * whole_s)  # a third of it: before there is anything to lose
         child.kill()
         again += _killed(child, run, long_unbroken)
-    assert finish(_start(config, run))[::2] == (0, "")
+    assert finish(_start(long_config, run))[::2] == (0, "")
     assert_same_run(run, long_unbroken)
     note(f"kill -9 at {len(again)} random moments", "resumes at step N", f"at most {max(again)} steps done again")
 
 
 @pytest.mark.parametrize("phase", ["snapshot", "state save", "record flush"])
-def test_sigterm_in(phase: str, config: Path, long_unbroken: Path, tmp_path: Path, note: Note) -> None:
+def test_sigterm_in(phase: str, long_config: Path, long_unbroken: Path, tmp_path: Path, note: Note) -> None:
     run = tmp_path / "run"
-    status, out, err = finish(_start(config, run, phase, "2", "2", str(int(signal.SIGTERM))))
+    status, out, err = finish(_start(long_config, run, phase, "2", "2", str(int(signal.SIGTERM))))
     assert (status, err) == (0, "")
     said = out.strip().splitlines()[-1]
     assert said.startswith("SIGTERM: state saved at step ")
     assert _steps_to_do_again(run, long_unbroken) == 0
-    assert finish(_start(config, run))[::2] == (0, "")
+    assert finish(_start(long_config, run))[::2] == (0, "")
     assert_same_run(run, long_unbroken)
     note(f"SIGTERM in {phase}", said.partition(";")[0])

@@ -8,6 +8,7 @@ import pytest
 import wandb
 
 from icl_jax.config import Config, TrackerConfig
+from icl_jax.rundir.record import ProbeResult
 from icl_jax.train.watch.tracker import Tracker
 
 API_KEY = "0123456789" * 4
@@ -74,12 +75,12 @@ def log_step(tracker: Tracker, step: int) -> None:
 
 def log_probe(tracker: Tracker, step: int, scale: float = 1.0) -> None:
     score_NH = np.float32(scale) * np.arange(6, dtype=np.float32).reshape(2, 3) / 8
-    tracker.log_probe(
-        step,
-        step * 10,
+    result = ProbeResult(
+        step=step,
         icl_score=-step / 512,
         icl_windowed=-step / 256,
-        held_out_loss_T=np.linspace(4, 3, 5) - step / 512,
-        prefix_matching_NH=score_NH,
-        previous_token_NH=1 - score_NH,
+        held_out_loss=np.linspace(4, 3, 5) - step / 512,
+        prefix_matching=score_NH,
+        previous_token=1 - score_NH,
     )
+    tracker.log_probe(step * 10, result)

@@ -154,6 +154,15 @@ def finish(child: subprocess.Popen[str]) -> tuple[int, str, str]:
     return child.returncode, out, err
 
 
+def train_long(config: Path, n_devices: int) -> Path:
+    """The unbroken run of the fixture `long_config`, by the real command."""
+    path = config.parent / "unbroken"
+    status, out, err = finish(start_cli("train", config, "--run", path, "--devices", str(n_devices)))
+    assert (status, err) == (0, ""), err
+    assert "complete, 300 steps" in out
+    return path
+
+
 def recorded(path: Path) -> dict[str, np.ndarray]:
     """Everything in the record but the times that steps took."""
     record = RunDir.open(str(path)).load_record()

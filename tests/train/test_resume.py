@@ -18,7 +18,6 @@ from icl_jax.rundir.manifest import Manifest
 from icl_jax.rundir.record import Record
 from icl_jax.train.start import open_or_create
 from tests.train.runs import (
-    LONG,
     TINY,
     assert_same_run,
     command,
@@ -31,6 +30,7 @@ from tests.train.runs import (
     start_cli,
     tiny_config,
     train_here,
+    train_long,
 )
 from tests.waiting import wait_until
 
@@ -228,19 +228,8 @@ def test_finished_run_is_left_alone(unbroken: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def long_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("config") / "long.toml"
-    path.write_text(LONG)
-    return path
-
-
-@pytest.fixture(scope="module")
 def long_unbroken(long_config: Path) -> Path:
-    path = long_config.parent / "unbroken"
-    status, out, err = finish(start_cli("train", long_config, "--run", path, "--devices", "2"))
-    assert (status, err) == (0, ""), err
-    assert "complete, 300 steps" in out
-    return path
+    return train_long(long_config, n_devices=2)
 
 
 def test_killed_at_five_random_moments(long_config: Path, long_unbroken: Path, tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, SupportsFloat, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
 
 from icl_jax.config import Config
 from icl_jax.config.tables import to_tables
 from icl_jax.model.head_scores import InductionHead
 from icl_jax.rundir.files import is_bucket
+from icl_jax.rundir.record import ProbeResult
 from icl_jax.train.watch.wandb_run import (
     FINISH_TIMEOUT_S,
     INIT_TIMEOUT_S,
@@ -54,18 +54,8 @@ class Tracker(Protocol):
     def log_step(self, step: int, tokens: int, scalars: Mapping[str, SupportsFloat]) -> None:
         """Numbers of one training step: loss, lr, grad_norm, tokens_per_s."""
 
-    def log_probe(
-        self,
-        step: int,
-        tokens: int,
-        *,
-        icl_score: SupportsFloat,
-        icl_windowed: SupportsFloat,
-        held_out_loss_T: Float[np.ndarray, " T"],
-        prefix_matching_NH: Float[np.ndarray, "N H"],
-        previous_token_NH: Float[np.ndarray, "N H"],
-    ) -> None:
-        """Live measures. The arrays of a model without layers have size zero."""
+    def log_probe(self, tokens: int, result: ProbeResult) -> None:
+        """Live measures."""
 
     def log_snapshot(self, step: int, tokens: int, path: str) -> None:
         """A snapshot that is complete on disk. May be called from any thread."""
@@ -83,7 +73,7 @@ class NullTracker:
     def log_step(self, *_args: object, **_scalars: object) -> None:
         """Do nothing."""
 
-    def log_probe(self, *_args: object, **_measures: object) -> None:
+    def log_probe(self, tokens: int, result: ProbeResult) -> None:
         """Do nothing."""
 
     def log_snapshot(self, step: int, tokens: int, path: str) -> None:
@@ -135,29 +125,20 @@ class WandbTracker:
     def log_step(self, step: int, tokens: int, scalars: Mapping[str, SupportsFloat]) -> None:
         self._send(Point({"tokens": tokens, "step": step, **scalars}))
 
-    def log_probe(
-        self,
-        step: int,
-        tokens: int,
-        *,
-        icl_score: SupportsFloat,
-        icl_windowed: SupportsFloat,
-        held_out_loss_T: Float[np.ndarray, " T"],
-        prefix_matching_NH: Float[np.ndarray, "N H"],
-        previous_token_NH: Float[np.ndarray, "N H"],
-    ) -> None:
+    def log_probe(self, tokens: int, result: ProbeResult) -> None:
         row: dict[str, SupportsFloat] = {
             "tokens": tokens,
-            "step": step,
-            "icl_score": icl_score,
-            "icl_windowed": icl_windowed,
+            "step": result.step,
+            "icl_score": result.icl_score,
+            "icl_windowed": result.icl_windowed,
         }
-        for name, score_NH in (("prefix_matching", prefix_matching_NH), ("previous_token", previous_token_NH)):
+        for name in ("prefix_matching", "previous_token"):
+            score_NH = getattr(result, name)
             if score_NH.size:
                 row[f"{name}_max"] = score_NH.max()
             for (layer, head), score in np.ndenumerate(score_NH):
                 row[f"{name}/L{layer}H{head}"] = score
-        self._send(Point(row, np.array(held_out_loss_T), np.array(prefix_matching_NH)))
+        self._send(Point(row, np.array(result.held_out_loss), np.array(result.prefix_matching)))
 
     def log_snapshot(self, step: int, tokens: int, path: str) -> None:
         # The writer's thread: whether it failed is for the loop's next call to say.

@@ -276,15 +276,11 @@ def test_model_without_layers_has_no_head_scores(monkeypatch: pytest.MonkeyPatch
     config = Config(model=ModelConfig(n_layers=0), tracker=TrackerConfig(wandb="offline"))
     tracker = make_tracker(config, str(tmp_path), "abc123", pytest.fail)
     none_NH = np.zeros((0, 4), np.float32)
-    tracker.log_probe(
-        1,
-        10,
-        icl_score=float("nan"),
-        icl_windowed=0.0,
-        held_out_loss_T=np.ones(3),
-        prefix_matching_NH=none_NH,
-        previous_token_NH=none_NH,
-    )
+    result = ProbeResult(
+        step=1, icl_score=float("nan"), icl_windowed=0.0, held_out_loss=np.ones(3), prefix_matching=none_NH,
+        previous_token=none_NH,
+    )  # fmt: skip
+    tracker.log_probe(10, result)
     tracker.finish(0)
     (row,) = run.rows
     assert set(row) == {"tokens", "step", "icl_score", "icl_windowed", "loss_by_position"}
