@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 SMOKE_RUN ?= runs/smoke
+MARK ?= not slow
 
 ifeq ($(PYTHON),python3)
 VENV := .venv
@@ -32,7 +33,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce check test test-ci test-slow test-faults test-parity test-bucket compile-tpu smoke validate-launch docs bench bench-peers bench-gpu bench-against soak wheel clean FORCE
+.PHONY: help setup reproduce setup-parity check test test-slow test-faults test-parity test-bucket compile-tpu smoke validate-launch docs bench bench-peers bench-gpu bench-against soak wheel clean FORCE
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.13]"
@@ -63,11 +64,10 @@ check: setup ## lint, formatting, types, import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: setup ## fast tests, on 8 simulated devices
-	$(BIN)/python -m pytest -n 2
+test: setup ## fast tests, on 8 simulated devices; MARK='not slow or ci': with kills, faults and what setup-parity installs
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(MARK)"
 
-test-ci: $(VENV)/.installed-parity ## the tests of .ci/run in one go: fast ones, faults, parity (installs PyTorch: 1 GB)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow or ci"
+setup-parity: $(VENV)/.installed-parity ## TransformerLens and PyTorch, for tests against them (1 GB)
 
 test-slow: setup ## tests that take longer: packaging, kills, several processes
 	$(BIN)/python -m pytest -m slow
