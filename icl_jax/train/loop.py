@@ -161,7 +161,7 @@ class _Session:
         earlier = self.writer.submit(lambda: None)
         with self.writer.explained():
             finish = self.run.begin_state(step, arrays, self.parallel.checksums(arrays), earlier.result)
-        self.writer.submit(finish)
+        self.writer.submit(finish, also_after_failure=True)  # Orbax must not write on into a run that is resumed
         self._last_state = time.monotonic()
         self.recorder.pause()
 

@@ -24,19 +24,19 @@ class Writer:
     _MAX_WAITING = 4
 
     def __init__(self) -> None:
-        self._jobs: queue.Queue[tuple[Callable[[], None], Future[None]] | None] = queue.Queue(self._MAX_WAITING)
+        self._jobs: queue.Queue[tuple[Callable[[], None], Future[None], bool] | None] = queue.Queue(self._MAX_WAITING)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="run-directory-writer", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         while (item := self._jobs.get()) is not None:
-            job, done = item
-            if self._error is None:
+            job, done, also_after_failure = item
+            if self._error is None or also_after_failure:
                 try:
                     job()
                 except BaseException as error:
-                    self._error = error
+                    self._error = self._error or error
             if self._error is None:
                 done.set_result(None)
             else:
@@ -44,11 +44,15 @@ class Writer:
             self._jobs.task_done()
         self._jobs.task_done()
 
-    def submit(self, function: Callable[..., None], *args: Any) -> Future[None]:
-        """Queue `function(*args)`. Raises UserError if an earlier job failed; the answer raises what this one does."""
-        self._raise()
+    def submit(self, function: Callable[..., None], *args: Any, also_after_failure: bool = False) -> Future[None]:
+        """Queue `function(*args)`. Raises UserError if an earlier job failed; the answer raises what this one does.
+
+        also_after_failure: for what must be ended whatever has failed before; it is queued and run all the same.
+        """
+        if not also_after_failure:
+            self._raise()
         done: Future[None] = Future()
-        self._jobs.put((lambda: function(*args), done))
+        self._jobs.put((lambda: function(*args), done, also_after_failure))
         return done
 
     def wait(self) -> None:

@@ -1,6 +1,7 @@
 """A run that is stopped or killed and started again equals, bit for bit, one that was never broken."""
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -123,6 +124,24 @@ def test_killed_around_a_write(unbroken: Path, tmp_path: Path, owner: Any, name:
             train_here(config, run)
     train_here(config, run)
     assert_same_run(run, unbroken)
+
+
+def test_a_state_that_is_being_saved_is_done_with_when_a_failed_run_ends(tmp_path: Path) -> None:
+    """Whatever failed: what Orbax still wrote would come between the removals of the resume."""
+    with pytest.MonkeyPatch.context() as patch:
+        _kill_at(patch, Record, "write_steps", 1, after=True)
+        patch.setattr(run_module, "save_sharded", partial(_slowly, run_module.save_sharded))
+        with pytest.raises(UserError, match="_Killed"):
+            train_here(tiny_config(snapshots={"state_every_s": 1e-9}), tmp_path / "run")
+    assert [thread.name for thread in threading.enumerate() if thread.name == "async_save"] == []
+
+
+def _slowly(save: Callable[..., Any], path: Any, arrays: Any, may_appear: Callable[[], object]) -> Any:
+    def wait() -> None:
+        time.sleep(0.5)
+        may_appear()
+
+    return save(path, arrays, wait)
 
 
 @pytest.mark.parametrize("call", [1, 2])
