@@ -57,7 +57,7 @@ def _scores(params: Params, config: ModelConfig, rows: np.ndarray) -> dict[str, 
     @jax.jit
     def take(params: Params) -> dict[str, jax.Array]:
         mean = prefix_matching(params, rows, config, reduce="mean")
-        return {function.__name__: function(params, config, rows) for function in functions} | {"mean": mean}
+        return {function.__name__: function(params, rows, config) for function in functions} | {"mean": mean}
 
     return {name: np.asarray(value) for name, value in take(params).items()}
 
