@@ -49,8 +49,8 @@ def quiet_libraries() -> None:
 
 
 def _quiet_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-    # Of a save or a load that failed and has raised already: futures call back into Orbax's event loop after it has gone,
-    # and reads of the other arrays end in errors that nothing waits for.
+    # Of a save or a load that failed and has raised already: futures call back into Orbax's event loop after it has
+    # gone, and reads of the other arrays end in errors that nothing waits for.
     is_late = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
     if not is_late and getattr(unraisable.object, "__name__", "") != "_read_array_index_and_device_put":
         sys.__unraisablehook__(unraisable)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from icl_jax.analysis.dataset import load_dataset
 from icl_jax.config import Config, UserError
 from icl_jax.rundir import HeldOut, RunDir
 
@@ -54,6 +53,8 @@ class OpenedRun:
     @cached_property
     def analysis(self) -> xr.Dataset:
         """Every measurement that `icl-jax analyze` has taken; read lazily."""
+        from icl_jax.analysis.dataset import load_dataset  # with the measurements, and flax
+
         return load_dataset(self._run.path / "analysis.zarr")
 
     def heads(self, step: int | None = None) -> "pd.DataFrame":
