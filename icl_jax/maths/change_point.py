@@ -17,7 +17,6 @@ Sources: mixtures of exponentials are the completely monotone functions (Bernste
 gives; the part that follows the learning rate: Tissue et al. 2024 (arXiv:2408.11029). The test is ours.
 """
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
@@ -29,13 +28,12 @@ from scipy.ndimage import zoom
 from scipy.optimize import nnls
 from scipy.special import ndtri
 
-_RISE = 2 * np.log(9)
-"""From 10 % to 90 % of a logistic step, in units of its scale."""
+from icl_jax.maths.step_fit import FLOOR, ColumnFit, StepFits, logistic
+
 _FEWEST = 8
 _N_RATES = 12
 _N_WIDTHS = 7
 _N_TRIED = 16
-_FLOOR = 0.01
 # Parts of what the curve does, and of the step's size.
 _LEAST_SHARE = 0.05
 _LEAST_EXCESS = 0.15
@@ -165,7 +163,7 @@ def changes(
     if (span := float(np.ptp(y))) == 0:
         return [], 1.0
     smooth, cells, unit = _smooth_columns(u, schedule), _cells(u), (u - u[0]) / (u[-1] - u[0])
-    relative = None if noise is None else max(noise / span, _FLOOR)
+    relative = None if noise is None else max(noise / span, FLOOR)
     signs = (direction,) if direction else (-1, 1)
     searches = [_Search(unit, -sign * y / span, smooth, cells, relative) for sign in signs]
     firsts = [search.best_cell([]) for search in searches]
@@ -221,11 +219,6 @@ class _Step:
     """Columns of the smooth curve that begins with it; none where it needs none."""
 
 
-def _logistic(u: np.ndarray, place: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """Steps from 0 to 1, one a column."""
-    return 1 / (1 + np.exp(-np.clip((u[:, None] - place) * (_RISE / width), -40, 40)))
-
-
 def _smooth_columns(tokens: np.ndarray, schedule: Schedule | None) -> np.ndarray:
     """Convex columns that fall: with a constant, and coefficients of 0 or more, the null hypothesis."""
 
@@ -263,122 +256,6 @@ def _tail_columns(u: np.ndarray, step: _Step) -> np.ndarray:
     return np.concatenate([np.exp(-after / (step.width * np.array([1.0, 3.0, 9.0]))) - 1, after], axis=1)
 
 
-class _Fit:
-    """Least squares of one curve on a constant, columns with coefficients of 0 or more, and one step."""
-
-    def __init__(
-        self, u: np.ndarray, y: np.ndarray, columns: np.ndarray, correlation: float, noise: float | None
-    ) -> None:
-        # AR(1): what a point shares with the one before it fades with the tokens between them.
-        gaps = np.diff(u)
-        shared = correlation ** (gaps / np.median(gaps)) if correlation > 0 else np.zeros(len(gaps))
-        self._shared, self._scale = shared[:, None], np.sqrt(1 - shared**2)[:, None]
-        constant = self._whiten(np.ones((len(u), 1)))
-        self._constant = constant / np.linalg.norm(constant)
-        self.y = self._less_constant(y[:, None])[:, 0]
-        columns = self._less_constant(columns)
-        self.columns = columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-12)
-        self._q, self.r = np.linalg.qr(self.columns)
-        self.qy = self._q.T @ self.y
-        self._y_left = self.y - self._q @ self.qy
-        self._rss_left = float(self._y_left @ self._y_left)
-        self.noise, self.n = noise, len(u)
-        self._floor = len(u) * _FLOOR**2 if noise is None else 0.0
-
-    def _whiten(self, x: np.ndarray) -> np.ndarray:
-        return np.concatenate([x[:1], (x[1:] - self._shared * x[:-1]) / self._scale])
-
-    def _less_constant(self, x: np.ndarray) -> np.ndarray:
-        x = self._whiten(x)
-        return x - self._constant @ (self._constant.T @ x)
-
-    def without(self) -> float:
-        """Residual sum of squares without a step, the floor of the noise in it."""
-        return float(nnls(self.r, self.qy, maxiter=500)[1] ** 2 + self._rss_left + self._floor)
-
-    def with_each(self, steps: np.ndarray, n_tried: int | None = None) -> "_Fitted":
-        """The fits with each column of `steps` by itself, in the few coordinates that the others leave.
-
-        With `n_tried`, only so many, twice: those that gain most beside the columns of the best fit without one, then
-        beside those of the best of them.
-        """
-        steps = self._less_constant(steps)
-        inside = self._q.T @ steps
-        outside = steps - self._q @ inside
-        norm = np.maximum(np.linalg.norm(outside, axis=0), 1e-9)
-        along = (self._y_left @ outside) / norm
-        k, n = self.r.shape[1], steps.shape[1]
-        a, b = np.zeros((len(self.r) + 1, k + 1)), np.append(self.qy, 0.0)
-        a[:-1, :k] = self.r
-        rss, x = np.full(n, np.inf), np.zeros((n, k + 1))
-
-        def fit(which: np.ndarray) -> None:
-            for i in which:
-                a[:-1, k], a[-1, k], b[-1] = inside[:, i], norm[i], along[i]
-                with contextlib.suppress(RuntimeError):  # it cycles, seldom, on columns that are all but the same
-                    x[i], distance = nnls(a, b, maxiter=200)
-                    rss[i] = max(distance**2 + self._rss_left - along[i] ** 2, 0.0) + self._floor
-
-        if n_tried is None:
-            fit(np.arange(n))
-        else:
-            used = nnls(self.r, self.qy, maxiter=500)[0] > 0
-            for _ in range(2):
-                q = np.linalg.qr(self.r[:, used])[0]
-                left, step = self.qy - q @ (q.T @ self.qy), inside - q @ (q.T @ inside)
-                gain = np.maximum(left @ step + along * norm, 0) ** 2 / ((step**2).sum(axis=0) + norm**2)
-                gain[np.isfinite(rss)] = -1
-                fit(np.argsort(-gain)[:n_tried])
-                used = x[np.argmin(rss), :-1] > 0
-        return _Fitted(self, steps, rss, x, np.concatenate([inside, norm[None]]))
-
-    def gain(self, without: float, with_more: float) -> float:
-        """The test statistic."""
-        if self.noise is not None:
-            return (without - with_more) / self.noise**2
-        return float(self.n * np.log(without / with_more))
-
-
-@dataclass(frozen=True, slots=True)
-class _Fitted:
-    """What `_Fit.with_each` found, one row a step."""
-
-    fit: _Fit
-    steps: np.ndarray
-    rss: np.ndarray
-    x: np.ndarray
-    coordinates: np.ndarray
-
-    @property
-    def best(self) -> int:
-        return int(np.argmin(self.rss))
-
-    @property
-    def n_left(self) -> int:
-        """Points less what the best fit has taken from them: constant, place, width and coefficients."""
-        return max(self.fit.n - 3 - int(np.count_nonzero(self.x[self.best])), 3)
-
-    @property
-    def noise(self) -> float:
-        return float(np.sqrt(self.rss.min() / self.n_left)) if self.fit.noise is None else self.fit.noise
-
-    def log_likelihood(self) -> np.ndarray:
-        if self.fit.noise is not None:
-            return -self.rss / (2 * self.fit.noise**2)
-        return -self.n_left / 2 * np.log(self.rss)
-
-    def residual(self) -> np.ndarray:
-        x = self.x[self.best]
-        return self.fit.y - self.fit.columns @ x[:-1] - self.steps[:, self.best] * x[-1]
-
-    def size_errors(self) -> np.ndarray:
-        """Standard error of each step's size, in units of the noise, beside the columns that the best fit uses."""
-        inside, outside = self.coordinates[:-1], self.coordinates[-1]
-        q = np.linalg.qr(self.fit.r[:, self.x[self.best, :-1] > 0])[0]
-        inside = inside - q @ (q.T @ inside)
-        return 1 / np.sqrt(np.maximum((inside**2).sum(axis=0) + outside**2, 1e-12))
-
-
 @dataclass(slots=True)
 class _Search:
     """One curve, what it may be made of, and the noise that is assumed."""
@@ -391,14 +268,14 @@ class _Search:
     correlation: float = 0.0
 
     def shapes(self, place: np.ndarray | float, width: np.ndarray | float) -> np.ndarray:
-        return -_logistic(self.u, np.atleast_1d(place), np.atleast_1d(width))
+        return -logistic(self.u, np.atleast_1d(place), np.atleast_1d(width))
 
     def columns(self, steps: Sequence[_Step], *more: np.ndarray) -> np.ndarray:
         of_steps = [column for step in steps for column in (self.shapes(step.place, step.width), step.tail)]
         return np.concatenate([self.smooth, *of_steps, *more], axis=1)
 
-    def fit(self, steps: Sequence[_Step], *more: np.ndarray) -> _Fit:
-        return _Fit(self.u, self.y, self.columns(steps, *more), self.correlation, self.noise)
+    def fit(self, steps: Sequence[_Step], *more: np.ndarray) -> ColumnFit:
+        return ColumnFit(self.u, self.y, self.columns(steps, *more), self.correlation, self.noise)
 
     def fitted(self, steps: Sequence[_Step]) -> np.ndarray:
         """The curve of the best fit, up to a constant."""
@@ -406,27 +283,27 @@ class _Search:
         middle = columns - columns.mean(axis=0)
         return middle @ nnls(middle, self.y - self.y.mean(), maxiter=2000)[0]
 
-    def best_cell(self, others: Sequence[_Step]) -> tuple[float, _Fitted]:
+    def best_cell(self, others: Sequence[_Step]) -> tuple[float, StepFits]:
         """Statistic and fits of one step more, over the coarse grid."""
         fit = self.fit(others)
         fitted = fit.with_each(self.shapes(*self.cells), _N_TRIED)
         return fit.gain(fit.without(), float(fitted.rss.min())), fitted
 
-    def step_of(self, fitted: _Fitted) -> _Step:
+    def step_of(self, fitted: StepFits) -> _Step:
         places, widths = self.cells
         return _Step(float(places[fitted.best]), float(widths[fitted.best]), np.empty((len(self.u), 0)))
 
-    def estimate_correlation(self, fitted: _Fitted) -> None:
+    def estimate_correlation(self, fitted: StepFits) -> None:
         """Of the noise that the best step leaves, with what a rich fit takes from it given back.
 
         A step that is left in it looks like correlation; the differences over one and two points, less the largest, do
         not see that.
         """
         residual, n = fitted.residual(), len(self.u)
-        of_neighbours = float(residual[1:] @ residual[:-1] / (residual @ residual + n * _FLOOR**2))
+        of_neighbours = float(residual[1:] @ residual[:-1] / (residual @ residual + n * FLOOR**2))
         if of_neighbours > 1.3 / np.sqrt(n):
             squares = (np.sort((residual[k:] - residual[:-k]) ** 2) for k in (1, 2))
-            one, two = (float(square[: int(0.85 * len(square))].mean()) + _FLOOR**2 for square in squares)
+            one, two = (float(square[: int(0.85 * len(square))].mean()) + FLOOR**2 for square in squares)
             most = min(of_neighbours + 1 - fitted.n_left / n, 0.95)
             self.correlation = float(np.clip(two / one - 1, 0, most))
 
@@ -444,7 +321,7 @@ class _Search:
             place, log_width = (axis.ravel() for axis in np.meshgrid(places, log_widths, indexing="ij"))
             width = np.exp(log_width)
             fitted = fit.with_each(self.shapes(place, width))
-            first, last = _logistic(np.array([0.0, 1.0]), place, width)
+            first, last = logistic(np.array([0.0, 1.0]), place, width)
             # The size is integrated out, its error is the volume; the prior of the width lies halfway between uniform
             # and uniform in its logarithm; and the run has seen some of the step.
             log_p = fitted.log_likelihood() + np.log(fitted.size_errors() * np.maximum(last - first, 1e-12))
@@ -482,7 +359,7 @@ class _Posterior:
     places: np.ndarray
     log_widths: np.ndarray
     log_p: np.ndarray
-    fitted: _Fitted
+    fitted: StepFits
 
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
         """5 %, 50 %, 95 % of start and end."""
@@ -497,7 +374,7 @@ class _Posterior:
         log_p = self.log_p.ravel()
         keep = log_p > -5
         place, width = np.meshgrid(self.places, np.exp(self.log_widths), indexing="ij")
-        first, last = _logistic(np.array([0.0, 1.0]), place.ravel()[keep], width.ravel()[keep])
+        first, last = logistic(np.array([0.0, 1.0]), place.ravel()[keep], width.ravel()[keep])
         error = self.fitted.noise * self.fitted.size_errors()[keep]
         z = ndtri((np.arange(15) + 0.5) / 15)
         values = (self.fitted.x[keep, -1, None] + error[:, None] * z) * (last - first)[:, None]
@@ -515,7 +392,7 @@ def _p_value(statistic: float) -> float:
 
 
 def _find_steps(
-    search: _Search, statistic: float, fitted: _Fitted, alpha: float, most: int
+    search: _Search, statistic: float, fitted: StepFits, alpha: float, most: int
 ) -> tuple[list[_Step], float]:
     """Steps in the order of training, one more as long as it is significant, and the p-value of the first."""
     search.estimate_correlation(fitted)

@@ -7,7 +7,6 @@ reads is not in it.
 from functools import cached_property
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -16,7 +15,7 @@ from icl_jax.maths.activations import Activations, AnyParams, as_jax
 from icl_jax.measures.map_rows import map_rows
 from icl_jax.model.execution import resolve
 from icl_jax.model.forward import final_resid, unembedding_DV
-from icl_jax.model.loss import token_loss
+from icl_jax.model.loss import token_loss_and_rank
 
 N_SEQUENCES = 10
 MAX_PATTERN_CTX = 512
@@ -67,29 +66,7 @@ def predictions(
     chunk = resolve(config).loss_chunk
 
     def some_rows(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x_BTD, targets = final_resid(params, rows[:, :-1], config), rows[:, 1:]
-        W_U = unembedding_DV(params).astype(x_BTD.dtype)
-        return token_loss(x_BTD, W_U, targets, chunk), token_rank(x_BTD, W_U, targets, chunk)
+        x_BTD = final_resid(params, rows[:, :-1], config)
+        return token_loss_and_rank(x_BTD, unembedding_DV(params).astype(x_BTD.dtype), rows[:, 1:], chunk)
 
     return map_rows(some_rows, rows)
-
-
-def token_rank(
-    x: Float[Array, "B T D"], W_U: Float[Array, "D V"], targets: Int[Array, "B T"], chunk: int
-) -> Float[Array, "B T"]:
-    """Rank of each target among all tokens, `chunk` tokens at a time."""
-
-    def one_chunk(args: tuple[jax.Array, jax.Array]) -> jax.Array:
-        x_CD, target_C = args
-        logits_CV = jnp.einsum("CD,DV->CV", x_CD, W_U, preferred_element_type=jnp.float32)
-        right_C1 = jnp.take_along_axis(logits_CV, target_C[:, None], axis=-1)
-        above_C = jnp.sum(logits_CV > right_C1, axis=-1, dtype=jnp.float32)
-        equal_C = jnp.sum(logits_CV == right_C1, axis=-1, dtype=jnp.float32)  # the right token itself among them
-        return above_C + (equal_C + 1) / 2
-
-    chunk = min(chunk, targets.size)
-    padding = -targets.size % chunk
-    x_ND = jnp.pad(x.reshape(-1, x.shape[-1]), ((0, padding), (0, 0)))
-    target_N = jnp.pad(targets.reshape(-1), (0, padding))
-    ranks = jax.lax.map(one_chunk, (x_ND.reshape(-1, chunk, x.shape[-1]), target_N.reshape(-1, chunk)))
-    return ranks.reshape(-1)[: targets.size].reshape(targets.shape)

@@ -72,6 +72,26 @@ def token_loss(
     return loss_IC.reshape(-1)[: targets.size].reshape(targets.shape)
 
 
+def token_loss_and_rank(
+    x: Float[Array, "B T D"], W_U: Float[Array, "D V"], targets: Int[Array, "B T"], chunk: int
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """`token_loss`, and each target's rank among all tokens by the same logits: 1 is the likeliest, ties count half.
+
+    Ranks are in [1, V]; equal logits throughout give (V + 1) / 2. Ours.
+    """
+
+    def one_chunk(args: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        logits_CV, targets_C = _chunk_logits(args[0], W_U), args[1]
+        right_C1 = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=-1, mode="clip")
+        above_C = jnp.sum(logits_CV > right_C1, axis=-1, dtype=jnp.float32)
+        equal_C = jnp.sum(logits_CV == right_C1, axis=-1, dtype=jnp.float32)  # the right token itself among them
+        return _chunk_loss(logits_CV, targets_C)[0], above_C + (equal_C + 1) / 2
+
+    found = jax.lax.map(one_chunk, _chunks(x, targets, chunk))
+    loss, rank = (of_IC.reshape(-1)[: targets.size].reshape(targets.shape) for of_IC in found)
+    return loss, rank
+
+
 def losses(
     params: Params,
     rows: Int[Array, "B T1"],

@@ -60,26 +60,26 @@ def train(
     state = load_state(run, start_step, parallel) if start_step else parallel.init_state()
     probe_fn = make_probe_fn(config, corpus, parallel.local_devices)
     with Writer() as writer, local_batches(config, corpus, start_step) as batches:
-        session = _Session(run, parallel, writer, progress, tracker)
+        keeper = _Keeper(run, parallel, writer, progress, tracker)
         try:
             for step in range(start_step, config.train.n_steps + 1):
                 # The last step ends the run by itself; its state is saved after its snapshot and probe, not before.
                 is_last = step == config.train.n_steps
-                signum, save_now = (0, False) if is_last else session.agree(step, stop.signum)
+                signum, save_now = (0, False) if is_last else keeper.agree(step, stop.signum)
                 if signum or save_now:
-                    session.save_state(step, state)
+                    keeper.save_state(step, state)
                 if signum:
                     return Outcome(step, signum)
-                if step in session.snapshot_steps:
-                    session.save_snapshot(step, state.params)
-                if step in session.probe_steps:
-                    session.probe(step, state.params, probe_fn)
+                if step in keeper.snapshot_steps:
+                    keeper.save_snapshot(step, state.params)
+                if step in keeper.probe_steps:
+                    keeper.probe(step, state.params, probe_fn)
                 if not is_last:
                     state, metrics = parallel.step(state, parallel.put_rows(next(batches)))
-                    session.recorder.add(step, metrics)
-            session.save_state(config.train.n_steps, state)
+                    keeper.recorder.add(step, metrics)
+            keeper.save_state(config.train.n_steps, state)
         except NonFiniteLossError as error:
-            session.recorder.flush()
+            keeper.recorder.flush()
             writer.wait()
             raise NonFiniteLossError(error.step, f"{error.what}; {last_good_snapshot(run, error.step)}") from None
     return Outcome(config.train.n_steps, 0)
@@ -110,7 +110,7 @@ def local_batches(config: Config, corpus: Corpus, start_step: int) -> Batches:
     )
 
 
-class _Session:
+class _Keeper:
     """What the loop does besides stepping. Only process 0 writes; what is collective is done by all."""
 
     def __init__(

@@ -99,15 +99,12 @@ class ParallelStep:
 
     def lower(self) -> jax.stages.Lowered:
         """The step for shapes alone. Nothing is put on a device, which may be one of a slice that is not here."""
-
-        def shape(value: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
-
-        state = jax.tree.map(shape, self.state_shape, self.state_sharding)
         n_rows, n_tokens = self._config.train.batch_size, self._config.model.n_ctx + 1
         per_device = (self.n_devices, n_rows // self.n_devices)
         rows_shape = (*per_device, n_tokens) if self._is_pmap else (n_rows, n_tokens)
-        return self.step.lower(state, jax.ShapeDtypeStruct(rows_shape, np.int32, sharding=self._rows_sharding))
+        return self.step.lower(
+            self.state_like, jax.ShapeDtypeStruct(rows_shape, np.int32, sharding=self._rows_sharding)
+        )
 
     @staticmethod
     def _specs(abstract: TrainState, axes: Axes) -> Any:

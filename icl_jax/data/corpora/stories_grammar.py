@@ -1,9 +1,9 @@
 """The grammar of the ``stories`` corpus: its words, its sentences and how likely each is.
 
-Sentences are written below with placeholders; :data:`GRAMMAR` holds them expanded into arrays of *symbols*, which
-:mod:`icl_jax.data.corpora.stories` turns into tokens. A symbol is a word (its token id), a word of a list, the noun
-that goes with the adjective before it, or a *slot* that a story fills once: a syllable of a name, a number, a foreign
-word.
+Sentences are written below with $NAMES for what is filled in; :data:`GRAMMAR` holds them expanded into arrays of
+*symbols*, which :mod:`icl_jax.data.corpora.stories` turns into tokens. A symbol is a word (its token id), a word of a
+list, the noun that goes with the adjective before it, or a *slot* that a story fills once: a syllable of a name, a
+number, a foreign word.
 """
 
 from collections import defaultdict
@@ -68,7 +68,7 @@ SLOTS = (
 )  # fmt: skip
 N_PAIRS_GLOSSED = 3
 
-# Each placeholder's choices and their chances. $P and $Q, and $WORD and $OTHER, are always two different ones.
+# Each $NAME's choices and their chances. $P and $Q, and $WORD and $OTHER, are always two different ones.
 _CHOICES = {
     "$P": {"$A": 0.35, "$B": 0.35, "$T": 0.3},
     "$Q": {"$A": 0.35, "$B": 0.35, "$T": 0.3},
@@ -147,8 +147,8 @@ class Grammar:
             *_templates("closing", _CLOSING),
             Template("empty", (), 1.0),
         )
-        placeholders = {*SLOTS, *LISTS, "$PARTNER"}
-        plain = dict.fromkeys(s for template in self.templates for s in template.symbols if s not in placeholders)
+        filled_in = {*SLOTS, *LISTS, "$PARTNER"}
+        plain = dict.fromkeys(s for template in self.templates for s in template.symbols if s not in filled_in)
         groups = (
             (BOS,), tuple(plain), tuple(LISTS["$ADJECTIVE"]), tuple(PAIRS.values()),
             *(words for name, words in LISTS.items() if name != "$ADJECTIVE"),
