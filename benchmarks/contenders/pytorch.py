@@ -125,7 +125,7 @@ class PyTorch:
         declared = declarations(config.model)
 
         def is_decayed(name: str) -> bool:
-            return declared[name.split(".")[-1]].decayed
+            return declared[name.split(".")[-1].replace("W_QKV", "W_Q")].decayed
 
         self._optimizer = torch.optim.AdamW(
             [

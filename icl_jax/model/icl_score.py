@@ -4,7 +4,7 @@
 are late minus early: negative is better.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -40,18 +40,22 @@ def icl_positions(n_ctx: int) -> IclPositions:
     )
 
 
-def icl_score(loss: Float[np.ndarray, "*S T"]) -> Float[np.ndarray, "*S"]:
-    """Loss at the late token minus loss at the early one, nats.
+def icl_score(loss: Float[np.ndarray, "*S T"]) -> Any:
+    """Loss at the late token minus loss at the early one, nats: an array [*S], for a single curve a float.
 
     Zero for a model that ignores its context; about -0.4 for the paper's models after the phase change.
     Source: Olsson et al. 2022, definition of the in-context learning score.
     """
     positions = icl_positions(loss.shape[-1])
-    return np.asarray(loss[..., positions.late - 1] - loss[..., positions.early - 1])
+    return _plain(loss[..., positions.late - 1] - loss[..., positions.early - 1])
 
 
-def icl_windowed(loss: Float[np.ndarray, "*S T"]) -> Float[np.ndarray, "*S"]:
+def icl_windowed(loss: Float[np.ndarray, "*S T"]) -> Any:
     """As `icl_score`, with the mean over a window in place of each single position. Ours; never mixed with it."""
     positions = icl_positions(loss.shape[-1])
     early, late = (loss[..., a - 1 : b].mean(axis=-1) for a, b in (positions.early_window, positions.late_window))
-    return np.asarray(late - early)
+    return _plain(late - early)
+
+
+def _plain(score: Any) -> Any:
+    return float(score) if np.ndim(score) == 0 else score

@@ -102,8 +102,8 @@ def make_probe_fn(config: Config, corpus: Corpus, devices: list[jax.Device]) -> 
         matching_NH, previous_NH = jax.device_get(head_scores(params))
         return ProbeResult(
             step=step,
-            icl_score=float(icl_score(loss_T)),
-            icl_windowed=float(icl_windowed(loss_T)),
+            icl_score=icl_score(loss_T),
+            icl_windowed=icl_windowed(loss_T),
             held_out_loss=np.asarray(loss_T),
             prefix_matching=np.asarray(matching_NH),
             previous_token=np.asarray(previous_NH),
