@@ -16,6 +16,8 @@ from icl_jax.rundir.files import absolute, is_bucket, reason
 Arrays = dict[str, np.ndarray]
 
 _BYTES_AT_A_TIME = 2**24
+# Orbax measures its patience by the time of day, which may jump; JAX itself notices a process that is gone.
+_FOR_EVER_S = 10**9
 # Orbax writes this last where folders cannot be renamed.
 _COMMITTED = "commit_success.txt"
 
@@ -56,12 +58,15 @@ def save_sharded(
     """Begin to save arrays over devices, of which each process writes its shards; every process must call it.
 
     When it returns, the arrays may be donated. Orbax writes in the background, then calls `may_appear`, on process 0,
-    and only after that `path` appears, where no folder may be. The answer's `close` waits and raises what went wrong.
+    and only after that `path` appears, where no folder may be. The answer's `close` waits and raises what went wrong;
+    the next save must not begin before.
     """
-    checkpointer = ocp.AsyncCheckpointer(
-        _handler(ocp.options.MultiprocessingOptions()),
-        async_options=ocp.AsyncOptions(post_finalization_callback=may_appear),
+    # Folders made in the background are told of by signals that are one for all of a process's saves: a snapshot that
+    # is saved meanwhile would take them.
+    options = ocp.AsyncOptions(
+        timeout_secs=_FOR_EVER_S, post_finalization_callback=may_appear, create_directories_asynchronously=False
     )
+    checkpointer = ocp.AsyncCheckpointer(_handler(ocp.options.MultiprocessingOptions()), async_options=options)
     checkpointer.save(absolute(path), args=ocp.args.PyTreeSave(dict(arrays)))
     return checkpointer
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +131,7 @@ class _Keeper:
         )
         self._icl_score: float | None = None
         self._last_state = time.monotonic()
+        self._saving: Future[None] | None = None
 
     def agree(self, step: int, signum: int) -> tuple[int, bool]:
         """The signal to stop for (0: none) and whether the state is due, the same on every process."""
@@ -156,12 +158,15 @@ class _Keeper:
     def save_state(self, step: int, state: TrainState) -> None:
         self._check(step, state)
         self.recorder.flush()
+        if self._saving is not None:
+            self._saving.exception()  # waits; one state at a time is in memory and on its way
         arrays = state_to_arrays(self.parallel.over_all_devices(state))
         # In the background it goes behind the record and the snapshots before it: they are on disk when it appears.
         earlier = self.writer.submit(lambda: None)
         with self.writer.explained():
             finish = self.run.begin_state(step, arrays, self.parallel.checksums(arrays), earlier.result)
-        self.writer.submit(finish, also_after_failure=True)  # Orbax must not write on into a run that is resumed
+        # After a failure too: Orbax must not write on into a run that is resumed.
+        self._saving = self.writer.submit(finish, also_after_failure=True)
         self._last_state = time.monotonic()
         self.recorder.pause()
 
