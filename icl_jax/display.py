@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from icl_jax.telling import format_count, format_duration
+
 _REFRESH_S = 0.25
 """Seconds between redraws of the bar."""
 _LINE_S = 10.0
@@ -24,29 +26,6 @@ _SECOND_LINE_S = 2.0
 """Seconds from the first plain line to the second, the first that knows the speed."""
 _WINDOW_S = 10.0
 """Seconds that the shown speed is taken over."""
-
-
-def format_count(n: float) -> str:
-    """A count in at most four digits: ``950``, ``41.2k``, ``4.9M``."""
-    if abs(n) < 999.5:
-        return f"{n:.0f}"
-    for suffix in "kMB":
-        n /= 1000
-        if abs(n) < 999.95:
-            return f"{n:.1f}{suffix}"
-    return f"{n / 1000:.1f}T"
-
-
-def format_duration(seconds: float) -> str:
-    """A duration in its two largest units: ``8s``, ``1m40s``, ``2h05m``, ``3d04h``."""
-    minutes, s = divmod(round(max(seconds, 0.0)), 60)
-    if minutes == 0:
-        return f"{s}s"
-    hours, m = divmod(minutes, 60)
-    if hours == 0:
-        return f"{m}m{s:02}s"
-    days, h = divmod(hours, 24)
-    return f"{h}h{m:02}m" if days == 0 else f"{days}d{h:02}h"
 
 
 def say(console: Console, text: str) -> None:

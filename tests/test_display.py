@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from icl_jax.display import StepsDisplay, format_count, format_duration
+from icl_jax.display import StepsDisplay
+from icl_jax.telling import format_count, format_duration
 from tests.waiting import LAST_RESORT_S
 
 

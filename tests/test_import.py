@@ -31,6 +31,31 @@ def test_a_run_is_opened_without_flax_and_tokenizers(checkout: Path, tmp_path: P
     assert not loaded & {"flax", "matplotlib", "optax", "tokenizers", "wandb"}
 
 
+_REFUSED = (
+    "train configs/smoke.toml --model.n-heads 7", "train configs/smoke.toml --run tests",
+    "train configs/smoke.toml --data.source text:nosuch.txt", "analyze nosuch", "report nosuch", "verify nosuch",
+    "probe nosuch 1", "export nosuch --to transformer-lens", "data show configs/smoke.toml --model.n-heads 7",
+    "data prepare configs/smoke.toml --data.source text:nosuch.txt", "compile repeats-2l", "reproduce nosuch",
+    "sweep nosuch.yaml repeats-2l", "launch repeats-2l --model.n-heads 7", "workspace repeats-9l",
+)  # fmt: skip
+
+
+def test_what_cannot_be_used_is_refused_without_the_libraries_that_take_seconds(checkout: Path) -> None:
+    code = f"""
+from icl_jax.cli.main import run
+for args in {_REFUSED!r}:
+    assert run(args.split()) == 2, args"""
+    loaded = _loaded(code, checkout)
+    assert "icl_jax.train.may_start" in loaded
+    assert not loaded & {"flax", "jax", "matplotlib", "optax", "orbax", "scipy", "wandb", "xarray", "zarr"}
+
+
+def test_a_run_is_opened_without_the_libraries_that_take_seconds(checkout: Path, tmp_path: Path) -> None:
+    hand_built_run(tmp_path / "run", n_ctx=17, vocab_size=11)
+    code = f"import icl_jax\nrun = icl_jax.open_run({str(tmp_path / 'run')!r})\nrun.config, run.snapshots"
+    assert not _loaded(code, checkout) & {"flax", "jax", "orbax", "xarray", "zarr"}
+
+
 @pytest.mark.parametrize("name", ["open_run"])
 def test_names_that_are_loaded_late_are_there(name: str) -> None:
     import icl_jax

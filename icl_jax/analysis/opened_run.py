@@ -5,13 +5,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 
 from icl_jax.config import Config, UserError
 from icl_jax.rundir import HeldOut, RunDir
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
 
     from icl_jax.analysis.probe import Probe
 
@@ -32,7 +32,7 @@ class OpenedRun:
         return self._run.config
 
     @cached_property
-    def record(self) -> xr.Dataset:
+    def record(self) -> "xr.Dataset":
         """The loss of every position at every step, and the live measures; read lazily."""
         return self._run.load_record()
 
@@ -51,7 +51,7 @@ class OpenedRun:
         return self._run.load_held_out()
 
     @cached_property
-    def analysis(self) -> xr.Dataset:
+    def analysis(self) -> "xr.Dataset":
         """Every measurement that `icl-jax analyze` has taken; read lazily."""
         from icl_jax.analysis.dataset import load_dataset  # with the measurements, and flax
 

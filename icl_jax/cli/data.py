@@ -5,8 +5,9 @@ from rich.console import Console
 from icl_jax.config import Config, UserError
 from icl_jax.data import open_shown, row_ids
 from icl_jax.data.corpora.text import TextCorpus
-from icl_jax.data.text.tokenizing import decode_text, parse_tokenizer, printable
+from icl_jax.data.text.tokenizing import decode_text, parse_tokenizer
 from icl_jax.display import say
+from icl_jax.telling import printable
 
 
 def data_prepare(config: Config, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from rich.console import Console
 from icl_jax import process
 from icl_jax.cli.arguments import ConfigArgs
 from icl_jax.config import Config, UserError
+from icl_jax.data import Corpus, open_shown
 from icl_jax.display import say
+from icl_jax.train.may_start import check_vocabulary, may_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +65,25 @@ def train(args: TrainArgs, console: Console) -> int:
     """Train, and return the exit status: 0 at the end, `sigterm_status` preempted by SIGTERM, 130 on SIGINT."""
     config = args.overrides
     _check(args)
+    open_corpus: Callable[[Config, Console], Corpus] = open_shown
+    if not args.coordinator:  # one of several processes that failed alone would leave the others waiting
+        # Before JAX, which takes seconds: what cannot be used is refused at once.
+        may_start(run_path(args), config)
+        corpus = open_shown(config, console)
+        check_vocabulary(config, corpus)
+
+        def open_corpus(_config: Config, _console: Console) -> Corpus:
+            return corpus
+
     n_cores = 1 if args.coordinator else process.cpu_count()
     process.configure_jax(args.devices or default_cpu_devices(config, n_cores))
-    from icl_jax.data import open_shown
     from icl_jax.train import session  # after JAX is configured
 
     outcome = session.run(
         config,
         run_path(args),
         console,
-        open_corpus=open_shown,
+        open_corpus=open_corpus,
         argv=sys.argv,
         n_devices=args.devices,
         coordinator=args.coordinator,

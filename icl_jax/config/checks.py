@@ -4,6 +4,7 @@ import math
 from typing import Any, get_args, get_type_hints
 
 from icl_jax.config.errors import UserError
+from icl_jax.telling import is_unicode
 
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
@@ -37,5 +38,4 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_text(value: object) -> bool:
-    # Bytes of a command line that are not UTF-8 arrive as lone surrogates, which no file can hold.
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, str) and is_unicode(value)

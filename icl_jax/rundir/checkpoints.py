@@ -1,17 +1,22 @@
-"""Dicts of arrays on disk, by Orbax: parameters only (snapshots/STEP) and full states (state/STEP)."""
+"""Dicts of arrays on disk, by Orbax: parameters only (snapshots/STEP) and full states (state/STEP).
+
+Orbax and JAX are imported where they are called: they take seconds, and what is no run is refused without them.
+"""
 
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 
 from icl_jax.config import UserError
 from icl_jax.rundir.files import absolute, is_bucket, reason
+
+if TYPE_CHECKING:
+    import jax
+    import orbax.checkpoint as ocp
 
 Arrays = dict[str, np.ndarray]
 
@@ -22,14 +27,19 @@ _FOR_EVER_S = 10**9
 _COMMITTED = "commit_success.txt"
 
 
-def _handler(options: ocp.options.MultiprocessingOptions) -> ocp.PyTreeCheckpointHandler:
+def _handler(options: "ocp.options.MultiprocessingOptions") -> "ocp.PyTreeCheckpointHandler":
+    import orbax.checkpoint as ocp
+
     # Compression takes 7 % off parameters in float32, and a fifth of the time of a small snapshot.
     return ocp.PyTreeCheckpointHandler(
         use_ocdbt=True, use_zarr3=True, use_compression=False, multiprocessing_options=options
     )
 
 
-def _checkpointer() -> ocp.Checkpointer:
+def _checkpointer() -> "ocp.Checkpointer":
+    import jax
+    import orbax.checkpoint as ocp
+
     # Only one process writes and what it writes is on the host already: Orbax must not wait for the others.
     index = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
@@ -46,6 +56,8 @@ def quiet_orbax() -> None:
 
 def save_arrays(path: epath.Path, arrays: Arrays) -> None:
     """Save under `path`, which appears only when it is complete. An existing folder is replaced."""
+    import orbax.checkpoint as ocp
+
     if path.exists():
         remove_arrays(path)
     with _checkpointer() as checkpointer:
@@ -54,13 +66,15 @@ def save_arrays(path: epath.Path, arrays: Arrays) -> None:
 
 def save_sharded(
     path: epath.Path, arrays: Mapping[str, Any], may_appear: Callable[[], object]
-) -> ocp.AsyncCheckpointer:
+) -> "ocp.AsyncCheckpointer":
     """Begin to save arrays over devices, of which each process writes its shards; every process must call it.
 
     When it returns, the arrays may be donated. Orbax writes in the background, then calls `may_appear`, on process 0,
     and only after that `path` appears, where no folder may be. The answer's `close` waits and raises what went wrong;
     the next save must not begin before.
     """
+    import orbax.checkpoint as ocp
+
     # Folders made in the background are told of by signals that are one for all of a process's saves: a snapshot that
     # is saved meanwhile would take them.
     options = ocp.AsyncOptions(
@@ -71,11 +85,13 @@ def save_sharded(
     return checkpointer
 
 
-def load_sharded(path: epath.Path, like: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def load_sharded(path: epath.Path, like: Mapping[str, "jax.ShapeDtypeStruct"]) -> "dict[str, jax.Array]":
     """Load arrays with the shardings of `like`, each process its shards; every process must call it.
 
     Raises UserError where the folder is missing or damaged, or a name, shape or type differs.
     """
+    import orbax.checkpoint as ocp
+
     try:
         with _checkpointer() as alone:
             saved: Any = alone.metadata(absolute(path)).item_metadata.tree
@@ -106,13 +122,15 @@ def load_sharded(path: epath.Path, like: Mapping[str, jax.ShapeDtypeStruct]) -> 
         raise UserError(f"{path}: damaged, cannot be loaded: {reason(error)}") from error
 
 
-def _sharding(array: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+def _sharding(array: "jax.ShapeDtypeStruct") -> "jax.sharding.Sharding":
     assert array.sharding is not None
     return array.sharding
 
 
 def remove_arrays(path: epath.Path) -> None:
     """Remove what `save_arrays` saved: first what makes it count as complete, as a kill may leave half of the rest."""
+    import orbax.checkpoint as ocp
+
     if is_bucket(path):
         (path / _COMMITTED).unlink(missing_ok=True)
     else:
@@ -122,6 +140,8 @@ def remove_arrays(path: epath.Path) -> None:
 
 def load_arrays(path: epath.Path) -> Arrays:
     """Load what `save_arrays` saved, as NumPy arrays. Raises UserError if it is missing or damaged."""
+    import orbax.checkpoint as ocp
+
     if not path.exists():
         raise UserError(f"{path}: missing; the manifest or schedule says that it should be there")
     try:
@@ -153,6 +173,8 @@ def remove_partial(folder: epath.Path) -> None:
     """Remove what a killed save or removal left behind; files of others (.DS_Store) stay."""
     if not folder.exists():
         return
+    import orbax.checkpoint as ocp
+
     complete = {str(step) for step in saved_steps(folder)}
     for path in folder.iterdir():
         is_uncommitted = is_bucket(folder) and path.name.isdigit() and path.name not in complete

@@ -5,10 +5,22 @@ import os
 
 from etils import epath
 
+from icl_jax.config import UserError
+from icl_jax.telling import is_unicode, printable
+
 
 def is_bucket(path: epath.Path | str) -> bool:
     """Whether this is the URL of an object store, where there are no folders and nothing is renamed in one go."""
     return "://" in str(path)
+
+
+def check_path(path: str) -> None:
+    """Raise UserError for a path that not every library can hold, by its own bytes or those of where it lies."""
+    whole = path if is_bucket(path) else os.path.abspath(path)
+    if not is_unicode(whole):
+        raise UserError(f"{printable(whole)}: its name is not UTF-8: must be, that of the folders above it too")
+    if "\0" in path:
+        raise UserError(f"{printable(path)}: must not hold a zero byte")
 
 
 def absolute(path: epath.Path) -> epath.Path:

@@ -7,7 +7,6 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import xarray as xr
 from etils import epath
 
 from icl_jax.config import UserError
@@ -65,6 +64,8 @@ class HeldOut:
         if self.chains is not None:
             meaning = "transition probabilities that the row was drawn from"
             arrays["chains"] = (("row", "states", "next_state"), self.chains, meaning)
+        import xarray as xr
+
         dataset = xr.Dataset(
             {name: (dims, values, {"units": "1", "long_name": text}) for name, (dims, values, text) in arrays.items()},
             attrs={"bos_id": int(self.bos_id), "label_names": list(self.label_names), "sha256": self.sha256},
@@ -84,6 +85,8 @@ def load_held_out(path: epath.Path) -> HeldOut:
     """Read what `HeldOut.save` wrote. Raises UserError if it is missing or damaged."""
     if not path.exists():
         raise UserError(f"{path}: missing: analysis needs the held-out rows that icl-jax train puts there")
+    import xarray as xr
+
     try:
         dataset = xr.open_zarr(str(path), consolidated=False).load()
         counts = dataset["bigram_counts"].values if "bigram_counts" in dataset else None

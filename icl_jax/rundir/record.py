@@ -13,16 +13,18 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
-import zarr
 from etils import epath
 
 from icl_jax.config import Config, UserError
 from icl_jax.rundir.files import is_bucket, reason
 from icl_jax.rundir.schedule import probe_steps
+
+if TYPE_CHECKING:
+    import xarray as xr
+    import zarr
 
 # Chunks of about 1 MiB: replacing the one being filled stays cheap, and a run has tens of files, not thousands.
 _CHUNK_FLOATS = 2**18
@@ -71,12 +73,16 @@ class Record:
         self._config = config
         self._probe_index = {step: i for i, step in enumerate(probe_steps(config))}
         self._path = path
+        import zarr
+
         with _unusable(path, "cannot open the record"):
             self._group = zarr.open_group(str(path), mode="r+")
 
     @classmethod
     def create(cls, path: epath.Path, config: Config, attributes: dict[str, Any]) -> "Record":
         """Lay out an empty record. `attributes` are stored on the group."""
+        import zarr
+
         group = zarr.open_group(str(path), mode="w", zarr_format=3, attributes=attributes)
         n_steps, n_ctx = config.train.n_steps, config.model.n_ctx
         steps = np.arange(n_steps, dtype=np.int64)
@@ -154,7 +160,9 @@ class Record:
         others = [name for name in _PROBE_SCALARS if name != _PROBE_IS_COMPLETE]
         return [*heads, "held_out_loss", *others, _PROBE_IS_COMPLETE]
 
-    def _array(self, name: str) -> zarr.Array:
+    def _array(self, name: str) -> "zarr.Array":
+        import zarr
+
         array = self._group[name]
         assert isinstance(array, zarr.Array)
         return array
@@ -169,11 +177,13 @@ def _unusable(path: epath.Path, what: str) -> Iterator[None]:
         raise UserError(f"{path}: {what}: {reason(error)}") from error
 
 
-def load_record(path: epath.Path) -> xr.Dataset:
+def load_record(path: epath.Path) -> "xr.Dataset":
     """What has been recorded so far, cut to the steps and probes that are complete.
 
     Dims step, position, probe, layer, head. Raises UserError if the record is missing or unreadable.
     """
+    import xarray as xr
+
     with _unusable(path, "cannot read the record"):
         record = xr.open_zarr(str(path), consolidated=False)
         n_steps = _leading(*(np.isfinite(record[name].values) for name in _STEP_SCALARS))

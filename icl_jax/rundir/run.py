@@ -5,11 +5,9 @@ import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
-import xarray as xr
 from etils import epath
 
 from icl_jax.config import Config, UserError, dump_config, parse_config
@@ -24,10 +22,14 @@ from icl_jax.rundir.checkpoints import (
     saved_steps,
 )
 from icl_jax.rundir.checksum import checksum_of
-from icl_jax.rundir.files import reason, replace_text
+from icl_jax.rundir.files import check_path, reason, replace_text
 from icl_jax.rundir.held_out import HeldOut, load_held_out
 from icl_jax.rundir.manifest import Manifest, SnapshotEntry, params_sha256
 from icl_jax.rundir.record import Record, load_record
+
+if TYPE_CHECKING:
+    import jax
+    import xarray as xr
 
 SCHEMA_VERSION = 2
 # An array of each state, over all the others; states of before 2026-11-27 have a SHA-256, of before 2026-11-25 nothing.
@@ -83,6 +85,7 @@ class RunDir:
     @staticmethod
     def check_free(path: str) -> None:
         """Raise UserError unless a run can be made here: in no folder, an empty one, or what a killed start left."""
+        check_path(path)
         root = epath.Path(path)
         if not root.exists():
             return
@@ -100,6 +103,7 @@ class RunDir:
     @classmethod
     def open(cls, path: str) -> "RunDir":
         """Open an existing run directory. Raises UserError if it is none, is damaged or has a newer schema."""
+        check_path(path)
         root = epath.Path(path)
         if not root.exists():
             raise UserError(f"{root}: no such run directory")
@@ -149,7 +153,7 @@ class RunDir:
         """The record, for writing."""
         return Record(self.path / "record.zarr", self.config)
 
-    def load_record(self) -> xr.Dataset:
+    def load_record(self) -> "xr.Dataset":
         """The record so far, see `icl_jax.rundir.record.load_record`."""
         return load_record(self.path / "record.zarr")
 
@@ -206,6 +210,8 @@ class RunDir:
         saving = save_sharded(folder / str(step), {**state, _STATE_CHECKSUMS: checksums}, may_appear)
 
         def finish() -> None:
+            import jax
+
             saving.close()
             if jax.process_index() == 0:
                 for old in saved_steps(folder)[: -self.config.snapshots.keep_states]:
@@ -234,8 +240,8 @@ class RunDir:
         return state
 
     def load_state_sharded(
-        self, step: int, like: Mapping[str, jax.ShapeDtypeStruct], checksums_of: Callable[[Any], np.ndarray]
-    ) -> dict[str, jax.Array]:
+        self, step: int, like: Mapping[str, "jax.ShapeDtypeStruct"], checksums_of: Callable[[Any], np.ndarray]
+    ) -> "dict[str, jax.Array]":
         """A saved state with the shardings of `like`, each process its shards; every process must call it.
 
         `checksums_of` takes those of the loaded arrays in the order of their names. Raises UserError as `load_state`

@@ -1,9 +1,9 @@
 """Does a run directory hold what it promises?"""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 from etils import epath
 
 from icl_jax.config import Config, UserError
@@ -12,6 +12,9 @@ from icl_jax.rundir.files import reason
 from icl_jax.rundir.manifest import SnapshotEntry, params_sha256
 from icl_jax.rundir.run import RunDir
 from icl_jax.rundir.schedule import probe_steps, snapshot_steps
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def problems(run: RunDir) -> Iterator[str]:
@@ -76,13 +79,13 @@ def _held_out_problems(run: RunDir) -> Iterator[str]:
             yield f"{where}: {name} holds ids outside 0 to {model.vocab_size - 1}"
 
 
-def _axis_problems(record: xr.Dataset, where: epath.Path, expected: dict[str, np.ndarray]) -> Iterator[str]:
+def _axis_problems(record: "xr.Dataset", where: epath.Path, expected: dict[str, np.ndarray]) -> Iterator[str]:
     for name, values in expected.items():
         if not np.array_equal(record[name].values, values):
             yield f"{where}: {name} is not what the config says"
 
 
-def _probe_problems(record: xr.Dataset, run: RunDir, state_step: int) -> Iterator[str]:
+def _probe_problems(record: "xr.Dataset", run: RunDir, state_step: int) -> Iterator[str]:
     steps = np.array(probe_steps(run.config), dtype=np.int64)
     if not len(steps):
         return

@@ -18,6 +18,7 @@ from icl_jax.rundir.checkpoints import quiet_orbax
 from icl_jax.rundir.files import reason
 from icl_jax.train.environment import describe_start
 from icl_jax.train.loop import Outcome, train
+from icl_jax.train.may_start import check_vocabulary, may_start
 from icl_jax.train.processes import all_or_none, is_first
 from icl_jax.train.start import held_run
 from icl_jax.train.stop import StopSignal
@@ -56,10 +57,10 @@ def run(
     tell = functools.partial(say, console)
 
     def open_here() -> Corpus:
-        if is_first() and not RunDir.is_run(path):
-            RunDir.check_free(path)
+        if is_first():
+            may_start(path, config)
         corpus = open_corpus(config, console)
-        _check_corpus(config, corpus.vocab_size)
+        check_vocabulary(config, corpus)
         return corpus
 
     def start_tracker() -> Tracker:
@@ -130,12 +131,6 @@ def seen_induction_head(run: RunDir) -> InductionHead | None:
     if "prefix_matching" not in record:
         return None
     return first_induction_head(record["probe_tokens"].values, record["prefix_matching"].values)
-
-
-def _check_corpus(config: Config, vocab_size: int) -> None:
-    if vocab_size > config.model.vocab_size:
-        allowed = f"must be at least the corpus's {vocab_size}"
-        raise UserError(f"model.vocab_size = {config.model.vocab_size}: {allowed}")
 
 
 def _headline(config: Config, path: str, devices: list[jax.Device], start_step: int, execution: Execution) -> str:

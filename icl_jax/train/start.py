@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from etils import epath
-
-from icl_jax.config import Config, UserError, numeric_differences
+from icl_jax.config import Config, UserError
 from icl_jax.data import Corpus
 from icl_jax.model.icl_score import icl_positions
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.files import is_bucket
 from icl_jax.train.held_out import take_held_out
+from icl_jax.train.may_start import may_start
 from icl_jax.train.processes import all_or_none, is_first
 
 
@@ -23,7 +22,8 @@ def open_or_create(path: str, config: Config, corpus: Corpus) -> RunDir:
     Raises UserError if the folder is not a run, is one whose config or corpus would give other numbers, or cannot be
     written.
     """
-    return _resume(path, config, corpus) if RunDir.is_run(path) else _create(path, config, corpus)
+    run = may_start(path, config)
+    return _create(path, config, corpus) if run is None else _resume(run, corpus)
 
 
 @contextlib.contextmanager
@@ -79,21 +79,14 @@ def _create(path: str, config: Config, corpus: Corpus) -> RunDir:
     )  # fmt: skip
 
 
-def _resume(path: str, config: Config, corpus: Corpus) -> RunDir:
-    run = RunDir.open(path)
-    differences = numeric_differences(run.config, config)
-    if differences:
-        raise UserError(
-            f"{epath.Path(path)}: is a run with another config ({'; '.join(differences)}): give --run another path"
-        )
+def _resume(run: RunDir, corpus: Corpus) -> RunDir:
     if run.environment.get("corpus_sha256") != corpus.fingerprint:
         raise UserError(
-            f"{epath.Path(path)}: the corpus has changed since the run began (SHA-256 {corpus.fingerprint[:12]}, was"
+            f"{run.path}: the corpus has changed since the run began (SHA-256 {corpus.fingerprint[:12]}, was"
             f" {str(run.environment.get('corpus_sha256'))[:12]}): give --run another path"
         )
-    run = replace(run, config=config)
     step = run.last_state_step() or 0
-    if step < config.train.n_steps:
+    if step < run.config.train.n_steps:
         run.cut(step)
     else:
         run.remove_partial()

@@ -3,6 +3,7 @@
 from tokenizers import Tokenizer
 
 from icl_jax.config import UserError
+from icl_jax.telling import is_unicode
 
 _SHOWN_CHARS = 40
 
@@ -13,8 +14,7 @@ def encode_text(text: str, tokenizer: Tokenizer | None, vocab_size: int) -> list
     What looks like a special token is encoded as the text that it is. Raises UserError for a text that is empty or not
     valid Unicode, a word that the tokenizer does not know and an id outside of the vocabulary.
     """
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        # Bytes of a command line that are not UTF-8 arrive as lone surrogates.
+    if not is_unicode(text):
         raise UserError("TEXT: must be valid Unicode")
     if not text.strip():
         raise UserError("TEXT is empty: must hold a token or more")

@@ -14,6 +14,7 @@ from icl_jax.config import UserError
 from icl_jax.data.corpus import BOS, Progress
 from icl_jax.data.streams import Stream, random_stream
 from icl_jax.data.text.documents import Documents
+from icl_jax.telling import printable
 
 _BOS_LIKE = (BOS, "<s>", "<|endoftext|>", "[BOS]", "<bos>", "<|begin_of_text|>")
 _BYTE_ALPHABET = 256
@@ -180,11 +181,6 @@ def _byte_of_character() -> dict[str, int]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-def printable(text: str) -> str:
-    """The text with every character that is not printable (line ends, ESC, zero-width, ...) escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def decode_tokens(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:

@@ -22,10 +22,10 @@ from icl_jax.data.text.tokenizing import (
     find_bos,
     load_tokenizer,
     parse_tokenizer,
-    printable,
     split_pieces,
     train_bpe,
 )
+from icl_jax.telling import printable
 
 
 class Texts(list[str]):

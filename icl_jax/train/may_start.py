@@ -1,0 +1,29 @@
+"""Whether a run can be trained in a folder, asked before JAX is there: that takes seconds."""
+
+from dataclasses import replace
+
+from icl_jax.config import Config, UserError, numeric_differences
+from icl_jax.data import Corpus
+from icl_jax.rundir import RunDir
+
+
+def may_start(path: str, config: Config) -> RunDir | None:
+    """The run that is there, to be resumed by `config`, or None where one can be made.
+
+    Raises UserError where the folder holds something else, or a run whose config would give other numbers.
+    """
+    if not RunDir.is_run(path):
+        RunDir.check_free(path)
+        return None
+    run = RunDir.open(path)
+    differences = numeric_differences(run.config, config)
+    if differences:
+        raise UserError(f"{run.path}: is a run with another config ({'; '.join(differences)}): give --run another path")
+    return replace(run, config=config)
+
+
+def check_vocabulary(config: Config, corpus: Corpus) -> None:
+    """Raise UserError where the corpus has more token ids than the model."""
+    if corpus.vocab_size > config.model.vocab_size:
+        allowed = f"must be at least the corpus's {corpus.vocab_size}"
+        raise UserError(f"model.vocab_size = {config.model.vocab_size}: {allowed}")
