@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from icl_jax.config import ModelConfig
 from icl_jax.model.forward import ACTIVATIONS, run_with_cache
 from icl_jax.model.params import Params
+from icl_jax.model.tokens import takes_tokens
 
 AnyParams = Params | dict[str, np.ndarray]
 
@@ -76,6 +77,7 @@ class _Cut(Activations):
         return value
 
 
+@takes_tokens
 def patterns(
     params: AnyParams, tokens: Int[Array, "B T"] | np.ndarray, config: ModelConfig
 ) -> Float[Array, "N B H T T"]:

@@ -15,6 +15,7 @@ from icl_jax.config import ModelConfig
 from icl_jax.maths.activations import Activations
 from icl_jax.model.forward import NORM_EPS, positions_TD, unembedding_DV
 from icl_jax.model.params import Params
+from icl_jax.model.tokens import takes_tokens
 
 
 class FrozenRun(NamedTuple):
@@ -30,6 +31,7 @@ class FrozenRun(NamedTuple):
     attn_scores: tuple[Float[Array, "B H T T"], ...]
 
 
+@takes_tokens
 def frozen_run(params: Params, tokens: Int[Array, "B T"], config: ModelConfig) -> FrozenRun:
     """Run the model once. The caller sees to it that it is attention-only."""
     return freeze(Activations(params, tokens, config, ("resid_pre", "pattern", "attn_scores", "resid_post")))
@@ -50,6 +52,7 @@ def freeze(seen: Activations) -> FrozenRun:
     )
 
 
+@takes_tokens
 def embedding(params: Params, tokens: Int[Array, "B T"], config: ModelConfig) -> Float[Array, "B T D"]:
     """The residual stream before the first layer: tokens, and standard positions."""
     embed = params["W_E"][tokens]

@@ -20,6 +20,7 @@ from icl_jax.config import ModelConfig
 from icl_jax.maths.activations import Activations, AnyParams
 from icl_jax.maths.frozen_run import embedding, frozen_norm, norm_scale
 from icl_jax.model.forward import unembedding_DV
+from icl_jax.model.tokens import takes_predicted_tokens
 
 
 class LogitAttribution(NamedTuple):
@@ -36,17 +37,17 @@ class LogitAttribution(NamedTuple):
     """-log p of the true token."""
 
 
+@takes_predicted_tokens
 def direct_logit_attribution(
     params: AnyParams, tokens: Int[Array, "B T"] | np.ndarray, config: ModelConfig
 ) -> LogitAttribution:
     """What each head, each MLP and the embedding add to the logit of the true next token, on rows that start with BOS.
 
     Unit: logits (nats up to a constant); any sign. Terms are float32; the sum is the logit to rounding, 1e-4 for logits
-    of a few tens, less with model.compute_dtype = "bfloat16". Raises ValueError for rows of fewer than two tokens.
+    of a few tens, less with model.compute_dtype = "bfloat16". Raises ValueError for ids that are none,
+    and rows of fewer than two tokens or more than n_ctx + 1.
     """
     tokens = jnp.asarray(tokens)
-    if tokens.shape[1] < 2:
-        raise ValueError(f"{tokens.shape = }: a row must hold a token that is predicted and one before it")
     seen = Activations(params, tokens[:, :-1], config, ("result", "mlp_out", "resid_post"))
     return attribution(seen, tokens[:, 1:])
 

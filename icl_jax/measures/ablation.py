@@ -34,6 +34,7 @@ from icl_jax.measures.measurement import Context, Measurement, Variable, needs_l
 from icl_jax.measures.snapshot import Snapshot
 from icl_jax.model.loss import losses
 from icl_jax.model.params import Params
+from icl_jax.model.tokens import takes_rows
 
 KINDS = ("full", "pattern_preserving", "mean", "resample")
 
@@ -108,6 +109,7 @@ def _heads_of_layer(
     return jax.lax.map(one_head, (jnp.swapaxes(z, 0, 1), mean_HTE, params["W_O"][layer].astype(z.dtype)))
 
 
+@takes_rows
 def ablate(
     params: Params | dict[str, np.ndarray], rows: Int[Array, "B tokens"] | np.ndarray, config: ModelConfig
 ) -> dict[str, Float[Array, "..."]]:

@@ -20,6 +20,7 @@ from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedPa
 from icl_jax.measures.snapshot import Snapshot
 from icl_jax.model.forward import unembedding_DV
 from icl_jax.model.params import Params
+from icl_jax.model.tokens import takes_tokens
 
 # Source tokens that the share of top-1 copying is taken over, at most: V by V for every head is costly.
 _MAX_TOP1_TOKENS = 1024
@@ -89,6 +90,7 @@ def logit_copying(logits: Float[Array, "... K R"], attended: Int[Array, "... K"]
     return LogitCopying(jnp.mean(ratio, -1), jnp.mean(paper, -1), jnp.sum(~is_defined, -1))
 
 
+@takes_tokens
 def copying_on_random_tokens(
     params: Params, tokens: Int[Array, "B T"], config: ModelConfig
 ) -> dict[str, Float[Array, "N H"]]:

@@ -29,10 +29,12 @@ from icl_jax.maths.activations import AnyParams, patterns
 from icl_jax.measures.measurement import Context, Measurement, Variable
 from icl_jax.measures.snapshot import Snapshot
 from icl_jax.model import head_scores
+from icl_jax.model.tokens import takes_tokens
 
 _SHORTEST = 9  # BOS and a block of two, four times
 
 
+@takes_tokens
 def prefix_matching(
     params: AnyParams, tokens: Int[Array, "B T"] | np.ndarray, config: ModelConfig, *, reduce: str = "sum"
 ) -> Float[Array, "N H"]:
@@ -46,6 +48,7 @@ def prefix_matching(
     return _each_layer(score, patterns(params, tokens, config), jnp.asarray(tokens))
 
 
+@takes_tokens
 def previous_token(
     params: AnyParams, tokens: Int[Array, "B T"] | np.ndarray, config: ModelConfig
 ) -> Float[Array, "N H"]:
@@ -53,6 +56,7 @@ def previous_token(
     return jnp.stack([head_scores.previous_token(pattern) for pattern in patterns(params, tokens, config)])
 
 
+@takes_tokens
 def duplicate_token(
     params: AnyParams, tokens: Int[Array, "B T"] | np.ndarray, config: ModelConfig
 ) -> Float[Array, "N H"]:
@@ -60,6 +64,7 @@ def duplicate_token(
     return _each_layer(_duplicate_token, patterns(params, tokens, config), jnp.asarray(tokens))
 
 
+@takes_tokens
 def induction_stripe(
     params: AnyParams, tokens: Int[Array, "B T"] | np.ndarray, config: ModelConfig
 ) -> Float[Array, "N H"]:

@@ -18,8 +18,10 @@ from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedPa
 from icl_jax.measures.snapshot import predictions
 from icl_jax.measures.token_classes import CLASSES, class_means, classify_tokens
 from icl_jax.model.icl_score import icl_windowed
+from icl_jax.model.tokens import takes_rows
 
 
+@takes_rows
 def held_out_loss(
     params: AnyParams, rows: Int[Array, "B tokens"] | np.ndarray, config: ModelConfig
 ) -> Float[Array, "B T"]:

@@ -22,11 +22,13 @@ from icl_jax.measures.measurement import Context, Measurement, Variable, needs_l
 from icl_jax.measures.snapshot import Snapshot
 from icl_jax.model.head_scores import followers
 from icl_jax.model.params import Params
+from icl_jax.model.tokens import takes_rows, takes_tokens
 
 _MAX_ROWS = 128
 _ROWS_AT_A_TIME = 8
 
 
+@takes_tokens
 def matching_by_query(
     params: Params, tokens: Int[Array, "B T"], config: ModelConfig
 ) -> tuple[Float[Array, "N H B T"], Bool[Array, "B T"]]:
@@ -37,6 +39,7 @@ def matching_by_query(
     return jnp.moveaxis(jnp.stack(matched), 1, 2), jnp.any(is_follower_BQK, axis=-1)
 
 
+@takes_rows
 def label_matching(
     params: Params, rows: Int[Array, "B tokens"], labels: Int[Array, "B tokens"], n_labels: int, config: ModelConfig
 ) -> Float[Array, "label N H"]:

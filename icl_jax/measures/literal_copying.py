@@ -25,6 +25,7 @@ from icl_jax.maths.activations import Activations, AnyParams
 from icl_jax.maths.logit_attribution import attribution
 from icl_jax.measures.measurement import Context, Measurement, Variable, needs_layers
 from icl_jax.measures.snapshot import Snapshot
+from icl_jax.model.tokens import takes_predicted_tokens
 
 _SHORTEST = 5  # BOS and two tokens twice: the second is predicted from the first
 
@@ -35,6 +36,7 @@ def said_twice(rows: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B R"]:
     return np.concatenate([rows[:, : 1 + half], rows[:, 1 : 1 + half]], axis=1)
 
 
+@takes_predicted_tokens
 def literal_copying(
     params: AnyParams, tokens: Int[Array, "B R"], config: ModelConfig
 ) -> dict[str, Float[Array, "N H"] | Float[Array, ""]]:

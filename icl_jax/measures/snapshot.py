@@ -16,6 +16,7 @@ from icl_jax.measures.map_rows import map_rows
 from icl_jax.model.execution import resolve
 from icl_jax.model.forward import final_resid, unembedding_DV
 from icl_jax.model.loss import token_loss_and_rank
+from icl_jax.model.tokens import takes_rows
 
 N_SEQUENCES = 10
 MAX_PATTERN_CTX = 512
@@ -58,6 +59,7 @@ class Snapshot:
         return self._predictions[1]
 
 
+@takes_rows
 def predictions(
     params: AnyParams, rows: Int[Array, "B tokens"] | np.ndarray, config: ModelConfig
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:

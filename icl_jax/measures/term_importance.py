@@ -22,6 +22,7 @@ from icl_jax.maths.frozen_run import frozen_run, head_outputs, to_logits
 from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable, attention_only
 from icl_jax.measures.snapshot import Snapshot
 from icl_jax.model.params import Params
+from icl_jax.model.tokens import takes_rows
 
 # About so many tokens: each run unembeds them all.
 _N_TOKENS = 4096
@@ -40,6 +41,7 @@ class TermImportance(NamedTuple):
     """The model's own loss."""
 
 
+@takes_rows
 def term_importance(params: Params, rows: Int[Array, "B T1"], config: ModelConfig) -> TermImportance:
     """Of an attention-only model of one or more layers, on rows of tokens. The caller sees to it that it is one."""
     tokens, targets = rows[:, :-1], rows[:, 1:]

@@ -31,6 +31,7 @@ from icl_jax.model.linear import linear
 from icl_jax.model.params import Params, layer_names
 from icl_jax.model.positions import rotate, sinusoidal
 from icl_jax.model.precision import einsum
+from icl_jax.model.tokens import takes_tokens
 
 TapFn = Callable[[str, int, jax.Array], jax.Array]
 GatherFn = Callable[[str, jax.Array], jax.Array]
@@ -127,6 +128,7 @@ def _after_attention(
     return see("resid_post", resid)
 
 
+@takes_tokens
 def final_resid(
     params: Params,
     tokens: Int[Array, "B T"],
@@ -185,6 +187,7 @@ def unembedding_DV(params: Params) -> jax.Array:
     return params["W_U"] if "W_U" in params else params["W_E"].T
 
 
+@takes_tokens
 def forward(
     params: Params,
     tokens: Int[Array, "B T"],
@@ -199,6 +202,7 @@ def forward(
     return einsum("BTD,DV->BTV", x_BTD, W_U, preferred_element_type=jnp.float32)
 
 
+@takes_tokens
 def run_with_cache(
     params: Params, tokens: Int[Array, "B T"], config: ModelConfig, names: Container[str] = ACTIVATIONS
 ) -> tuple[Float[Array, "B T V"], dict[tuple[str, int], jax.Array]]:

@@ -15,6 +15,7 @@ from icl_jax.model.kernels import loss_kernel
 from icl_jax.model.linear import weight_grad
 from icl_jax.model.params import Params
 from icl_jax.model.precision import einsum
+from icl_jax.model.tokens import takes_rows
 
 
 def reference_token_loss(
@@ -92,6 +93,7 @@ def token_loss_and_rank(
     return loss, rank
 
 
+@takes_rows
 def losses(
     params: Params,
     rows: Int[Array, "B T1"],
