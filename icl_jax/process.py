@@ -1,11 +1,13 @@
 """Settings of the whole process that must be made before JAX or the first big allocation."""
 
+import contextlib
 import ctypes
 import logging
 import os
 import sys
 import types
 import warnings
+from pathlib import Path
 from typing import NoReturn
 
 import platformdirs
@@ -75,6 +77,18 @@ def end(status: int) -> NoReturn:
 def cpu_count() -> int:
     """CPU cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Memory that this process can have at most: the machine's with its swap, or what its control group allows."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, StopIteration):  # not Linux
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        total += 1024 * int(next(line.split()[1] for line in lines if line.startswith("SwapTotal:")))
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max"
+            total = min(total, int(Path(path).read_text()))
+    return total
 
 
 def configure_jax(n_cpu_devices: int) -> None:

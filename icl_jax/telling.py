@@ -45,11 +45,11 @@ def format_count(n: float) -> str:
 
 def format_bytes(n: float) -> str:
     """Memory in two or three digits: ``950 B``, ``3.1 MB``, ``16 GB``, ``36 TB``."""
-    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB"):
         if abs(n) < 999.5:
             return f"{n:.2g} {unit}" if abs(n) < 9.95 else f"{n:.0f} {unit}"
         n /= 1000
-    return f"{n:.3g} EB"
+    return f"{n:.3g} YB"
 
 
 def format_duration(seconds: float) -> str:

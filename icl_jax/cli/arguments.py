@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -13,6 +14,7 @@ from tyro.conf import Positional
 
 from icl_jax.config import Config, DataConfig, UserError, load_config
 from icl_jax.config.builtin import config_file
+from icl_jax.config.checks import whole_number_of
 from icl_jax.config.corpora import NAMES, Options, corpus_kind, corpus_name, sources
 
 T = TypeVar("T")
@@ -28,7 +30,7 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, description: str, def
     except SystemExit as error:
         if not error.code:
             raise
-        raise UserError(_one_line(stderr.getvalue(), prog)) from None
+        raise UserError(_one_line(stderr.getvalue(), prog, args)) from None
 
 
 # What tyro says, and how it reads as NAME = VALUE: WHAT IS ALLOWED.
@@ -47,7 +49,7 @@ _REWORDED = (
 _RULE = re.compile(r"[╭╰].*|[ │]*[-─]{8,}[ │]*")
 
 
-def _one_line(box: str, prog: str) -> str:
+def _one_line(box: str, prog: str, args: Sequence[str]) -> str:
     """What tyro's error box says, on one line: its first part, and the options that it suggests."""
     parts: list[list[str]] = [[]]
     for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
@@ -63,7 +65,25 @@ def _one_line(box: str, prog: str) -> str:
     suggested = [match.group(1) for match in found if match]
     if suggested and message.endswith("no such option"):
         message += f"; did you mean {' or '.join(suggested[:3])}?"
-    return f"{message}; see {prog} --help"
+    return f"{message}{_what_to_write(message, args)}; see {prog} --help"
+
+
+def _what_to_write(message: str, args: Sequence[str]) -> str:
+    """Where someone wrote 1e3 for a whole number, or True behind a switch: what to write in its place."""
+    if (number := re.fullmatch(r"\S+ = '(.*)': must be a whole number", message)) is not None:
+        meant = whole_number_of(re.sub(r"[,\s]", "", number.group(1)))
+        return "" if meant is None else f": write {meant}"
+    switch = re.fullmatch(r"(.*): unexpected argument", message)
+    if switch is None or switch.group(1).lower() not in ("true", "false", "yes", "no", "on", "off", "1", "0"):
+        return ""
+    given = [*(arg for arg, value in pairwise(args) if value == switch.group(1)), *(
+        arg.removesuffix(f"={switch.group(1)}") for arg in args if arg.endswith(f"={switch.group(1)}")
+    )]  # fmt: skip
+    if not given or not given[0].startswith("--"):
+        return ""
+    section, dot, name = given[0].removeprefix("--").rpartition(".")
+    name = name.removeprefix("no-")
+    return f": {given[0]} takes no value: write --{section}{dot}{name} or --{section}{dot}no-{name}"
 
 
 def _as_arguments(config: Config) -> Config:

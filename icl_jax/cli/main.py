@@ -15,6 +15,7 @@ from icl_jax import __version__, process
 from icl_jax.cli.arguments import ConfigArgs, parse, parse_with_config
 from icl_jax.config import NonFiniteLossError, UserError
 from icl_jax.display import say
+from icl_jax.telling import one_line
 
 
 def _train(args: Sequence[str], console: Console) -> int:
@@ -200,7 +201,7 @@ def run(argv: Sequence[str]) -> int:
     except (UserError, NonFiniteLossError) as error:
         if is_debug:
             traceback.print_exc()
-        print(f"icl-jax: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"icl-jax: {one_line(str(error))}", file=sys.stderr)
         return 3 if isinstance(error, NonFiniteLossError) else 2
     except KeyboardInterrupt:
         print("icl-jax: interrupted", file=sys.stderr)

@@ -56,7 +56,7 @@ class ModelConfig:
     """Tokens per chunk of the unembedding and cross-entropy, which bounds the memory of logits; 0: what is fastest."""
 
     def __post_init__(self) -> None:
-        check_types("model", self)
+        check_types("model", self, is_float32=True)
         require(self.n_layers >= 0, "model.n_layers", self.n_layers, "must be 0 or more")
         for name in ("d_model", "n_heads", "vocab_size", "n_ctx"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be 1 or more")
@@ -190,18 +190,23 @@ class OptimizerConfig:
     """Largest global norm of the gradient; 0: no clipping."""
 
     def __post_init__(self) -> None:
-        check_types("optimizer", self)
+        check_types("optimizer", self, is_float32=True)
         require(self.lr > 0, "optimizer.lr", self.lr, "must be greater than 0")
         require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "must be 0 or more")
         for name in ("b1", "b2"):
-            require(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "must be in [0, 1)")
+            # The next float32 below 1 is 2**-24 away: what lies nearer becomes 1, and the moments never settle.
+            allowed = "must be in [0, 1), and not 1 in float32"
+            require(0 <= getattr(self, name) < 1 - 2**-25, f"optimizer.{name}", getattr(self, name), allowed)
         require(self.eps > 0, "optimizer.eps", self.eps, "must be greater than 0")
         for name in ("weight_decay", "clip_norm", "decay_change_factor"):
             require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "must be 0 or more")
         fraction = self.final_lr_fraction
         require(0 <= fraction <= 1, "optimizer.final_lr_fraction", fraction, "must be in [0, 1]")
         require(
-            self.decay_change_step >= -1, "optimizer.decay_change_step", self.decay_change_step, "must be -1 or more"
+            -1 <= self.decay_change_step < 2**31,
+            "optimizer.decay_change_step",
+            self.decay_change_step,
+            "must be -1 or more, and less than 2**31",
         )
 
 

@@ -1,5 +1,6 @@
 """How a model is computed on a platform: whatever config fields leave to be chosen, chosen in one place."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,5 +98,6 @@ def n_micro_batches(shape: tuple[int, ...], accum_steps: int, platform: str) -> 
     n_rows, n_ctx = shape[0] // accum_steps, shape[1] - 1
     if platform != "cpu":
         return accum_steps
-    fitting = (n for n in range(1, n_rows + 1) if n_rows % n == 0 and n * n_ctx >= CPU_TOKENS_AT_A_TIME)
+    small = [n for n in range(1, math.isqrt(n_rows) + 1) if n_rows % n == 0]
+    fitting = (n for n in (*small, *(n_rows // n for n in reversed(small))) if n * n_ctx >= CPU_TOKENS_AT_A_TIME)
     return accum_steps * (n_rows // next(fitting, n_rows))

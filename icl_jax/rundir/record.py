@@ -77,6 +77,7 @@ class Record:
 
         with _unusable(path, "cannot open the record"):
             self._group = zarr.open_group(str(path), mode="r+")
+            self._last_counted = -1
 
     @classmethod
     def create(cls, path: epath.Path, config: Config, attributes: dict[str, Any]) -> "Record":
@@ -85,14 +86,15 @@ class Record:
 
         group = zarr.open_group(str(path), mode="w", zarr_format=3, attributes=attributes)
         n_steps, n_ctx = config.train.n_steps, config.model.n_ctx
-        steps = np.arange(n_steps, dtype=np.int64)
 
-        def coordinate(name: str, dim: str, values: np.ndarray, meaning: str) -> None:
-            array = group.create_array(
-                name, shape=values.shape, dtype=values.dtype, dimension_names=(dim,),
+        def counter(name: str, dim: str, n: int, dtype: str, meaning: str) -> zarr.Array:
+            return group.create_array(
+                name, shape=(n,), chunks=(min(n, _CHUNK_FLOATS),), dtype=dtype, dimension_names=(dim,),
                 attributes={"units": "1", "long_name": meaning},
             )  # fmt: skip
-            array[:] = values
+
+        def coordinate(name: str, dim: str, values: np.ndarray, meaning: str) -> None:
+            counter(name, dim, len(values), str(values.dtype), meaning)[:] = values
 
         def empty(name: str, dims: tuple[str, ...], shape: tuple[int, ...], units: str, meaning: str) -> None:
             inner = int(np.prod(shape[1:], dtype=np.int64))
@@ -102,9 +104,9 @@ class Record:
                 attributes={"units": units, "long_name": meaning},
             )  # fmt: skip
 
-        coordinate("step", "step", steps, "updates before")
+        counter("step", "step", n_steps, "int64", "updates before")
         coordinate("position", "position", np.arange(n_ctx, dtype=np.int32), "index t of the last token seen, BOS is 0")
-        coordinate("tokens", "step", steps * config.tokens_per_step, "tokens predicted in training before")
+        counter("tokens", "step", n_steps, "int64", "tokens predicted in training before")
         empty("loss", ("step", "position"), (n_steps, n_ctx), "nats", "loss of predicting token t + 1, batch mean")
         for name, (units, meaning) in _STEP_SCALARS.items():
             empty(name, ("step",), (n_steps,), units, meaning)
@@ -124,11 +126,14 @@ class Record:
             # Consolidated metadata is xarray's fast way in; the Zarr v3 specification has yet to adopt it.
             warnings.simplefilter("ignore")
             zarr.consolidate_metadata(str(path))
-        return cls(path, config)
+        record = cls(path, config)
+        record._count(0, 1)
+        return record
 
     def write_steps(self, block: StepBlock) -> None:
         """Store consecutive steps."""
         steps = slice(block.first_step, block.first_step + len(block.lr))
+        self._count(steps.start, steps.stop)
         self._array("loss")[steps] = block.loss
         for name in _STEP_SCALARS:
             self._array(name)[steps] = getattr(block, name)
@@ -149,10 +154,27 @@ class Record:
                 for partial in Path(self._path).rglob("*.partial"):
                     partial.unlink()
             for name in (*_STEP_SCALARS, "loss"):
-                self._array(name)[step:] = np.float32("nan")
+                array = self._array(name)
+                # Not to its end: in a long run that would be a million chunks that are not there.
+                array[step : max(step, self._written_to(array))] = np.float32("nan")
             first_probe = sum(s < step for s in self._probe_index)
             for name in reversed(self._probe_arrays()) if self._probe_index else ():
                 self._array(name)[first_probe:] = np.float32("nan")
+
+    def _count(self, first: int, end: int) -> None:
+        """Number the steps of the chunks that these are in, once: all steps of a run may be too many to hold."""
+        for chunk in range(max(first // _CHUNK_FLOATS, self._last_counted + 1), (end - 1) // _CHUNK_FLOATS + 1):
+            start = chunk * _CHUNK_FLOATS
+            steps = np.arange(start, min(start + _CHUNK_FLOATS, self._config.train.n_steps), dtype=np.int64)
+            self._array("step")[start : start + len(steps)] = steps
+            self._array("tokens")[start : start + len(steps)] = steps * self._config.tokens_per_step
+            self._last_counted = chunk
+
+    def _written_to(self, array: "zarr.Array") -> int:
+        """The end of the last chunk of an array that there is."""
+        folder = self._path / array.basename / "c"
+        chunks = [int(chunk.name) for chunk in folder.iterdir() if chunk.name.isdigit()] if folder.exists() else []
+        return min((max(chunks, default=-1) + 1) * array.chunks[0], array.shape[0])
 
     def _probe_arrays(self) -> list[str]:
         """In the order of writing."""
@@ -185,12 +207,24 @@ def load_record(path: epath.Path) -> "xr.Dataset":
     import xarray as xr
 
     with _unusable(path, "cannot read the record"):
-        record = xr.open_zarr(str(path), consolidated=False)
-        n_steps = _leading(*(np.isfinite(record[name].values) for name in _STEP_SCALARS))
-        record = record.isel(step=slice(0, n_steps))
+        # An index would hold every step there will be: it is made of those that are there.
+        record = xr.open_zarr(str(path), consolidated=False, create_default_indexes=False)
+        n_steps = _n_recorded([record[name] for name in _STEP_SCALARS])
+        record = record.isel(step=slice(0, n_steps)).set_xindex("step").set_xindex("position")
         if "probe" in record.sizes:
             record = record.isel(probe=slice(0, _leading(np.isfinite(record[_PROBE_IS_COMPLETE].values))))
     return record.set_coords([n for n in ("tokens", "probe_step", "probe_tokens") if n in record])
+
+
+def _n_recorded(scalars: "list[xr.DataArray]") -> int:
+    """Length of the leading stretch of steps that is recorded in all of these, read chunk by chunk."""
+    n_steps = scalars[0].size
+    for start in range(0, n_steps, _CHUNK_FLOATS):
+        part = slice(start, start + _CHUNK_FLOATS)
+        n = _leading(*(np.isfinite(scalar[part].values) for scalar in scalars))
+        if n < min(_CHUNK_FLOATS, n_steps - start):
+            return start + n
+    return n_steps
 
 
 def _leading(*is_recorded: np.ndarray) -> int:

@@ -5,15 +5,19 @@ from dataclasses import replace
 from icl_jax.config import Config, UserError, numeric_differences
 from icl_jax.data import Corpus
 from icl_jax.rundir import RunDir
+from icl_jax.train.sizes import check_disk, check_memory
 
 
-def may_start(path: str, config: Config) -> RunDir | None:
+def may_start(path: str, config: Config, n_processes: int = 1) -> RunDir | None:
     """The run that is there, to be resumed by `config`, or None where one can be made.
 
-    Raises UserError where the folder holds something else, or a run whose config would give other numbers.
+    Raises UserError where the folder holds something else, or a run whose config would give other numbers, and where
+    the run cannot fit on this machine.
     """
+    check_memory(config, n_processes)
     if not RunDir.is_run(path):
         RunDir.check_free(path)
+        check_disk(config, path)
         return None
     run = RunDir.open(path)
     differences = numeric_differences(run.config, config)

@@ -58,7 +58,7 @@ def run(
 
     def open_here() -> Corpus:
         if is_first():
-            may_start(path, config)
+            may_start(path, config, jax.process_count())
         corpus = open_corpus(config, console)
         check_vocabulary(config, corpus)
         return corpus

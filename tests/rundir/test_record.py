@@ -1,7 +1,9 @@
 """record.zarr as a reader of another program meets it, and as training writes it."""
 
 import json
+import tracemalloc
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +149,25 @@ def test_a_record_that_cannot_be_read_is_a_user_error(tmp_path: Path) -> None:
     (path / "loss" / "zarr.json").write_text("{")
     with pytest.raises(UserError, match=r"record\.zarr"):
         load_record(path)
+
+
+def test_a_record_of_two_thousand_million_steps_takes_no_memory(tmp_path: Path) -> None:
+    short = run_config()
+    config = replace(short, train=replace(short.train, n_steps=2_000_000_000))
+    tracemalloc.start()
+    path, record = _record(tmp_path, config)
+    record.write_steps(steps_of(config, 0, 5))
+    record.cut(3)
+    found = load_record(path).load()
+    # As if it had been trained so far: the numbers of the steps there are written with them.
+    far = 1_000_000_000
+    Record(path, config).write_steps(steps_of(config, far, far + 2))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
+    _assert_prefix(found, config, 3, 0)
+    assert found["step"].values.tolist() == [0, 1, 2]
+    assert found.sel(step=1)["loss"].shape == (7,)
+    numbers = zarr.open_group(str(path), mode="r")
+    assert numbers["step"][far : far + 2].tolist() == [far, far + 1]  # type: ignore[index]
+    assert numbers["tokens"][far] == 35 * far  # type: ignore[index]
