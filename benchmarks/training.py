@@ -59,12 +59,12 @@ def _step_alone(config: Config, corpus: Any, devices: list[Any], n_steps: int) -
     """Tokens/s of dispatching and finishing steps on rows that are already at hand."""
     import jax
 
-    from icl_jax.data import Batches
+    from icl_jax.data import read_batches
     from icl_jax.train.parallel import ParallelStep
 
     parallel = ParallelStep(config, devices)
     state = parallel.init_state()
-    with Batches(corpus, seed=0, batch_size=config.train.batch_size, start_step=0) as batches:
+    with read_batches(corpus, seed=0, batch_size=config.train.batch_size, start_step=0) as batches:
         rows = [next(batches) for _ in range(n_steps + 1)]
     state, metrics = parallel.step(state, parallel.put_rows(rows[0]))
     jax.block_until_ready((state, metrics))
@@ -115,9 +115,9 @@ def _whole_loop(config: Config, corpus: Any, devices: list[Any], n_steps: int, n
 
 def _input_alone(config: Config, corpus: Any, n_steps: int) -> float:
     """Tokens/s of making batches, thread and queue included."""
-    from icl_jax.data import Batches
+    from icl_jax.data import read_batches
 
-    with Batches(corpus, seed=0, batch_size=config.train.batch_size, start_step=0) as batches:
+    with read_batches(corpus, seed=0, batch_size=config.train.batch_size, start_step=0) as batches:
         for _ in range(8):
             next(batches)
         start_s = time.perf_counter()

@@ -1,8 +1,6 @@
 """Every measurement over every snapshot of a run, into RUN/analysis.zarr."""
 
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +13,7 @@ from icl_jax.config import UserError
 from icl_jax.measures.measurement import Context, Derived, Measurement, StackedParams, measure_all
 from icl_jax.measures.table import TABLE
 from icl_jax.model.params import param_shapes
+from icl_jax.read_ahead import ReadAhead
 from icl_jax.rundir import RunDir, SnapshotEntry
 
 Progress = Callable[[int, int, str], None]
@@ -131,16 +130,19 @@ class _Session:
         missing = {m.name: [e for e in entries if self.key(m, e) not in self.works[m.name]] for m in applicable}
         self._total += sum(len(todo) for todo in missing.values())
         needed = [e for e in entries if any(e in todo for todo in missing.values())]
-        for batch, params in _read_ahead(self._run, _batches(needed)):
-            together: dict[tuple[int, ...], list[Measurement]] = {}
-            for measurement in applicable:
-                todo = tuple(i for i, entry in enumerate(batch) if entry in missing[measurement.name])
-                together.setdefault(todo, []).append(measurement)
-            together.pop((), None)
-            for todo, group in together.items():
-                some = _pick(params, list(todo), len(batch))
-                for measurement, answer in measure_all(tuple(group), self._context, some):
-                    self._keep(measurement, [batch[i] for i in todo], answer)
+        batches = _batches(needed)
+        stacked = (load_stacked(self._run, [entry.step for entry in batch]) for batch in batches)
+        with ReadAhead(stacked, depth=1, name="icl_jax-snapshots") as ahead:
+            for batch, params in zip(batches, ahead, strict=True):
+                together: dict[tuple[int, ...], list[Measurement]] = {}
+                for measurement in applicable:
+                    todo = tuple(i for i, entry in enumerate(batch) if entry in missing[measurement.name])
+                    together.setdefault(todo, []).append(measurement)
+                together.pop((), None)
+                for todo, group in together.items():
+                    some = _pick(params, list(todo), len(batch))
+                    for measurement, answer in measure_all(tuple(group), self._context, some):
+                        self._keep(measurement, [batch[i] for i in todo], answer)
 
     def _keep(self, measurement: Measurement, entries: list[SnapshotEntry], answer: dict[str, np.ndarray]) -> None:
         expected = set(measurement.variables)
@@ -170,41 +172,6 @@ def _batches(entries: list[SnapshotEntry]) -> list[list[SnapshotEntry]]:
     n_batches = -(-len(entries) // largest)
     bounds = np.linspace(0, len(entries), n_batches + 1).round().astype(int)
     return [entries[a:b] for a, b in pairwise(bounds)]
-
-
-def _read_ahead(run: RunDir, batches: list[list[SnapshotEntry]]) -> Iterator[tuple[list[SnapshotEntry], StackedParams]]:
-    """Each batch with its parameters; a thread reads the next one meanwhile."""
-    ready: queue.Queue[StackedParams | BaseException] = queue.Queue(1)
-    closed = threading.Event()
-
-    def put(item: StackedParams | BaseException) -> None:
-        while not closed.is_set():
-            try:
-                ready.put(item, timeout=0.05)
-            except queue.Full:
-                continue
-            return
-
-    def read() -> None:
-        try:
-            for batch in batches:
-                if closed.is_set():
-                    return
-                put(load_stacked(run, [entry.step for entry in batch]))
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=read, name="icl_jax-snapshots", daemon=True)
-    thread.start()
-    try:
-        for batch in batches:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield batch, item
-    finally:
-        closed.set()
-        thread.join()
 
 
 def load_stacked(run: RunDir, steps: Sequence[int]) -> StackedParams:

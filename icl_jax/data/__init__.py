@@ -1,8 +1,8 @@
 """Rows of tokens for training: corpora, the order of rows and prefetched batches. NumPy only."""
 
-from icl_jax.data.batches import Batches
+from icl_jax.data.batches import read_batches
 from icl_jax.data.corpus import Corpus, Progress
 from icl_jax.data.opening import open_corpus, open_shown
 from icl_jax.data.order import row_ids
 
-__all__ = ["Batches", "Corpus", "Progress", "open_corpus", "open_shown", "row_ids"]
+__all__ = ["Corpus", "Progress", "open_corpus", "open_shown", "read_batches", "row_ids"]

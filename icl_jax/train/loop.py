@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from icl_jax.config import Config, NonFiniteLossError, UserError
-from icl_jax.data import Batches, Corpus
+from icl_jax.data import Corpus, read_batches
 from icl_jax.display import StepsDisplay
 from icl_jax.model.execution import Execution
+from icl_jax.read_ahead import ReadAhead
 from icl_jax.rundir import RunDir, probe_steps, snapshot_steps
 from icl_jax.rundir.record import ProbeResult
 from icl_jax.train.parallel import ParallelStep
@@ -101,12 +102,12 @@ def last_good_snapshot(run: RunDir, bad_step: int) -> str:
     return f"the last good snapshot is step {steps[-1]}" if steps else "no snapshot was saved before"
 
 
-def local_batches(config: Config, corpus: Corpus, start_step: int) -> Batches:
+def local_batches(config: Config, corpus: Corpus, start_step: int) -> ReadAhead[np.ndarray]:
     """This process's share of the rows of each step: a slice of a global batch that all processes know."""
     n_local = config.train.batch_size // jax.process_count()
     first = jax.process_index() * n_local
     share = slice(first, first + n_local)
-    return Batches(
+    return read_batches(
         corpus, seed=config.data.seed, batch_size=config.train.batch_size, start_step=start_step, local=share
     )
 

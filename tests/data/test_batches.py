@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from icl_jax.data import Batches, row_ids
+from icl_jax.data import read_batches, row_ids
+from icl_jax.read_ahead import ReadAhead
 from tests.waiting import LAST_RESORT_S, wait_until
 
 
@@ -31,8 +32,8 @@ class NumberedRows:
         return (ids[:, None] + np.arange(self.n_ctx + 1)).astype(np.int32)
 
 
-def batches(corpus: NumberedRows, **kwargs: object) -> Batches:
-    return Batches(corpus, **({"seed": 3, "batch_size": 6} | kwargs))  # type: ignore[arg-type]
+def batches(corpus: NumberedRows, **kwargs: object) -> ReadAhead[NDArray[np.int32]]:
+    return read_batches(corpus, **({"seed": 3, "batch_size": 6} | kwargs))  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)

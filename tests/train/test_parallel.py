@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from icl_jax.config import Config, UserError
-from icl_jax.data import Batches, open_corpus
+from icl_jax.data import open_corpus, read_batches
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.verify import problems
 from icl_jax.train.parallel import ParallelStep, sharded_axes
@@ -60,7 +60,7 @@ def _curve(config: Config, n_devices: int) -> tuple[np.ndarray, np.ndarray, dict
         parallel = ParallelStep(config, jax.devices()[:n_devices])
     state = parallel.put_state(init_state(config))
     losses, norms = [], []
-    with Batches(open_corpus(config), seed=config.data.seed, batch_size=config.train.batch_size) as batches:
+    with read_batches(open_corpus(config), seed=config.data.seed, batch_size=config.train.batch_size) as batches:
         for _ in range(N_STEPS):
             state, metrics = parallel.step(state, parallel.put_rows(next(batches)))
             losses.append(np.asarray(metrics.loss_T))

@@ -107,7 +107,7 @@ def test_a_corpus_of_it_trains_without_tensorflow_in_a_process_without_the_build
         "from icl_jax.data.corpora.tfds import TfdsOptions\nfields = json.loads(sys.argv[1])\n"
         "data = DataConfig(options=TfdsOptions(data_dir=fields.pop('data_dir')), **fields)\n"
         "config = Config(model=ModelConfig(vocab_size=300, n_ctx=19), data=data, probes=ProbeConfig(held_out_rows=1))\n"
-        "with Batches(open_corpus(config), seed=0, batch_size=4) as batches:\n"
+        "with read_batches(open_corpus(config), seed=0, batch_size=4) as batches:\n"
         "    print(next(batches).tolist())\n"
         "assert 'tensorflow' not in sys.modules\n"
     )
