@@ -15,6 +15,7 @@ import xarray as xr
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import Config, DataConfig, ModelConfig
 from icl_jax.data.opening import open_corpus
+from icl_jax.maths.finding import find_changes
 from icl_jax.maths.frozen_run import frozen_run
 from icl_jax.measures import (
     ablation,
@@ -41,7 +42,7 @@ from icl_jax.measures.loss_derivative import derivative_by_log_index
 from icl_jax.measures.measurement import Context, Measurement
 from icl_jax.measures.pattern_matching import pattern_matching
 from icl_jax.measures.pca import pca, turning_angles
-from icl_jax.measures.phase_change import window_in_tokens
+from icl_jax.measures.steepest_fall import window_in_tokens
 from icl_jax.measures.table import TABLE
 from icl_jax.model import head_scores as live
 from icl_jax.model.icl_score import icl_score, icl_windowed
@@ -165,11 +166,32 @@ def _bump() -> Found:
     }
 
 
+RISE = 1 / (1 + 9 ** -((2 * TOKENS / 1e6 - 1.2) / 0.2))
+
+
 def _phase_change() -> Found:
+    (change,) = find_changes(TOKENS, -0.4 * RISE, schedule=None, direction=-1).changes
+    straight = find_changes(TOKENS, -0.4 * TOKENS / TOKENS[-1], schedule=None, direction=-1)
+    of = "a step of 0.4 nats, 10 % done at 0.5 M tokens and 90 % at 0.7 M"
+    return {
+        ("change_start", f"{of}, in M"): change.start / 1e6,
+        ("change_end", f"{of}, in M"): change.end / 1e6,
+        ("change_size", of): change.size,
+        ("change_share", of): change.share,
+        ("change_p", "a straight fall"): straight.p_value,
+    }
+
+
+def _label_changes() -> Found:
+    (change,) = find_changes(TOKENS, 0.1 + 0.8 * RISE, schedule=None, direction=1).changes
+    return {("label_change_size", "a probability that steps from 0.1 to 0.9"): change.size}
+
+
+def _steepest_fall() -> Found:
     start, end = window_in_tokens(TOKENS, 0.4 * FALL)
     drop = float(np.diff(np.interp([start, end], TOKENS, 0.4 * FALL))[0])
     of = "a fall of 0.4 nats between two plateaus"
-    return {("phase_drop", of): drop, ("phase_share", of): drop / -0.4}
+    return {("steepest_drop", of): drop, ("steepest_share", of): drop / -0.4}
 
 
 def _token_classes() -> Found:
@@ -477,7 +499,7 @@ def _ablation() -> Found:
 
 
 def _ablation_effects() -> Found:
-    at_end = _growing().sel(selected=int(_growing()["phase_end"]))
+    at_end = _growing().sel(selected=int(_growing()["step_after"]))
     pairs = [("pattern_preserving", 1), ("pattern_preserving", 0), ("full", 0)]
     return {
         (f"{kind}_along_change", f"a run whose head 1.0 grows, head {layer}.0"): float(

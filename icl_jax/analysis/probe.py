@@ -16,6 +16,7 @@ from icl_jax.data.text.text_ids import encode_text
 from icl_jax.data.text.tokenizing import decode_tokens, run_tokenizer
 from icl_jax.maths.logit_attribution import LogitAttribution, direct_logit_attribution
 from icl_jax.measures.map_snapshots import map_snapshots
+from icl_jax.measures.phase_change import finding_of
 from icl_jax.model.forward import forward
 from icl_jax.model.params import Params
 from icl_jax.rundir import RunDir
@@ -99,8 +100,8 @@ def _steps(run: RunDir, step: int | None) -> list[int]:
     analysis = run.path / "analysis.zarr"
     if analysis.exists():
         dataset = load_dataset(analysis)
-        if "phase_start" in dataset:
-            ends = [int(dataset["phase_start"]), int(dataset["phase_end"])]
+        if "step_before" in dataset and finding_of(dataset).changes:
+            ends = [int(dataset["step_before"]), int(dataset["step_after"])]
             # The run may have been cut back and trained anew since it was analyzed.
             if set(ends) <= set(kept):
                 return ends

@@ -10,7 +10,7 @@ from icl_jax.analysis.choose_snapshots import choose_entries, choose_few
 from icl_jax.analysis.dataset import build_dataset, save_dataset
 from icl_jax.analysis.finished_work import FinishedWork, work_key
 from icl_jax.config import UserError
-from icl_jax.measures.measurement import Context, Derived, Measurement, StackedParams, measure_all
+from icl_jax.measures.measurement import Context, Derived, Measurement, Recorded, StackedParams, measure_all
 from icl_jax.measures.table import TABLE
 from icl_jax.model.params import param_shapes
 from icl_jax.read_ahead import ReadAhead
@@ -54,8 +54,12 @@ def analyze(
     session = _Session(run, context, table, progress)
     everywhere = [m for m in table if isinstance(m, Measurement) and not m.on_few]
     session.take([m for m in everywhere if m.name in wanted], chosen)
-    dataset = build_dataset(run, context, table, session.works, chosen, [], wanted)
     on_few = [m for m in table if isinstance(m, Measurement) and m.on_few]
+    # Where any are on few snapshots, the window comes first and all the rest once those are taken.
+    names = {entry.name for entry in table}
+    first = with_needs([_WINDOW] if _WINDOW in names else [], table) if on_few else names
+    part = tuple(entry for entry in table if entry.name in first)
+    dataset = build_dataset(run, context, part, session.works, chosen, [], wanted)
     if on_few:
         few = [chosen[i] for i in choose_few(dataset["tokens"].values, _window(dataset))]
         session.take([m for m in on_few if m.name in wanted], few)
@@ -74,8 +78,17 @@ def make_context(run: RunDir, n_rows: int | None = None) -> Context:
     return Context(
         config, held_out.rows[:n_rows], held_out.candidates, held_out.bos_id, config.data.seed,
         held_out.bigram_counts, held_out.label_names, None if held_out.labels is None else held_out.labels[:n_rows],
-        None if held_out.chains is None else held_out.chains[:n_rows],
+        None if held_out.chains is None else held_out.chains[:n_rows], _recorded(run),
     )  # fmt: skip
+
+
+def _recorded(run: RunDir) -> Recorded | None:
+    record = run.load_record()
+    if not record.sizes["step"]:
+        return None
+    probes = ("probe_tokens", "icl_windowed") if "icl_windowed" in record else None
+    tokens, icl = (np.zeros(0), np.zeros(0)) if probes is None else (record[name].values for name in probes)
+    return Recorded((record["tokens"].values, record["lr"].values), tokens, icl.astype(np.float64))
 
 
 def with_needs(only: Sequence[str] | None, table: tuple[Measurement | Derived, ...]) -> set[str]:
@@ -102,11 +115,11 @@ def with_needs(only: Sequence[str] | None, table: tuple[Measurement | Derived, .
 
 
 def _window(dataset: xr.Dataset) -> tuple[int, int] | None:
-    """Indexes of the snapshots at the ends of the phase change, if it is known."""
-    if "phase_start" not in dataset:
+    """Indexes of the snapshots before and after the phase change, if they are known."""
+    if "step_before" not in dataset:
         return None
     steps = list(dataset["snapshot"].values)
-    return steps.index(int(dataset["phase_start"])), steps.index(int(dataset["phase_end"]))
+    return steps.index(int(dataset["step_before"])), steps.index(int(dataset["step_after"]))
 
 
 class _Session:

@@ -28,7 +28,7 @@ class ProbeArgs:
     text: Annotated[Positional[str], tyro.conf.arg(metavar="TEXT")]
     """What the model reads after BOS. Where the corpus has no tokenizer: token ids such as "5 17 5"."""
     step: int = -1
-    """Snapshot; -1: those before and after the phase change where the run was analyzed, else the last."""
+    """Snapshot; -1: those before and after the phase change where the analysis found one, else the last."""
     top: int = 5
     """Predictions to show at each token."""
     heads: int = 3

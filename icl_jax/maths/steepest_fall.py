@@ -10,7 +10,7 @@ _SMOOTHING = 5
 _BAND = 0.25
 
 
-class PhaseChange(NamedTuple):
+class Fall(NamedTuple):
     """The stretch of training in which the score falls fastest; indexes into the arrays that were given."""
 
     start: int
@@ -35,11 +35,11 @@ def smooth(values: Float[np.ndarray, " S"], width: int, *, is_symmetric: bool = 
     return (total[last] - total[first]) / (last - first)
 
 
-def phase_change(tokens: Real[np.ndarray, " S"], icl: Float[np.ndarray, " S"]) -> PhaseChange:
+def steepest_fall(tokens: Real[np.ndarray, " S"], icl: Float[np.ndarray, " S"]) -> Fall:
     """The contiguous stretch around the steepest fall of the smoothed score, down to a quarter of that steepness.
 
-    `tokens` must increase. A stretch is found in any curve that falls somewhere: `drop` says by how much, and a model
-    without a phase change has a small one. Raises ValueError for fewer than three points.
+    `tokens` must increase. A stretch is found in any curve that falls somewhere, with or without an abrupt change.
+    Raises ValueError for fewer than three points.
     Source: Olsson et al. 2022, the band of Argument 1, chosen by the derivative of the score; the rule is ours.
     """
     if len(tokens) < 3:
@@ -53,4 +53,4 @@ def phase_change(tokens: Real[np.ndarray, " S"], icl: Float[np.ndarray, " S"]) -
         start -= 1
     while end < len(tokens) - 1 and is_falling[end + 1]:
         end += 1
-    return PhaseChange(start, end, float(smoothed[end] - smoothed[start]))
+    return Fall(start, end, float(smoothed[end] - smoothed[start]))

@@ -2,7 +2,7 @@
 
 - loss effect: mean loss with the head taken away, minus without; positive: the head helps.
 - ICL effect: windowed ICL score with it taken away, minus without; positive: in-context learning gets worse.
-- along the change: with u the unit vector from the token losses at the phase change's start to those at its end,
+- along the change: with u the unit vector from the token losses before the phase change to those after it,
   ``<v_ablated - v, u>``, over the length of the before-and-after vector. -1: taking the head away undoes the phase
   change, 0: it does nothing to it. (The paper plots the length itself; the share can be compared among runs.)
 
@@ -33,7 +33,7 @@ def along_change(
 def derive(_context: Context, dataset: xr.Dataset) -> dict[str, np.ndarray]:
     intact, tokens = dataset["intact_loss"].values, dataset["intact_token_loss"].values
     steps = list(dataset["selected"].values)
-    start, end = (steps.index(int(dataset[name])) for name in ("phase_start", "phase_end"))
+    start, end = (steps.index(int(dataset[name])) for name in ("step_before", "step_after"))
     answer = {}
     for kind in KINDS:
         loss, token_loss = dataset[f"{kind}_loss"].values, dataset[f"{kind}_token_loss"].values
@@ -54,7 +54,7 @@ def _variables() -> dict[str, Variable]:
             dims, "nats", f"windowed ICL score after {name} ablation, minus before"
         )
         text = f"{name} ablation along the before-and-after vector; -1: undoes the phase change"
-        variables[f"{kind}_along_change"] = Variable(dims, "1", text, "no loss changed between start and end")
+        variables[f"{kind}_along_change"] = Variable(dims, "1", text, "no loss changed in between")
     return variables
 
 
@@ -62,8 +62,8 @@ DERIVED = Derived(
     name="ablation_effects",
     source="Olsson et al. 2022, Model Analysis Table",
     needs=(
-        "phase_start",
-        "phase_end",
+        "step_before",
+        "step_after",
         "intact_loss",
         "intact_token_loss",
         *(f"{k}_{n}" for k in KINDS for n in ("loss", "token_loss")),

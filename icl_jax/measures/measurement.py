@@ -37,6 +37,17 @@ class Variable:
     """Why entries may be NaN; empty: none may."""
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What training recorded itself. No measurement of a snapshot reads it, what is derived from curves may."""
+
+    schedule: tuple[np.ndarray, np.ndarray]
+    """Tokens and learning rate at each step."""
+    probe_tokens: np.ndarray
+    probe_icl: np.ndarray
+    """The windowed ICL score at each live probe, nats."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What the measurements of a run share besides its parameters: fixed rows, the same for all snapshots."""
@@ -56,6 +67,8 @@ class Context:
     """uint8 [row, position + 1]: i for the i-th label name from 1, 0 for no label; None without label names."""
     chains: np.ndarray | None = None
     """[row, last states, next state]: the transitions that each held-out row of the `markov` corpus was drawn from."""
+    recorded: Recorded | None = None
+    """None for a run whose record has no steps yet."""
 
     @cached_property
     def repeated(self) -> np.ndarray:

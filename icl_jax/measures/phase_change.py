@@ -1,92 +1,105 @@
-"""Where in training the ICL score falls: the phase change of a run, with its uncertainty.
+"""Whether in-context learning forms abruptly, where and how much: the phase change of a run.
 
-The windowed ICL score is interpolated to an even grid in tokens (snapshots are not evenly spaced), the rule of
-`icl_jax.maths.steepest_fall` finds the stretch, and its ends are widened to the nearest snapshots outside. The
-interval comes from 200 bootstrap samples of the held-out rows: 5 % to 95 %.
+The detector of `icl_jax.maths.change_point`, whose null hypothesis is a smooth learning curve under the run's learning
+rate, on the windowed ICL score: at the live probes of the record where there are more of them than snapshots, else at
+the snapshots. A change counts from 0.05 nats on, and from
+15 % of what the score does in the run. Up to four are told apart, in the order of training.
 
-phase_drop is the score's change within the window; phase_share the part of the whole run's change (paper: more than
-0.75 in models with two layers and more). A curve that hardly falls has a window too: look at phase_drop.
-Source: Olsson et al. 2022, Argument 1 and Model Details; rule, grid and interval are ours.
+`step_before` and `step_after` are the snapshots that everything else compares: where 1 % of the largest change is done
+at most, and 99 % at least; without one, at a tenth of the run and at its end. Calibration: docs/change-point.md.
+
+Source: ours, in place of the band of Olsson et al. 2022, Argument 1. `steepest_fall` is like that one, and finds a
+stretch in any curve.
 """
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float, Real
 
-from icl_jax.maths.steepest_fall import phase_change
+from icl_jax.maths.finding import MOST_CHANGES, Finding, arrays_of, find_changes, finding_from
 from icl_jax.measures.measurement import Context, Derived, Variable
 
-_N_GRID = 101
-_N_SAMPLES = 200
-_INTERVAL = (5, 95)
+_FEWER = f"fewer than {MOST_CHANGES} changes"
+_TEXTS = {
+    "start": ("1", "training tokens at which a tenth of it is done"),
+    "end": ("1", "training tokens at which nine tenths are done; inf: still going on where the run ends"),
+    "size": ("{unit}", "what it does to the curve"),
+    "share": ("1", "size as a part of the whole run's change"),
+}
 
 
-def window_in_tokens(tokens: Real[np.ndarray, " S"], icl: Float[np.ndarray, " S"]) -> tuple[float, float]:
-    """Start and end of the phase change in tokens. Needs three snapshots or more."""
-    grid = np.linspace(tokens[0], tokens[-1], _N_GRID)
-    found = phase_change(grid, np.interp(grid, tokens, icl))
-    return float(grid[found.start]), float(grid[found.end])
+def change_variables(prefix: str, dims: tuple[str, ...], unit: str, of: str) -> dict[str, Variable]:
+    """The variables of a finding for each curve along `dims`: `prefix`_status, ..._p, ..._start and so on."""
+    words = "found, still going on, none or too few points"
+    few = "fewer than eight points"
+    found = {
+        f"{prefix}_status": Variable(dims, "1", f"of {of}: {words}"),
+        f"{prefix}_p": Variable(dims, "1", f"p-value of {of} being smooth throughout", few),
+    }
+    for name, (units, text) in _TEXTS.items():
+        missing = f"{_FEWER}, or still going on" if name == "end" else _FEWER
+        found[f"{prefix}_{name}"] = Variable((*dims, "change"), units.format(unit=unit), text, missing)
+        found[f"{prefix}_{name}_interval"] = Variable(
+            (*dims, "change", "bound"), units.format(unit=unit), f"90 % interval of {prefix}_{name}", missing
+        )
+    return found
 
 
-def window_snapshots(tokens: Real[np.ndarray, " S"], start: float, end: float) -> tuple[int, int]:
+def finding_of(dataset: xr.Dataset, prefix: str = "change", **at: int) -> Finding:
+    """The finding in a dataset; `at`: the index along each further axis, such as label=2."""
+    names = ("p", *_TEXTS, *(f"{name}_interval" for name in _TEXTS))
+    return finding_from({name: dataset[f"{prefix}_{name}"].isel(at).values for name in names})
+
+
+def icl_curve(context: Context, dataset: xr.Dataset) -> tuple[Real[np.ndarray, " S"], Float[np.ndarray, " S"]]:
+    """Tokens and windowed ICL score, at the probes or at the snapshots, whichever are more."""
+    tokens, icl = dataset["tokens"].values, dataset["icl_windowed"].values.astype(np.float64)
+    recorded = context.recorded
+    if recorded is not None and len(recorded.probe_tokens) > len(tokens):
+        return recorded.probe_tokens, recorded.probe_icl
+    return tokens, icl
+
+
+def snapshots_around(tokens: Real[np.ndarray, " S"], start: float, end: float) -> tuple[int, int]:
     """Indexes of the last snapshot up to the start and of the first from the end on."""
     first = int(np.searchsorted(tokens, start, side="right")) - 1
     last = int(np.searchsorted(tokens, end, side="left"))
     return max(first, 0), min(last, len(tokens) - 1)
 
 
-def bootstrap_windows(
-    tokens: Real[np.ndarray, " S"], row_icl: Float[np.ndarray, "S row"], seed: int, n_samples: int = _N_SAMPLES
-) -> Float[np.ndarray, "sample 2"]:
-    """Windows of resampled held-out rows, in tokens of the snapshots at their ends."""
-    rng = np.random.default_rng([seed, 2])
-    n_rows = row_icl.shape[1]
-    weights = rng.multinomial(n_rows, np.full(n_rows, 1 / n_rows), size=n_samples) / n_rows
-    windows = [window_in_tokens(tokens, icl) for icl in weights @ row_icl.T.astype(np.float64)]
-    return np.array([tokens[list(window_snapshots(tokens, *window))] for window in windows], np.float64)
+def before_and_after(tokens: Real[np.ndarray, " S"], finding: Finding) -> tuple[int, int]:
+    """Indexes of the snapshots around the largest change; without one among them, of a tenth of the run and its end."""
+    if (change := finding.largest) is not None:
+        # A logistic step is 1 % done half its width before its start, 99 % as much after its end.
+        half = change.width / 2 if np.isfinite(change.width) else 0.0
+        first, last = snapshots_around(tokens, change.start - half, change.end + half)
+        if first < last:
+            return first, last
+    return snapshots_around(tokens, float(tokens[-1]) / 10, float(tokens[-1]))
 
 
 def derive(context: Context, dataset: xr.Dataset) -> dict[str, np.ndarray]:
-    steps, tokens = dataset["snapshot"].values, dataset["tokens"].values
-    icl = dataset["icl_windowed"].values.astype(np.float64)
-    if len(tokens) < 3:
-        # Two snapshots are before and after, whatever lies between.
-        start, end = 0, len(tokens) - 1
-        low_high = np.full((2, 2), np.nan)
-    else:
-        start, end = window_snapshots(tokens, *window_in_tokens(tokens, icl))
-        samples = bootstrap_windows(tokens, dataset["row_icl"].values, context.seed)
-        low_high = np.percentile(samples, _INTERVAL, axis=0)
-    drop, whole = icl[end] - icl[start], icl[-1] - icl[0]
+    schedule = None if context.recorded is None else context.recorded.schedule
+    finding = find_changes(*icl_curve(context, dataset), schedule=schedule, direction=-1)
+    steps = dataset["snapshot"].values
+    before, after = before_and_after(dataset["tokens"].values, finding)
     return {
-        "phase_start": np.asarray(steps[start]),
-        "phase_end": np.asarray(steps[end]),
-        "phase_start_tokens": np.asarray(tokens[start]),
-        "phase_end_tokens": np.asarray(tokens[end]),
-        "phase_start_interval": low_high[:, 0],
-        "phase_end_interval": low_high[:, 1],
-        "phase_drop": np.asarray(drop),
-        "phase_share": np.asarray(drop / whole if whole else np.nan),
+        **{f"change_{name}": np.asarray(values[0]) for name, values in arrays_of([finding]).items()},
+        "step_before": np.asarray(steps[before]),
+        "step_after": np.asarray(steps[after]),
     }
 
 
-_FEW = "a window takes three snapshots or more"
-
 DERIVED = Derived(
     name="phase_change",
-    source="Olsson et al. 2022, Argument 1; rule ours",
-    needs=("icl_windowed", "row_icl"),
+    source="ours; after Olsson et al. 2022, Argument 1",
+    needs=("icl_windowed",),
     variables={
-        "phase_start": Variable((), "1", "step of the last snapshot before the phase change"),
-        "phase_end": Variable((), "1", "step of the first snapshot after it"),
-        "phase_start_tokens": Variable((), "1", "training tokens at phase_start"),
-        "phase_end_tokens": Variable((), "1", "training tokens at phase_end"),
-        "phase_start_interval": Variable(
-            ("bound",), "1", "90 % interval of the start in tokens, over held-out rows", _FEW
+        **change_variables("change", (), "nats", "the windowed ICL score"),
+        "step_before": Variable(
+            (), "1", "step of the last snapshot before the largest change (1 % done); none: a tenth of the run"
         ),
-        "phase_end_interval": Variable(("bound",), "1", "90 % interval of the end in tokens, over held-out rows", _FEW),
-        "phase_drop": Variable((), "nats", "change of icl_windowed within the window; negative: it formed there"),
-        "phase_share": Variable((), "1", "phase_drop as a part of the whole run's change", "no change at all"),
+        "step_after": Variable((), "1", "step of the first snapshot after it (99 % done); none: the last snapshot"),
     },
     derive=derive,
 )

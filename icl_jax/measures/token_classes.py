@@ -51,15 +51,15 @@ def class_means(loss: Float[np.ndarray, "S B T"], classes: Int[np.ndarray, "B T"
 
 
 def derive(context: Context, dataset: xr.Dataset) -> dict[str, np.ndarray]:
-    start, end = int(dataset["phase_start"]), int(dataset["phase_end"])
+    before, after = int(dataset["step_before"]), int(dataset["step_after"])
     classes = classify_tokens(context.held_out)
     answer = {}
     for number, name in enumerate(CLASSES):
         loss = dataset[f"{name}_loss"]
-        answer[f"{name}_change"] = np.asarray(loss.sel(snapshot=end).values - loss.sel(snapshot=start).values)
+        answer[f"{name}_change"] = np.asarray(loss.sel(snapshot=after).values - loss.sel(snapshot=before).values)
         answer[f"{name}_share"] = np.asarray(np.mean(classes == number))
     answer["token_loss_change"] = (
-        dataset["token_loss"].sel(snapshot=end).values - dataset["token_loss"].sel(snapshot=start).values
+        dataset["token_loss"].sel(snapshot=after).values - dataset["token_loss"].sel(snapshot=before).values
     )
     rows, positions = context.sampled
     answer["token_class"] = classes[rows, positions]
@@ -69,13 +69,13 @@ def derive(context: Context, dataset: xr.Dataset) -> dict[str, np.ndarray]:
 DERIVED = Derived(
     name="token_classes",
     source="ours, after Olsson et al. 2022, token-level heat maps",
-    needs=("token_loss", *(f"{name}_loss" for name in CLASSES), "phase_start", "phase_end"),
+    needs=("token_loss", *(f"{name}_loss" for name in CLASSES), "step_before", "step_after"),
     variables={
-        "token_loss_change": Variable(("token",), "nats", "loss of single tokens, end minus start of the phase change"),
+        "token_loss_change": Variable(("token",), "nats", "loss of single tokens, after minus before the phase change"),
         "token_class": Variable(("token",), "1", "0 induction-correct, 1 induction-wrong, 2 new prefix"),
         **{
             f"{name}_change": Variable(
-                (), "nats", f"loss of {text}, end minus start", "no held-out token of this class"
+                (), "nats", f"loss of {text}, after minus before", "no held-out token of this class"
             )
             for name, text in CLASSES.items()
         },

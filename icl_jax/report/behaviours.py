@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from icl_jax.measures.phase_change import finding_of
+from icl_jax.report.changes import window_words
 from icl_jax.report.reported_run import ReportedRun
 from icl_jax.report.seeds import Group, group_by_config, interval
 
@@ -31,6 +33,8 @@ class Behaviour:
     group: str
     before: Measured
     after: Measured
+    learned: str
+    """Where its probability changes abruptly, in words; empty where that was not looked for."""
 
 
 def behaviours(runs: list[ReportedRun]) -> list[Behaviour]:
@@ -42,11 +46,24 @@ def behaviours(runs: list[ReportedRun]) -> list[Behaviour]:
     groups = group_by_config([run for run in runs if run.has("label_prob", "label_rank") and run.window is not None])
     labels = list(dict.fromkeys(str(name) for group in groups for name in group.runs[0].data["label"].values))
     return [
-        Behaviour(label, group.name, _measure(group, label, is_after=False), _measure(group, label, is_after=True))
+        Behaviour(
+            label,
+            group.name,
+            _measure(group, label, is_after=False),
+            _measure(group, label, is_after=True),
+            _learned(group, label),
+        )
         for label in labels
         for group in groups
         if all(_n_tokens(run, label) for run in group.runs)
     ]
+
+
+def _learned(group: Group, label: str) -> str:
+    if not all(run.has("label_change_p") for run in group.runs):
+        return ""
+    at = [list(run.data["label"].values).index(label) for run in group.runs]
+    return window_words([finding_of(run.data, "label_change", label=i) for run, i in zip(group.runs, at, strict=True)])
 
 
 def _n_tokens(run: ReportedRun, label: str) -> int:

@@ -66,16 +66,16 @@ class Heat:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """The phase change, in training tokens."""
+    """One abrupt change of the ICL score, in training tokens."""
 
     start: float
     end: float
-    start_interval: tuple[float, float] | None
-    """90 % bootstrap interval; None where there were too few snapshots for one."""
-    end_interval: tuple[float, float] | None
-    forms: bool | None
-    """Whether the model ends with an induction head; without one it is merely where the score fell fastest. None: its
-    heads were not scored."""
+    """The run's own end where the change is still going on."""
+    start_interval: tuple[float, float]
+    """90 % interval."""
+    end_interval: tuple[float, float]
+    is_open: bool
+    """Still going on where the run ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,7 @@ class Chart:
     """Fills a row of its own."""
     series: list[Series] = field(default_factory=list)
     heat: Heat | None = None
-    band: Band | None = None
+    bands: tuple[Band, ...] = ()
     """Drawn where an axis counts training tokens."""
     zero: bool = False
     """A line at y = 0."""

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
+from icl_jax.maths.finding import change_words
+from icl_jax.measures.phase_change import finding_of
 from icl_jax.model.head_scores import HEAD_THRESHOLD
 
 _N_NAMED = 8
@@ -13,9 +15,9 @@ _KINDS = {"full": "full", "pattern_preserving": "pattern-preserving", "mean": "m
 
 
 def phase_table(dataset: xr.Dataset) -> list[str]:
-    """Window, ICL score before and after, heads, composition, ablations; what is absent, and why."""
-    lines = [*_dimensions(dataset), *_window(dataset), *_tokens(dataset), *_heads(dataset), *_composition(dataset)]
-    return [*lines, *_ablations(dataset), *_absent(dataset)]
+    """Changes, ICL score before and after, behaviours, heads, composition, ablations; what is absent, and why."""
+    lines = [*_dimensions(dataset), *_window(dataset), *_tokens(dataset), *_labels(dataset), *_heads(dataset)]
+    return [*lines, *_composition(dataset), *_ablations(dataset), *_absent(dataset)]
 
 
 def _line(title: str, text: str) -> str:
@@ -30,24 +32,31 @@ def _dimensions(dataset: xr.Dataset) -> Iterator[str]:
 
 
 def _millions(tokens: float) -> str:
-    return f"{tokens / 1e6:.3g} M"
+    return "the end" if np.isinf(tokens) else f"{tokens / 1e6:.3g} M"
 
 
 def _window(dataset: xr.Dataset) -> Iterator[str]:
-    if "phase_start" not in dataset:
+    if "change_p" not in dataset:
         return
-    for end in ("start", "end"):
-        step, tokens = int(dataset[f"phase_{end}"]), float(dataset[f"phase_{end}_tokens"])
-        low, high = dataset[f"phase_{end}_interval"].values
-        interval = f"  (90 % interval {_millions(low)} to {_millions(high)})" if np.isfinite(low) else ""
-        yield _line(f"phase change {end}", f"step {step}, {_millions(tokens)} tokens{interval}")
-    at = [int(dataset["phase_start"]), int(dataset["phase_end"]), int(dataset["snapshot"][-1])]
+    finding = finding_of(dataset)
+    if not finding.changes:
+        yield _line("phase change", finding.words())
+    for change in finding.changes:
+        yield _line("phase change", change_words(change))
+        sides = [("start", change.start_interval), ("end", change.end_interval)][: 1 if change.is_open else 2]
+        parts = [f"{side} {_millions(low)} to {_millions(high)}" for side, (low, high) in sides]
+        low, high = change.size_interval
+        yield _line("  90 % intervals", ", ".join([*parts, f"size {low:+.2f} to {high:+.2f} nats"]))
+    before, after = int(dataset["step_before"]), int(dataset["step_after"])
+    at = {f"before (step {before})": before, f"after (step {after})": after, "end of run": int(dataset["snapshot"][-1])}
     for name in ("icl_windowed", "icl_score"):
-        values = [float(dataset[name].sel(snapshot=step)) for step in at]
-        yield _line(f"{name} (nats)", "before {:+.3f}, after {:+.3f}, end of run {:+.3f}".format(*values))
-    share = float(dataset["phase_share"])
-    of_run = f", {100 * share:.0f} % of the whole run" if np.isfinite(share) else ""
-    yield _line("formed in the window", f"{float(dataset['phase_drop']):+.3f} nats{of_run}")
+        values = [f"{words} {float(dataset[name].sel(snapshot=step)):+.3f}" for words, step in at.items()]
+        yield _line(f"{name} (nats)", ", ".join(values))
+    if "steepest_drop" in dataset:
+        ends = (_millions(float(dataset[f"steepest_{side}_tokens"])) for side in ("start", "end"))
+        fall, share = float(dataset["steepest_drop"]), float(dataset["steepest_share"])
+        of_run = f" ({100 * share:.0f} % of the run's change)" if np.isfinite(share) else ""
+        yield _line("steepest fall, change or not", f"{' to '.join(ends)} tokens, {fall:+.2f} nats{of_run}")
     if "bump_height" in dataset:
         where = _millions(float(dataset["bump_tokens"]))
         yield _line("bump in the loss curve", f"{float(dataset['bump_height']):.3f} nats, at {where} tokens")
@@ -59,6 +68,14 @@ def _tokens(dataset: xr.Dataset) -> Iterator[str]:
         changes = {text: float(dataset[f"{name}_change"]) for name, text in names.items()}
         parts = [f"{text} {change:+.3f}" for text, change in changes.items() if np.isfinite(change)]
         yield _line("loss change by token (nats)", ", ".join(parts))
+
+
+def _labels(dataset: xr.Dataset) -> Iterator[str]:
+    for i, label in enumerate(dataset["label"].values) if "label_change_p" in dataset else ():
+        at_end = float(dataset["label_prob"].values[-1, i])
+        if np.isfinite(at_end):
+            words = finding_of(dataset, "label_change", label=i).words("")
+            yield _line(f"p({label})", f"{at_end:.2f} at the end; {words}")
 
 
 def _named(scores: np.ndarray) -> list[str]:
@@ -97,11 +114,9 @@ def _composition(dataset: xr.Dataset) -> Iterator[str]:
 def _ablations(dataset: xr.Dataset) -> Iterator[str]:
     if "full_along_change" not in dataset:
         return
-    # At the end of the change: it is what these heads have just done that the vector measures.
-    now = {"selected": int(dataset["phase_end"])}
-    yield _line(
-        "ablation at the end of it", "head: share of the change that it undoes (and the ICL score it costs, nats)"
-    )
+    # After the change: it is what these heads have just done that the vector measures.
+    now = {"selected": int(dataset["step_after"])}
+    yield _line("ablation after it", "head: share of the change that it undoes (and the ICL score it costs, nats)")
     n_layers, n_heads = dataset.sizes["layer"], dataset.sizes["head"]
     for kind, title in _KINDS.items():
         along = -dataset[f"{kind}_along_change"].sel(now).values

@@ -18,7 +18,7 @@ from icl_jax.report.reported_run import ReportedRun
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _ROLES = {"induction": "#D55E00", "previous": "#0072B2", "other": "#9AA0A8"}
-_BAND, _NO_BAND = "#E69F00", "#9AA0A8"
+_BAND = "#E69F00"
 _DIVERGING = ("#0072B2", "#F7F7F7", "#D55E00")
 _PER_ROW = 4
 _STYLE: Any = {
@@ -139,8 +139,8 @@ def _draw_chart(axes: Any, chart: Chart) -> None:
         _draw_series(axes, series)
     if chart.zero:
         axes.axhline(0, color="#999999", lw=0.6, zorder=0)
-    if chart.band is not None and chart.x.is_tokens:
-        _draw_band(axes, chart.band, is_heat=chart.heat is not None)
+    for band in chart.bands if chart.x.is_tokens else ():
+        _draw_band(axes, band, is_heat=chart.heat is not None)
     for axis, which in ((chart.x, "x"), (chart.y, "y")):
         getattr(axes, f"set_{which}label")(axis.label)
         if axis.is_log:
@@ -193,14 +193,11 @@ def _draw_series(axes: Any, series: Series) -> None:
 
 
 def _draw_band(axes: Any, band: Band, *, is_heat: bool) -> None:
-    is_change = band.forms is not False
-    colour = _BAND if is_change else _NO_BAND
     if is_heat:
-        for edge in (band.start, band.end):
-            axes.axvline(edge, color=colour, lw=1, ls="-" if is_change else ":")
+        for edge in (band.start,) if band.is_open else (band.start, band.end):
+            axes.axvline(edge, color=_BAND, lw=1)
     else:
-        axes.axvspan(band.start, band.end, color=colour, alpha=0.2 if is_change else 0.12, lw=0, zorder=0)
-    for interval in (band.start_interval, band.end_interval):
-        if interval is not None:
-            above = axes.get_xaxis_transform()
-            axes.plot(interval, (1.015, 1.015), color=colour, lw=1.5, transform=above, clip_on=False)
+        axes.axvspan(band.start, band.end, color=_BAND, alpha=0.2, lw=0, zorder=0)
+    for interval in (band.start_interval,) if band.is_open else (band.start_interval, band.end_interval):
+        above = axes.get_xaxis_transform()
+        axes.plot(interval, (1.015, 1.015), color=_BAND, lw=1.5, transform=above, clip_on=False)

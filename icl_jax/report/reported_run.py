@@ -11,13 +11,17 @@ import xarray as xr
 
 from icl_jax.analysis.dataset import load_dataset
 from icl_jax.config import Config
+from icl_jax.maths.finding import Finding
 from icl_jax.measures.measurement import Derived
+from icl_jax.measures.phase_change import finding_of
 from icl_jax.measures.table import TABLE
 from icl_jax.model.head_scores import HEAD_THRESHOLD
 from icl_jax.report.chart import Band, Gap, Role
 from icl_jax.rundir import RunDir
 
 _N_STRETCHES = 300
+HAS_LABEL = 0.5
+"""Probability of the right token from which on a model has a behaviour."""
 _NAMES = {"prefix_matching": "induction", "previous_token": "previous"}
 _OWNER = {variable: entry for entry in TABLE for variable in entry.variables}
 _TAKES = "icl-jax analyze"
@@ -104,30 +108,51 @@ class ReportedRun:
 
     @property
     def window(self) -> tuple[int, int] | None:
-        """Steps of the snapshots at the ends of the phase change; None if the analysis has none."""
-        if not self.has("phase_start", "phase_end"):
+        """Steps of the snapshots before and after: around the largest phase change, or a tenth of the run and its end.
+
+        None if the analysis does not say.
+        """
+        if not self.has("step_before", "step_after"):
             return None
-        return int(self.data["phase_start"]), int(self.data["phase_end"])
+        return int(self.data["step_before"]), int(self.data["step_after"])
 
     @property
     def before_after(self) -> tuple[int, int]:
-        """Indexes of the snapshots at the ends of the phase change; without one, a tenth of the run and its end."""
+        """Indexes of the snapshots before and after; if the analysis does not say, a tenth of the run and its end."""
         steps = list(self.data["snapshot"].values)
-        if self.window is not None and self.forms_induction is not False:
+        if self.window is not None:
             return steps.index(self.window[0]), steps.index(self.window[1])
         return int(np.searchsorted(steps, steps[-1] / 10)), len(steps) - 1
 
     @cached_property
-    def band(self) -> Band | None:
-        """The phase change in training tokens; None if the analysis has none."""
-        if self.window is None:
-            return None
-        start, end = (float(self.data[f"phase_{side}_tokens"]) for side in ("start", "end"))
-        return Band(start, end, self._interval("start"), self._interval("end"), self.forms_induction)
+    def phase(self) -> Finding | None:
+        """The abrupt changes of the ICL score, of which there may be none; None if it was not looked for them."""
+        return finding_of(self.data) if self.has("change_p", "change_start") else None
 
-    def _interval(self, side: str) -> tuple[float, float] | None:
-        low, high = (float(bound) for bound in self.data[f"phase_{side}_interval"].values)
-        return (low, high) if np.isfinite(low) else None
+    @property
+    def phase_words(self) -> str:
+        """The same in a line."""
+        return "phase change not looked for" if self.phase is None else self.phase.words().replace("-", "−")
+
+    @cached_property
+    def bands(self) -> tuple[Band, ...]:
+        """The phase changes as they are drawn."""
+
+        def inside(interval: tuple[float, float]) -> tuple[float, float]:
+            low, high = np.minimum(interval, self.tokens[-1]).tolist()
+            return low, high
+
+        return tuple(
+            Band(*inside((change.start, change.end)), inside(change.start_interval), inside(change.end_interval),
+                 change.is_open)
+            for change in (() if self.phase is None else self.phase.changes)
+        )  # fmt: skip
+
+    def stretch(self, band: Band, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and values of the part of a [snapshot] curve inside a band, interpolated at its ends."""
+        inside = self.tokens[(self.tokens > band.start) & (self.tokens < band.end)]
+        x = np.concatenate([[band.start], inside, [band.end]])
+        return x, np.interp(x, self.tokens, y)
 
     @property
     def heads(self) -> Iterator[tuple[int, int]]:
@@ -136,27 +161,51 @@ class ReportedRun:
         return ((layer, head) for layer in range(model.n_layers) for head in range(model.n_heads))
 
     @cached_property
+    def own_matching(self) -> np.ndarray:
+        """Of each head the best attention by label, at labels that the model has, [snapshot, layer, head]; 0 to 1.
+
+        Without smeared keys a head of the first layer sees single tokens: it matches nothing, and has 0 here.
+        """
+        model = self.config.model
+        found = np.zeros((len(self.tokens), model.n_layers, model.n_heads))
+        if self.has("label_matching", "label_prob"):
+            is_known = np.nan_to_num(self.last("label_prob")) >= HAS_LABEL
+            scores = np.nan_to_num(self.data["label_matching"].values[:, is_known])
+            found = scores.max(axis=1, initial=0.0)
+            if not model.smeared_keys:
+                found[:, 0] = 0
+        return found
+
+    @property
+    def matching_of_best(self) -> np.ndarray:
+        """Prefix matching of the head that is best at the end, on random tokens or by label, [snapshot]."""
+        scores = np.maximum(self.data["prefix_matching"].values, self.own_matching).reshape(len(self.tokens), -1)
+        return scores[:, int(np.argmax(scores[-1]))]
+
+    @cached_property
     def roles(self) -> dict[tuple[int, int], Role]:
-        """What each head does at the last snapshot: induction before previous token, where it is both."""
+        """What each head does at the last snapshot: induction before previous token, where it is both.
+
+        Induction: prefix matching on random tokens, or at the labels of the run's own corpus.
+        """
         roles: dict[tuple[int, int], Role] = dict.fromkeys(self.heads, "other")
         for variable, role in reversed(_NAMES.items()):
             if self.has(variable):
                 scores = self.last(variable)
                 roles |= {head: role for head in self.heads if scores[head] >= HEAD_THRESHOLD}  # type: ignore[misc]
-        return roles
+        return roles | {head: "induction" for head in self.heads if self.own_matching[(-1, *head)] >= HEAD_THRESHOLD}
 
     def heads_of(self, role: Role) -> list[tuple[int, int]]:
         return [head for head, found in self.roles.items() if found == role]
 
     @property
     def forms_induction(self) -> bool | None:
-        """Whether a head ends as an induction head: without one, the window is merely where the score fell fastest.
+        """Whether a head ends as an induction head.
 
         None: not known, for the heads were not scored. A model without layers has none.
         """
-        if self.not_taken("prefix_matching"):
-            return None
-        return bool(self.heads_of("induction"))
+        found = bool(self.heads_of("induction"))
+        return None if self.not_taken("prefix_matching") and not found else found
 
     @cached_property
     def size(self) -> str:

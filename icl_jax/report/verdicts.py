@@ -16,20 +16,18 @@ from scipy import stats
 from icl_jax.config import rows_of
 from icl_jax.model.head_scores import HEAD_THRESHOLD
 from icl_jax.report.behaviours import behaviours
+from icl_jax.report.changes import window_words
+from icl_jax.report.controls import CONTROLS, without_heads
 from icl_jax.report.figures.smeared_against_plain import NEEDS_PAIR, smeared_pairs
-from icl_jax.report.reported_run import ReportedRun, millions, share, signed
+from icl_jax.report.reported_run import HAS_LABEL, ReportedRun, share, signed
 from icl_jax.report.seeds import Group
 
 Finding = Literal["supported", "partly", "not supported", "not tested"]
 
-# Of what forms over a whole run, the part that must form inside the window. The paper: more than 0.75 of the score.
+# Of the best head's score over a whole run, the part that must form inside the changes of the ICL score.
 _MOST = 0.5
-# A control without induction heads may change its score by this part of the smallest change with them.
-_CONTROL = 0.5
 # Share of the phase change that the induction heads must undo when ablated, as a mean over them.
 _UNDOES = 0.1
-# Probability of the right token from which on a model has a behaviour.
-_HAS = 0.5
 # Standard deviations above random heads.
 _COMPOSES = 3.0
 _MIN_SIZES = 3
@@ -39,7 +37,7 @@ _WORDS = {
     "k_composition_z": "the K-composition scores", "label_matching": "the heads' attention by label",
     "label_prob": "the losses by label",
     "pattern_preserving_along_change": "the ablations", "pattern_preserving_icl_effect": "the ablations",
-    "phase_end": "the ends of the change", "phase_share": "the ends of the change",
+    "change_p": "the phase changes", "step_after": "the phase changes",
     "prefix_matching": "the head scores", "previous_token": "the head scores", "qk_trace": "the QK traces",
     "qk_trace_ratio": "the QK traces",
 }  # fmt: skip
@@ -59,6 +57,8 @@ class Verdict:
     """The numbers that it rests on, a line each; empty where nothing was measured."""
     limits: str
     """What these runs leave open."""
+    controls: list[str]
+    """What would have shown it false, a line each, and what these runs say to it, or that it is not tested."""
 
 
 def verdicts(runs: list[ReportedRun]) -> list[Verdict]:
@@ -75,7 +75,10 @@ def verdicts(runs: list[ReportedRun]) -> list[Verdict]:
          mechanism),
         ("6 Continuity", "What holds in small models holds in larger ones.", "analogy", continuity),
     ]  # fmt: skip
-    return [Verdict(argument, claim, paper, *find(runs)) for argument, claim, paper, find in rows]
+    return [
+        Verdict(argument, claim, paper, *find(runs), CONTROLS[argument[0]](runs))
+        for argument, claim, paper, find in rows
+    ]
 
 
 def _untaken(runs: list[ReportedRun], *variables: str) -> str:
@@ -98,57 +101,50 @@ def _may_form(runs: list[ReportedRun]) -> list[ReportedRun]:
 
 
 def co_occurrence(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
-    """Supported: both the score and the best head change mostly in one window, and controls on the same data do not."""
-    needed = ("prefix_matching", "phase_share", "icl_windowed")
+    """Supported: the ICL score changes abruptly, the best head forms mostly then, and controls on the same data do not.
+
+    A change is what `phase_change` finds: a score that falls smoothly has none, however far it falls.
+    """
+    needed = ("prefix_matching", "change_p", "icl_windowed")
     untaken = _untaken(runs, *needed)
     measured = [run for run in runs if not run.not_taken(*needed)]
     forming = [run for run in measured if run.forms_induction]
     if not forming:
         return "not tested", [], untaken or _FORMS_NONE
-    # No share of no change at all.
-    shares = [(float(np.nan_to_num(run.data["phase_share"])), _share_of_head(run)) for run in forming]
+    shares = [_share_of_head(run) for run in forming]
     effect = [
-        f"{run.name}: {100 * icl:.0f} % of the ICL score and {100 * head:.0f} % of the best head's prefix matching "
-        "formed inside the window"
-        for run, (icl, head) in zip(forming, shares, strict=True)
+        f"{run.name}: {run.phase_words}"
+        + (f"; {100 * part:.0f} % of the best head formed in it" if _changes(run) else "")
+        for run, part in zip(forming, shares, strict=True)
     ]
-    # Each control with the smallest change of a run on its data that forms induction heads.
     controls = [
-        (run, min(abs(_change(other)) for other in forming if rows_of(other.config) == rows_of(run.config)))
-        for run in measured
-        if not run.forms_induction and rows_of(run.config) in [rows_of(other.config) for other in forming]
+        run for run in without_heads(measured) if run.phase is not None and run.phase.status != "too few points"
     ]
-    effect += [
-        f"{run.name}, without induction heads: ICL score changed by {signed(_change(run))}" for run, _ in controls
-    ]
-    together = [min(pair) >= _MOST for pair in shares]
+    effect += [f"{run.name}, without induction heads: {run.phase_words}" for run in controls]
+    together = [_changes(run) and part >= _MOST for run, part in zip(forming, shares, strict=True)]
     limits = _limits("a correlation only", untaken)
     if not all(together):
         return "partly" if any(together) else "not supported", effect, limits
     if not controls:
         return "partly", effect, _limits(limits, "needs a run on the same data that forms no induction heads")
-    is_flat = all(abs(_change(run)) <= _CONTROL * smallest for run, smallest in controls)
-    return "supported" if is_flat else "partly", effect, limits
+    return "partly" if any(_changes(run) for run in controls) else "supported", effect, limits
+
+
+def _changes(run: ReportedRun) -> bool:
+    return run.phase is not None and bool(run.phase.changes)
 
 
 def _share_of_head(run: ReportedRun) -> float:
-    """Of the rise of the best head's prefix matching over the run, the part inside the window."""
-    layer, head = np.unravel_index(np.argmax(run.last("prefix_matching")), run.last("prefix_matching").shape)
-    scores = run.data["prefix_matching"].values[:, layer, head]
-    assert run.window is not None
-    before, after = (float(run.at("prefix_matching", step)[layer, head]) for step in run.window)
+    """Of the rise of the best induction head's matching over the run, the part inside the changes of the ICL score."""
+    scores = run.matching_of_best
     rise = float(scores[-1] - scores[0])
-    return (after - before) / rise if rise > 0 else 0.0
-
-
-def _change(run: ReportedRun) -> float:
-    """ICL score at the end of the run minus at its start."""
-    return float(run.last("icl_windowed") - run.data["icl_windowed"].values[0])
+    ends = [np.interp([band.start, band.end], run.tokens, scores) for band in run.bands]
+    return sum(float(after - before) for before, after in ends) / rise if rise > 0 else 0.0
 
 
 def co_perturbation(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
     """Supported: each smeared model forms induction heads where its control forms none, or sooner."""
-    needed = ("icl_windowed", "prefix_matching", "phase_end")
+    needed = ("icl_windowed", "prefix_matching", "change_p")
     pairs = smeared_pairs([run for run in runs if not run.not_taken(*needed)])
     untaken = _untaken([run for pair in smeared_pairs(runs) for group in pair for run in group.runs], *needed)
     if not pairs:
@@ -164,25 +160,29 @@ def co_perturbation(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
 
 def _timing(group: Group) -> str:
     score = float(np.mean([float(run.last("icl_windowed")) for run in group.runs]))
-    forming = [run.band.end for run in group.runs if run.forms_induction and run.band is not None]
-    when = f"change over at {millions(float(np.mean(forming)))} tokens" if forming else "no induction head"
-    return f"{when}, ICL score {signed(score)} at the end"
+    changes = window_words([run.phase for run in group.runs if run.phase is not None])
+    heads = "" if any(run.forms_induction for run in group.runs) else ", no induction head"
+    return f"{changes}{heads}, ICL score {signed(score)} at the end"
 
 
 def _forms_sooner(smeared: Group, plain: Group) -> bool:
-    if not all(run.forms_induction for run in smeared.runs):
-        return False
-    if not any(run.forms_induction for run in plain.runs):
-        return True
-    latest = max(run.band.end for run in smeared.runs if run.band is not None)
-    return latest < min(run.band.end for run in plain.runs if run.forms_induction and run.band is not None)
+    """Every smeared run changes and forms heads; the plain ones do not, or all of them later than all smeared ones."""
+    formed = [_change_over(run) for run in smeared.runs]
+    plain_formed = [_change_over(run) for run in plain.runs]
+    return bool(np.isfinite(formed).all() and max(formed) < min(plain_formed))
+
+
+def _change_over(run: ReportedRun) -> float:
+    """Tokens at the end of the largest change of a run that forms induction heads; inf without."""
+    largest = None if run.phase is None else run.phase.largest
+    return largest.end if largest is not None and run.forms_induction else float("inf")
 
 
 def ablation(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
     """Supported: ablated with patterns kept, induction heads undo the change and cost ICL, others on average do not."""
     along, icl = "pattern_preserving_along_change", "pattern_preserving_icl_effect"
     found = [run for run in runs if run.has(along, icl) and run.forms_induction and run.window is not None]
-    untaken = _untaken(_may_form(runs), "prefix_matching", "phase_end", along, icl)
+    untaken = _untaken(_may_form(runs), "prefix_matching", "step_after", along, icl)
     if not found:
         return "not tested", [], untaken or _FORMS_NONE
     effect, holds = [], []
@@ -215,14 +215,14 @@ def generality(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
     rows = behaviours(runs)
     labelled = [run for run in runs if run.has("label")]
     if not rows:
-        untaken = _untaken(labelled, "label_prob", "phase_end")
+        untaken = _untaken(labelled, "label_prob", "step_after")
         return "not tested", [], untaken or "the corpora of these runs label no behaviours beyond literal copying"
     effect = []
     for group in dict.fromkeys(row.group for row in rows):
         parts = [f"{row.label} {row.before.prob:.2f} → {row.after.prob:.2f}" for row in rows if row.group == group]
         effect.append(f"{group}: {', '.join(parts)}")
     shared = [text for run in runs if (text := _shared_heads(run))]
-    untaken = _untaken(labelled, "label_prob", "label_matching", "phase_end")
+    untaken = _untaken(labelled, "label_prob", "label_matching", "step_after")
     limits = _limits(
         "" if shared or untaken else "no head looks up what followed before for two behaviours that its model has",
         "probability of the right token, attention of the heads; small models, and all copy", untaken,
@@ -238,7 +238,7 @@ def _shared_heads(run: ReportedRun) -> str:
     labels_of: dict[tuple[int, int], list[str]] = {}
     for label, score, p in zip(run.data["label"].values, matching, prob, strict=True):
         # A behaviour that the model has, and the head that attends most where it is asked for.
-        if p >= _HAS and np.isfinite(score).all() and score.max() >= HEAD_THRESHOLD:
+        if p >= HAS_LABEL and np.isfinite(score).all() and score.max() >= HEAD_THRESHOLD:
             layer, head = np.unravel_index(np.argmax(score), score.shape)
             labels_of.setdefault((int(layer), int(head)), []).append(f"{label} ({score.max():.2f})")
     found = [f"head {a}.{b} for {', '.join(labels)}" for (a, b), labels in labels_of.items() if len(labels) > 1]

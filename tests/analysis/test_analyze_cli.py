@@ -40,7 +40,8 @@ def test_show_prints_the_phase_change(path: str, capsys: pytest.CaptureFixture) 
     assert run_cli(["analyze", path, "--only", "ablation_effects,head_scores,composition", "--show"]) == 0
     out = capsys.readouterr().out
     for words in (
-        "phase change start           step ", "90 % interval", "icl_windowed (nats)          before ",
+        "phase change                 0.00", "90 % interval", "icl_windowed (nats)          before (step ",
+        "steepest fall, change or not 0.0",
         "induction heads              1.0 1.00", "previous-token heads         0.0 1.00",
         "K-composition                0.0 -> 1.0 +", "full                       1.0 1.00 (+2.40), 0.0 1.00 (+2.40)",
         "pattern-preserving         1.0 1.00 (+2.40), 0.0 -0.00",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from icl_jax.analysis.choose_snapshots import choose_few, spread
 from icl_jax.config import ModelConfig
-from icl_jax.maths.steepest_fall import phase_change, smooth
+from icl_jax.maths.steepest_fall import smooth, steepest_fall
 from icl_jax.measures import bump as bump_module
 from icl_jax.measures import icl as icl_module
 from icl_jax.measures.bump import bump, convex_hull_below
@@ -16,7 +16,8 @@ from icl_jax.measures.held_out_loss import icl_windowed_by_row
 from icl_jax.measures.loss_by_log_tokens import derivative_by_log_tokens, loss_derivatives
 from icl_jax.measures.loss_derivative import derivative_by_log_index, index_bins
 from icl_jax.measures.pca import pca, turning_angles
-from icl_jax.measures.phase_change import bootstrap_windows, window_in_tokens, window_snapshots
+from icl_jax.measures.phase_change import snapshots_around
+from icl_jax.measures.steepest_fall import bootstrap_windows, window_in_tokens
 from icl_jax.measures.token_classes import class_means, classify_tokens
 from icl_jax.model.icl_score import icl_windowed
 from tests.analysis.random_snapshots import context
@@ -37,7 +38,7 @@ def falling(tokens: np.ndarray, start: float, end: float, drop: float) -> np.nda
 def test_the_window_is_where_the_score_falls(start: float, end: float) -> None:
     found = window_in_tokens(TOKENS, falling(TOKENS, start, end, 0.4))
     assert found == pytest.approx((start, end), abs=35e3)
-    first, last = window_snapshots(TOKENS, *found)
+    first, last = snapshots_around(TOKENS, *found)
     assert TOKENS[first] <= found[0] < TOKENS[first + 1]
     assert TOKENS[last - 1] < found[1] <= TOKENS[last]
 
@@ -50,16 +51,16 @@ def test_noise_among_the_dense_early_snapshots_is_not_taken_for_the_change() -> 
     assert end == pytest.approx(700e3, abs=60e3)
 
 
-def test_phase_change_of_three_points_and_of_fewer() -> None:
-    found = phase_change(np.array([0, 1, 2]), np.array([0.0, 0.0, -1.0]))
+def test_steepest_fall_of_three_points_and_of_fewer() -> None:
+    found = steepest_fall(np.array([0, 1, 2]), np.array([0.0, 0.0, -1.0]))
     assert found.end == 2
     assert found.drop < 0
     with pytest.raises(ValueError, match="2 points"):
-        phase_change(np.array([0, 1]), np.array([0.0, 1.0]))
+        steepest_fall(np.array([0, 1]), np.array([0.0, 1.0]))
 
 
 def test_a_score_that_only_rises_has_a_window_of_one_point_and_no_drop() -> None:
-    found = phase_change(np.arange(20), np.linspace(0.0, 1.0, 20))
+    found = steepest_fall(np.arange(20), np.linspace(0.0, 1.0, 20))
     assert (found.start, found.drop) == (found.end, 0.0)
 
 

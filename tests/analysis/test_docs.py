@@ -27,7 +27,7 @@ def test_the_page_on_analysis_runs_as_it_stands(
     for command in commands:
         assert run_cli(shlex.split(command)) == 0
     printed = capsys.readouterr().out
-    assert "phase change start" in printed
+    assert "phase change                 0.0" in printed
     assert "before and after the phase change" in printed
     assert "load_state_dict" in printed
     assert names["look"].probs.shape == (6, 11)

@@ -265,8 +265,8 @@ def test_costly_measurements_look_at_few_snapshots_with_the_window_among_them(tm
     run = random_run(tmp_path / "run", MODEL, steps)
     costly = Sums("costly", on_few=True)
     window = Derived(
-        "phase_change", "nobody", (), {n: Variable((), "1", "x") for n in ("phase_start", "phase_end")},
-        lambda _context, _dataset: {"phase_start": np.asarray(30), "phase_end": np.asarray(32)},
+        "phase_change", "nobody", (), {n: Variable((), "1", "x") for n in ("step_before", "step_after")},
+        lambda _context, _dataset: {"step_before": np.asarray(30), "step_after": np.asarray(32)},
     )  # fmt: skip
     dataset = analyze(run, only=["costly"], table=(costly.measurement, window))
     selected = dataset["selected"].values.tolist()

@@ -58,15 +58,18 @@ def test_in_context_learning_forms(analysis: xr.Dataset) -> None:
     score = analysis["icl_windowed"].values
     assert abs(score[0]) < 0.1
     assert score[-1] < -2
-    assert float(analysis["phase_drop"]) < -1.5
-    assert float(analysis["phase_share"]) > 0.6
+    assert str(analysis["change_status"].values) == "found"
+    assert float(analysis["change_size"][0]) < -1.5
+    assert float(analysis["change_share"][0]) > 0.6
+    assert float(analysis["steepest_drop"]) < -1.5
+    assert float(analysis["steepest_share"]) > 0.6
     assert float(analysis["induction_correct_change"]) < -2
     assert float(analysis["induction_wrong_change"]) > 0.3
     assert abs(float(analysis["new_prefix_change"])) < 0.2
 
 
 def test_induction_heads_by_score_are_the_heads_whose_ablation_undoes_the_change(analysis: xr.Dataset) -> None:
-    end = int(analysis["phase_end"])
+    end = int(analysis["step_after"])
     is_induction = analysis["prefix_matching"].sel(snapshot=end).values > INDUCTION
     assert is_induction.tolist() == [[False, False], [True, True]], "keys can be matched in the second layer only"
     at_end = analysis.sel(selected=end)
@@ -81,7 +84,7 @@ def test_induction_heads_by_score_are_the_heads_whose_ablation_undoes_the_change
 
 
 def test_previous_token_heads_matter_under_full_ablation_only(analysis: xr.Dataset) -> None:
-    end = int(analysis["phase_end"])
+    end = int(analysis["step_after"])
     previous = analysis["previous_token"].sel(snapshot=end).values
     untrained = analysis["previous_token"].values[0].mean()
     is_previous = previous > 1.5 * untrained

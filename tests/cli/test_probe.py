@@ -78,7 +78,7 @@ def test_before_and_after_where_the_analysis_knows_the_window(run: Path) -> None
     analyze(RunDir.open(str(run)), only=["phase_change"])
     try:
         found = icl_jax.open_run(str(run)).analysis
-        start, end = int(found["phase_start"]), int(found["phase_end"])
+        start, end = int(found["step_before"]), int(found["step_after"])
         assert start < end
         status, out, _ = command("probe", run, TEXT)
         before, after = (np.log1p((V - 1) * np.exp(-GAMMA * np.clip((step - 40) / 20, 0, 1))) for step in (start, end))

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import change_points as benchmark
 from icl_jax.maths.change_point import change_points, changes
-from icl_jax.maths.steepest_fall import phase_change
+from icl_jax.maths.steepest_fall import steepest_fall
 
 END = 5_120_000
 # 1,250 steps of 4,096 tokens: warm-up over 100 steps, then a cosine.
@@ -254,7 +254,7 @@ def test_a_turn_comes_before_what_is_learned() -> None:
 def test_real_runs_are_told_apart() -> None:
     curves = np.array(list(ICL.values()))
     # The steepest fall is in all of them, with most of the run's change within.
-    assert all(phase_change(TOKENS, curve).drop < -0.25 for curve in curves)
+    assert all(steepest_fall(TOKENS, curve).drop < -0.25 for curve in curves)
     found = change_points(TOKENS, curves, schedule=SCHEDULE, direction=-1)
     np.testing.assert_array_equal(found.n_changes, [0, 1, 1])
     np.testing.assert_allclose(found.start[1:, 0] / 1e6, [1.2, 0.28], atol=0.05)

@@ -133,22 +133,35 @@ def analysis(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
 
 
 def test_a_run_whose_induction_head_grows_has_its_phase_change_there(analysis: xr.Dataset) -> None:
-    assert 30 <= int(analysis["phase_start"]) <= 50
-    assert 50 <= int(analysis["phase_end"]) <= 70
+    # The gain grows from step 40 to step 60, straight.
+    assert 30 <= int(analysis["step_before"]) <= 50
+    assert 50 <= int(analysis["step_after"]) <= 70
+    assert str(analysis["change_status"].values) == "found"
+    assert float(analysis["change_p"]) < 0.03
     before, after = float(analysis["icl_windowed"][0]), float(analysis["icl_windowed"][-1])
     ln_v = math.log(24)
     # All of the late window is in later copies; half of the early one.
     assert before == pytest.approx(0, abs=1e-3)
     assert -ln_v - 1e-3 < after < -1.5
-    assert float(analysis["phase_share"]) > 0.9
+    assert float(analysis["change_size"][0]) == pytest.approx(after - before, rel=0.05)
+    assert float(analysis["change_share"][0]) == pytest.approx(1, abs=0.05)
+    assert np.isnan(analysis["change_size"].values[1:]).all()
     np.testing.assert_allclose(analysis["loss_by_position"].values[0], ln_v, atol=1e-3)
-    low, high = analysis["phase_start_interval"].values
-    assert low <= float(analysis["phase_start_tokens"]) + 10_000
+    tokens_per_step = float(analysis["tokens"][-1]) / 100
+    # At half the gain the score has nearly fallen.
+    for side in ("start", "end"):
+        low, high = analysis[f"change_{side}_interval"].values[0] / tokens_per_step
+        assert 38 < low <= float(analysis[f"change_{side}"][0]) / tokens_per_step <= high < 60
+    assert 30 <= int(analysis["steepest_start"]) <= 50
+    assert 50 <= int(analysis["steepest_end"]) <= 70
+    assert float(analysis["steepest_share"]) > 0.9
+    low, high = analysis["steepest_start_interval"].values
+    assert low <= float(analysis["steepest_start_tokens"]) + 10_000
     assert low <= high
 
 
 def test_a_run_tells_induction_heads_by_score_and_by_ablation(analysis: xr.Dataset) -> None:
-    end = int(analysis["phase_end"])
+    end = int(analysis["step_after"])
     np.testing.assert_allclose(analysis["prefix_matching"].sel(snapshot=end).values, [[0], [1]], atol=1e-3)
     np.testing.assert_allclose(analysis["previous_token"].sel(snapshot=end).values[0], [1], atol=1e-3)
     at_end = analysis.sel(selected=end)

@@ -89,13 +89,15 @@ def test_what_is_kept_of_the_losses_is_where_the_coordinates_say(tmp_path: Path)
 
 @pytest.mark.parametrize("steps", [(0,), (0, 3), (2, 3)])
 def test_one_or_two_snapshots_are_enough_for_what_needs_no_curve(tmp_path: Path, steps: tuple[int, ...]) -> None:
-    found = analyze(random_run(tmp_path / "run", MODEL, steps), only=[entry.name for entry in TABLE[:9]])
+    found = analyze(random_run(tmp_path / "run", MODEL, steps), only=[entry.name for entry in TABLE[:10]])
     absent = json.loads(found.attrs["absent"])
     assert {"bump", "pca"} <= set(absent)
     assert "three snapshots or more" in absent["pca"]
     assert ("loss_by_log_tokens" in absent) == (0 in steps)
-    assert {"icl_windowed", "prefix_matching", "phase_start"} <= set(found)
-    assert (int(found["phase_start"]), int(found["phase_end"])) == (steps[0], steps[-1])
+    assert {"icl_windowed", "prefix_matching", "step_before"} <= set(found)
+    assert (int(found["step_before"]), int(found["step_after"])) == (steps[0], steps[-1])
+    assert str(found["change_status"].values) == "too few points"
+    assert any("not tested: fewer than eight points" in line for line in phase_table(found))
     assert not any("nan" in line for line in phase_table(found))
     for name, variable in found.variables.items():
         assert "UNEXPECTED" not in variable.attrs.get("missing", ""), name

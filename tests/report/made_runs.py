@@ -9,6 +9,8 @@ import xarray as xr
 
 from icl_jax.analysis.dataset import save_dataset
 from icl_jax.config import ModelConfig
+from icl_jax.maths.change_point import Change
+from icl_jax.maths.finding import Finding, arrays_of
 from icl_jax.report.reported_run import ReportedRun
 from icl_jax.rundir import RunDir
 from tests.analysis.small_runs import make_run, random_rows
@@ -56,12 +58,27 @@ def made_run(path: Path, model: ModelConfig, variables: dict[str, tuple[tuple[st
 
 
 def window(start: int, end: int) -> dict[str, tuple[tuple[str, ...], object]]:
-    """The variables of a phase change between two steps."""
-    found: dict[str, tuple[tuple[str, ...], object]] = {}
-    for side, step in (("start", start), ("end", end)):
-        found |= {
-            f"phase_{side}": ((), step),
-            f"phase_{side}_tokens": ((), 1000 * step),
-            f"phase_{side}_interval": (("bound",), np.array([1000.0 * step - 5000, 1000.0 * step + 5000])),
-        }
-    return found
+    """The variables of a phase change of -1 nat, all of the run's, between two steps; 90 % intervals of ±5 steps."""
+    at, to = 1000.0 * start, 1000.0 * end
+    ends = ((at - 5000, at + 5000), (to - 5000, to + 5000))
+    change = Change(at, to, -1.0, 1.0, *ends, (-1.1, -0.9), (0.9, 1.1))
+    return _found(Finding((change,), 1e-9), start, end)
+
+
+def no_change() -> dict[str, tuple[tuple[str, ...], object]]:
+    """The variables of a run whose score is smooth: p = 0.5."""
+    return _found(Finding((), 0.5), 10, 100)
+
+
+def open_change(start: int) -> dict[str, tuple[tuple[str, ...], object]]:
+    """Those of a run that ends inside its change, of which -0.5 nats are done."""
+    at, inf = 1000.0 * start, float("inf")
+    change = Change(at, inf, -0.5, 1.0, (at - 5000, at + 5000), (inf, inf), (-0.6, -0.4), (0.9, 1.1))
+    return _found(Finding((change,), 1e-9), start, 100)
+
+
+def _found(finding: Finding, before: int, after: int) -> dict[str, tuple[tuple[str, ...], object]]:
+    arrays = {name: values[0] for name, values in arrays_of([finding]).items()}
+    dims = ((), ("change",), ("change", "bound"))
+    found = {f"change_{name}": (dims[values.ndim], values) for name, values in arrays.items()}
+    return {**found, "step_before": ((), before), "step_after": ((), after)}

@@ -22,7 +22,7 @@ from icl_jax.report.verdicts import (
     mechanism,
     verdicts,
 )
-from tests.report.made_runs import made_run, set_seed, window
+from tests.report.made_runs import made_run, no_change, open_change, set_seed, window
 
 _SH = ("snapshot", "layer", "head")
 _SELECTED = ("selected", "layer", "head")
@@ -48,43 +48,103 @@ def _run(path: Path, *, forms: bool, model: ModelConfig, final: float = -1.0, **
     matching = (0.0, 0.0) * (model.n_layers - 1) + last_layer
     found = {
         "icl_windowed": (("snapshot",), _icl(0.0, final)),
-        "phase_share": ((), 1.0),
         "prefix_matching": (_SH, _scores(*matching)),
-        **window(40, 60),
+        **(window(40, 60) if forms else no_change()),
         **variables,
     }
     return made_run(path, model, found)
 
 
-def test_co_occurrence_takes_a_flat_control(tmp_path: Path) -> None:
+def test_co_occurrence_takes_heads_a_change_and_a_control_without(tmp_path: Path) -> None:
     forming = _run(tmp_path / "two", forms=True, model=_model())
     flat = _run(tmp_path / "one", forms=False, model=_model(1), final=-0.25)
-    falling = _run(tmp_path / "falls", forms=False, model=_model(1), final=-0.75)
+    changing = _run(tmp_path / "changes", forms=False, model=_model(1), **window(40, 60))
     finding, effect, _ = co_occurrence([forming, flat])
     assert finding == "supported"
     assert effect == [
-        "two: 100 % of the ICL score and 100 % of the best head's prefix matching formed inside the window",
-        "one, without induction heads: ICL score changed by −0.25",
+        "two: 0.04 M to 0.06 M tokens, −1.00 nats (100 % of the run's change); 100 % of the best head formed in it",
+        "one, without induction heads: no change found (p = 0.5)",
     ]
-    assert co_occurrence([forming, falling])[0] == "partly"
+    assert co_occurrence([forming, changing])[0] == "partly"
     assert co_occurrence([forming])[::2] == (
         "partly",
         "a correlation only; needs a run on the same data that forms no induction heads",
     )
     # On other data the control says nothing of it, and its own larger change does not count against it.
-    other_data = _run(tmp_path / "other", forms=False, model=replace(_model(1), vocab_size=13), final=-0.75)
+    other_data = _run(tmp_path / "other", forms=False, model=replace(_model(1), vocab_size=13), **window(40, 60))
     assert co_occurrence([forming, other_data])[0] == "partly"
     assert co_occurrence([forming, flat, other_data])[:2] == ("supported", effect)
-    early = _run(tmp_path / "early", forms=True, model=_model(), phase_share=((), 0.4))
-    assert co_occurrence([early, flat])[0] == "not supported"
     assert co_occurrence([flat]) == ("not tested", [], "no run ends with an induction head")
+    # Too few points to tell are no control.
+    untold = _run(tmp_path / "untold", forms=False, model=_model(1), change_p=((), np.nan))
+    assert co_occurrence([forming, untold])[0] == "partly"
 
 
-def test_half_of_the_heads_rise_is_counted_by_the_window(tmp_path: Path) -> None:
+def test_a_fall_without_a_change_does_not_pass(tmp_path: Path) -> None:
+    linear = np.linspace(0, -1, 11)
+    flat = _run(tmp_path / "one", forms=False, model=_model(1), final=-0.25)
+    for name, icl, prefix in (
+        ("linear", linear, -linear[:, None, None] * np.array([[[0.0, 0.0], [0.9, 0.1]]])),
+        ("smooth", _icl(0.0, -1.0), _scores(0, 0, 0.9, 0.1)),
+    ):
+        run = _run(
+            tmp_path / name, forms=True, model=_model(), icl_windowed=(("snapshot",), icl),
+            prefix_matching=(_SH, prefix), **no_change(),
+        )  # fmt: skip
+        finding, effect, _ = co_occurrence([run, flat])
+        assert (finding, effect[0]) == ("not supported", f"{name}: no change found (p = 0.5)")
+    forming = _run(tmp_path / "two", forms=True, model=_model())
+    assert co_occurrence([run, forming, flat])[0] == "partly"
+
+
+def test_the_heads_rise_is_counted_by_the_changes(tmp_path: Path) -> None:
     late = _run(tmp_path / "late", forms=True, model=_model(), **window(50, 60))
-    assert "50 % of the best head's prefix matching" in co_occurrence([late])[1][0]
+    assert "50 % of the best head formed" in co_occurrence([late])[1][0]
     always = _run(tmp_path / "always", forms=True, model=_model(), prefix_matching=(_SH, np.full((11, 2, 2), 0.9)))
-    assert "and 0 % of the best head's" in co_occurrence([always])[1][0]
+    assert "0 % of the best head formed" in co_occurrence([always])[1][0]
+    still = _run(tmp_path / "still", forms=True, model=_model(), **open_change(40))
+    assert co_occurrence([still])[1] == [
+        "still: from 0.04 M tokens on, still going on at the end, −0.50 nats (100 % of the run's change); "
+        "100 % of the best head formed in it"
+    ]
+
+
+def test_heads_that_match_in_their_own_corpus_are_induction_heads(tmp_path: Path) -> None:
+    def run(name: str, model: ModelConfig, matching: np.ndarray, prob: float = 0.9) -> ReportedRun:
+        label = {
+            "label": (("label",), np.array(["name"])), "label_prob": (("snapshot", "label"), np.full((11, 1), prob)),
+            "label_matching": (("snapshot", "label", "layer", "head"), matching[:, None]),
+        }  # fmt: skip
+        return _run(tmp_path / name, forms=False, model=model, **window(40, 60), **label)
+
+    two = run("two", _model(), _scores(0.7, 0.1, 0.8, 0.1))
+    assert two.heads_of("induction") == [(1, 0)]  # a head of the first layer cannot match, whatever it scores
+    assert co_occurrence([two])[1][0].endswith("100 % of the best head formed in it")
+    assert run("lacking", _model(), _scores(0.1, 0.1, 0.8, 0.1), prob=0.4).forms_induction is False
+    assert run("one", _model(1), _scores(0.8, 0.1)).forms_induction is False
+    assert run("smeared", _model(1, smeared_keys=True), _scores(0.8, 0.1)).forms_induction
+
+
+def test_each_verdict_says_which_controls_its_runs_contain(tmp_path: Path) -> None:
+    forming = _run(tmp_path / "two", forms=True, model=_model())
+    flat = _run(tmp_path / "one", forms=False, model=_model(1), final=-0.25)
+    alone = {row.argument[0]: row.controls for row in verdicts([forming])}
+    assert "models without induction heads on the same data: not tested" in alone["1"]
+    assert all(alone.values())
+    both = {row.argument[0]: row.controls for row in verdicts([forming, flat])}
+    assert both["1"] == [
+        "models without induction heads on the same data: one, one layer: no change found (p = 0.5)",
+        "untrained weights, best prefix matching: two 0.00",
+        "shuffled contexts: not tested",
+        "a corpus without repeats: not tested",
+    ]
+    assert both["2"][0] == "the same model without smeared keys: not tested"
+    ablated = _run(
+        tmp_path / "ablated", forms=True, model=_model(),
+        pattern_preserving_icl_effect=(_SELECTED, _effects(0.3, 0.0, 0.5, 0.1)),
+    )  # fmt: skip
+    (row,) = [row for row in verdicts([ablated]) if row.argument[0] == "3"]
+    assert row.controls[0] == ("other heads of the same layers: ablated: 1, the costliest +0.10 nats of ICL score")
 
 
 def test_co_perturbation_takes_a_pair_that_differs_in_smearing_alone(tmp_path: Path) -> None:
@@ -94,8 +154,8 @@ def test_co_perturbation_takes_a_pair_that_differs_in_smearing_alone(tmp_path: P
     finding, effect, limits = co_perturbation([other, smeared, plain])
     assert (finding, limits) == ("supported", "one seed each")
     assert effect == [
-        "smeared: change over at 0.06 M tokens, ICL score −1.50 at the end",
-        "plain: no induction head, ICL score −0.25 at the end",
+        "smeared: 0.0 to 0.1 M tokens, ICL score −1.50 at the end",
+        "plain: no change found, no induction head, ICL score −0.25 at the end",
     ]
     needs = "needs a run with smeared keys beside one that differs from it in nothing else"
     assert co_perturbation([smeared, other]) == ("not tested", [], needs)
@@ -344,16 +404,10 @@ def test_what_was_not_measured_is_not_said_to_be_not_so(tmp_path: Path) -> None:
         assert "unscored" in limits or argument is not co_occurrence
         assert "no run ends" not in limits
     assert unscored.forms_induction is None
-    assert unscored.band is not None
-    assert unscored.band.forms is None
-    no_share = _without(tmp_path / "no_share", whole, "phase_share")
-    assert co_occurrence([no_share]) == (
-        "not tested",
-        [],
-        "the ends of the change were not taken (icl-jax analyze RUN)",
-    )
-    assert co_occurrence([whole, no_share])[2].startswith(
-        "a correlation only; the ends of the change of no_share were not"
+    no_change_p = _without(tmp_path / "no_change_p", whole, "change_p")
+    assert co_occurrence([no_change_p]) == ("not tested", [], "the phase changes were not taken (icl-jax analyze RUN)")
+    assert co_occurrence([whole, no_change_p])[2].startswith(
+        "a correlation only; the phase changes of no_change_p were not"
     )
     no_copying = _without(tmp_path / "no_copying", whole, "copying_eigenvalue")
     assert mechanism([no_copying]) == ("not tested", [], "the copying scores were not taken (icl-jax analyze RUN)")
@@ -369,8 +423,7 @@ def test_what_was_not_measured_is_not_said_to_be_not_so(tmp_path: Path) -> None:
 def test_a_pair_whose_change_was_not_measured_is_not_one_without_heads(tmp_path: Path) -> None:
     smeared = _run(tmp_path / "smeared", forms=True, model=_model(1, smeared_keys=True))
     plain = _run(tmp_path / "plain", forms=False, model=_model(1))
-    ends = ("phase_start", "phase_end", "phase_start_tokens", "phase_end_tokens")
-    for lacking in (ends, ("prefix_matching",), ("icl_windowed",)):
+    for lacking in (("change_p",), ("prefix_matching",), ("icl_windowed",)):
         untaken = _without(tmp_path / lacking[0], smeared, *lacking)
         finding, effect, limits = co_perturbation([untaken, plain])
         assert (finding, effect) == ("not tested", [])

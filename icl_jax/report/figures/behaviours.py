@@ -11,7 +11,7 @@ def _chart(run: ReportedRun) -> Chart:
         for i, label in enumerate(run.data["label"].values)
     ]
     return Chart(
-        x=TOKENS, y=Axis(label="probability of the right token", range=SHARE), series=series, band=run.band,
+        x=TOKENS, y=Axis(label="probability of the right token", range=SHARE), series=series, bands=run.bands,
         legend=True,
     )  # fmt: skip
 

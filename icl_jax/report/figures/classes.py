@@ -30,8 +30,8 @@ def _charts(run: ReportedRun) -> list[Chart]:
     right, share = Axis(label="share right", range=SHARE), Axis(label="attention", range=SHARE)
     title = "attention from the last item, new classes"
     return [
-        Chart(title="the last label", x=TOKENS, y=right, series=accuracy, band=run.band, legend=True),
-        Chart(title=title, x=TOKENS, y=share, series=attention, band=run.band, legend=True),
+        Chart(title="the last label", x=TOKENS, y=right, series=accuracy, bands=run.bands, legend=True),
+        Chart(title=title, x=TOKENS, y=share, series=attention, bands=run.bands, legend=True),
     ]
 
 

@@ -109,7 +109,7 @@ def head_curves(run: ReportedRun, variable: str, label: str, *, range: tuple[flo
         )
         for layer, head in run.heads
     ]  # fmt: skip
-    return Chart(x=TOKENS, y=Axis(label=label, range=range), series=series, band=run.band, zero=range is None)
+    return Chart(x=TOKENS, y=Axis(label=label, range=range), series=series, bands=run.bands, zero=range is None)
 
 
 def head_dots(
@@ -128,12 +128,10 @@ def head_dots(
 
 
 def change_stretch(run: ReportedRun, y: np.ndarray, colour: int) -> list[Series]:
-    """The thick stretch of a [snapshot] curve that is the phase change; none without an induction head."""
-    if run.band is None or not run.band.forms:
-        return []
-    inside = (run.tokens >= run.band.start) & (run.tokens <= run.band.end)
+    """The thick stretches of a [snapshot] curve that are phase changes."""
     label = f"{run.name}: phase change"
-    return [Series(label=label, x=run.tokens[inside], y=y[inside], colour=colour, width=5, in_legend=False)]
+    stretches = (run.stretch(band, y) for band in run.bands)
+    return [Series(label=label, x=x, y=y_there, colour=colour, width=5, in_legend=False) for x, y_there in stretches]
 
 
 def level(run: ReportedRun, y: float, **of_series: Any) -> Series:
@@ -150,7 +148,7 @@ def best_head(run: ReportedRun, variable: str) -> str:
 
 
 def before_after(run: ReportedRun, variable: str) -> str:
-    """A [snapshot] variable at the ends of the phase change."""
+    """A [snapshot] variable before and after the phase change; without one, at a tenth of the run and at its end."""
     if run.window is None:
         return ""
     before, after = (float(run.at(variable, step)) for step in run.window)
@@ -163,7 +161,7 @@ def log_positions(n_ctx: int, at_most: int = 96) -> np.ndarray:
 
 
 def strongest_ablation(run: ReportedRun, variable: str, sign: int, unit: str) -> str:
-    """The head with the largest effect of that sign at the end of the phase change."""
+    """The head with the largest effect of that sign after the phase change."""
     if run.window is None:
         return ""
     effect = run.at(variable, run.window[1])

@@ -1,10 +1,8 @@
 """Model Analysis Table, row "In-context learning score"."""
 
-import numpy as np
-
 from icl_jax.report.chart import Axis, Chart, Series
 from icl_jax.report.figures.figure import TOKENS, RunFigure, before_after
-from icl_jax.report.reported_run import ReportedRun, share
+from icl_jax.report.reported_run import ReportedRun
 
 
 def _chart(run: ReportedRun) -> Chart:
@@ -21,13 +19,11 @@ def _chart(run: ReportedRun) -> Chart:
             y=data["icl_score"].values, colour=5, width=1,
         ),
     ]  # fmt: skip
-    return Chart(x=TOKENS, y=Axis(label="ICL score (nats)"), series=series, band=run.band, zero=True, legend=True)
+    return Chart(x=TOKENS, y=Axis(label="ICL score (nats)"), series=series, bands=run.bands, zero=True, legend=True)
 
 
 def _ours(run: ReportedRun) -> str:
-    part = float(run.data["phase_share"]) if run.has("phase_share") else float("nan")
-    of_run = "" if np.isnan(part) or not run.forms_induction else f"; {share(part)} of the run's change inside the band"
-    return f"{before_after(run, 'icl_windowed')} nats{of_run}"
+    return f"{before_after(run, 'icl_windowed')} nats; {run.phase_words}"
 
 
 FIGURE = RunFigure(
@@ -35,7 +31,8 @@ FIGURE = RunFigure(
     title="In-context learning score",
     shows="Loss late in the context minus loss early in it, over windows (dark, with its standard error) and at the "
     "paper's two single tokens (light).",
-    look_for="A steep fall inside the band and little before or after: in-context learning forms in one abrupt change.",
+    look_for="A steep fall inside a band: in-context learning forms in an abrupt change. Without a band the curve is "
+    "one of smooth learning.",
     paper="magnitude below 0.15 nats before; about −0.40 nats after, whatever the size; more than 75 % formed in the "
     "window",
     needs=("icl_windowed", "icl_sem", "icl_score"),

@@ -9,7 +9,7 @@ def _chart(run: ReportedRun) -> Chart:
     loss = run.data["loss_by_position"].values
     positions = log_positions(loss.shape[1])
     heat = Heat(x=run.tokens, y=positions + 1, z=loss[:, positions].T, label="loss (nats)")
-    return Chart(x=TOKENS, y=Axis(label="token index", is_log=True), heat=heat, band=run.band)
+    return Chart(x=TOKENS, y=Axis(label="token index", is_log=True), heat=heat, bands=run.bands)
 
 
 def _ours(run: ReportedRun) -> str:

@@ -13,7 +13,7 @@ def _chart(run: ReportedRun) -> Chart:
         Series(label="training batches", x=tokens, y=training.mean(axis=1), colour=5, width=1),
         Series(label="held-out tokens", x=run.tokens, y=run.data["loss_curve"].values),
     ]
-    return Chart(x=TOKENS, y=Axis(label="loss (nats)"), series=series, band=run.band, legend=True)
+    return Chart(x=TOKENS, y=Axis(label="loss (nats)"), series=series, bands=run.bands, legend=True)
 
 
 def _ours(run: ReportedRun) -> str:

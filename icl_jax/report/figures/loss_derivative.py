@@ -12,7 +12,7 @@ def _chart(run: ReportedRun) -> Chart:
         x=run.tokens, y=run.data["bin_index"].values, z=run.data["loss_derivative"].values.T,
         label="d loss / d ln(token index) (nats)", diverging=True,
     )  # fmt: skip
-    return Chart(x=TOKENS, y=Axis(label="token index", is_log=True), heat=heat, band=run.band)
+    return Chart(x=TOKENS, y=Axis(label="token index", is_log=True), heat=heat, bands=run.bands)
 
 
 def _ours(run: ReportedRun) -> str:

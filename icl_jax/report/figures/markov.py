@@ -24,8 +24,8 @@ def _charts(run: ReportedRun) -> list[Chart]:
     ]
     kl = Axis(label="KL(strategy ‖ model) (nats)", is_log=True)
     return [
-        Chart(title="loss; dashed: of each strategy", x=TOKENS, y=Axis(label="nats"), series=losses, band=run.band),
-        Chart(title="distance from each strategy", x=TOKENS, y=kl, series=divergences, band=run.band, legend=True),
+        Chart(title="loss; dashed: of each strategy", x=TOKENS, y=Axis(label="nats"), series=losses, bands=run.bands),
+        Chart(title="distance from each strategy", x=TOKENS, y=kl, series=divergences, bands=run.bands, legend=True),
         _attention(run),
     ]
 
@@ -45,7 +45,7 @@ def _attention(run: ReportedRun) -> Chart:
         chance = float(data["match_attention_chance"][0])
         series.append(level(run, chance, label="uniform attention", colour=4, in_legend=False))
     axis = Axis(label="attention", range=SHARE)
-    return Chart(title="attention; dashed: uniform", x=TOKENS, y=axis, series=series, band=run.band, legend=True)
+    return Chart(title="attention; dashed: uniform", x=TOKENS, y=axis, series=series, bands=run.bands, legend=True)
 
 
 FIGURE = RunFigure(

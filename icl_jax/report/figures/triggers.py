@@ -69,8 +69,8 @@ def _charts(run: ReportedRun) -> list[Chart]:
     ]
     share = Axis(label="share right", range=SHARE)
     return [
-        Chart(title="memory recall; dots: formed", x=TOKENS, y=share, series=memories, band=run.band, legend=True),
-        Chart(title="loss", x=TOKENS, y=Axis(label="loss (nats)"), series=losses, band=run.band, legend=True),
+        Chart(title="memory recall; dots: formed", x=TOKENS, y=share, series=memories, bands=run.bands, legend=True),
+        Chart(title="loss", x=TOKENS, y=Axis(label="loss (nats)"), series=losses, bands=run.bands, legend=True),
     ]
 
 

@@ -114,19 +114,15 @@ function axisLayout(axis, values) {
   return layout;
 }
 
-function bandShapes(band, axis, isHeat) {
-  if (!band || !axis.tokens) return [];
-  const isChange = band.forms !== false; // null: the heads were not scored
-  const color = isChange ? css("--band") : css("--other");
-  const edge = (at) => ({ type: "line", x0: at, x1: at, y0: 0, y1: 1, yref: "paper", line: { color, width: isHeat ? 1.5 : 1, dash: isChange ? "solid" : "dot" } });
-  const shapes = isHeat || !isChange ? [edge(band.start), edge(band.end)] : [];
-  if (!isHeat) {
-    shapes.push({ type: "rect", x0: band.start, x1: band.end, y0: 0, y1: 1, yref: "paper", line: { width: 0 }, fillcolor: color, opacity: isChange ? 0.18 : 0.1, layer: "below" });
-  }
-  for (const interval of [band.start_interval, band.end_interval]) {
-    if (interval) shapes.push({ type: "line", x0: interval[0], x1: interval[1], y0: 1.015, y1: 1.015, yref: "paper", line: { color, width: 3 } });
-  }
-  return shapes;
+function bandShapes(band, isHeat) {
+  const color = css("--band");
+  const line = (x0, x1, y0, y1, width) => ({ type: "line", x0, x1, y0, y1, yref: "paper", line: { color, width } });
+  const sides = band.is_open ? ["start"] : ["start", "end"];
+  const inside = { type: "rect", x0: band.start, x1: band.end, y0: 0, y1: 1, yref: "paper", line: { width: 0 }, fillcolor: color, opacity: 0.18, layer: "below" };
+  return [
+    ...(isHeat ? sides.map((side) => line(band[side], band[side], 0, 1, 1.5)) : [inside]),
+    ...sides.map((side) => line(...band[`${side}_interval`], 1.015, 1.015, 3)),
+  ];
 }
 
 function seriesColour(series) {
@@ -172,7 +168,7 @@ function layoutIn(element, chart) {
 }
 
 function layoutOf(chart) {
-  const shapes = bandShapes(chart.band, chart.x, Boolean(chart.heat));
+  const shapes = chart.x.tokens ? chart.bands.flatMap((band) => bandShapes(band, Boolean(chart.heat))) : [];
   if (chart.zero) shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, line: { color: css("--other"), width: 1 }, layer: "below" });
   return {
     autosize: true, margin: { l: 46, r: 10, t: 14, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
@@ -269,12 +265,11 @@ function modelsSection() {
     const isFirst = !groupSeen.has(run.group);
     groupSeen.add(run.group);
     const box = make("input", { type: "checkbox", id: `show-${i}`, checked: isFirst, onchange: showModels });
-    const window_ = run.forms !== false || !run.window.start ? run.window : { ...run.window, start: `(${run.window.start})`, end: `(${run.window.end})` };
     return make("tr", {}, td(make("label", {}, box, " ", run.name)), td(`${run.size}; ${run.details}`), td(run.seeds),
-      td(window_.start), td(window_.end), td(window_.change, "number"), td(String(run.n_snapshots), "number"));
+      make("td", {}, ...run.changes.flatMap((text) => [text, make("br")])), td(run.heads_form), td(String(run.n_snapshots), "number"));
   });
-  const header = ["model", "what it is", "seed", "change starts (90 %)", "change ends (90 %)", "ICL change", "snapshots"];
-  section("models", "Models", prose("The phase change is the stretch of training in which the in-context learning score falls fastest. In brackets: the model ends without an induction head, so the stretch is merely where its score fell fastest. Of runs that differ in their seeds alone the first is shown below; tick others to see them."), table("models-table", header, body));
+  const header = ["model", "what it is", "seed", "phase change of the ICL score (90 % intervals)", "induction heads", "snapshots"];
+  section("models", "Models", prose("The phase change is an abrupt change of the in-context learning score that no smooth learning curve explains: tested, so that a run may have none. Of runs that differ in their seeds alone the first is shown below; tick others to see them."), table("models-table", header, body));
 }
 
 // ---- verdicts
@@ -282,9 +277,9 @@ function modelsSection() {
 function verdictsSection() {
   const body = data.verdicts.map((row) => make("tr", {},
     td(make("strong", {}, row.argument)), make("td", {}, row.claim, make("small", {}, `The paper calls its evidence ${row.paper}.`)),
-    make("td", { class: `finding ${row.finding.replace(" ", "-")}` }, row.finding), make("td", {}, ...row.effect.map((text) => make("div", {}, text))), td(row.limits)));
-  section("arguments", "The six arguments", prose("What these runs say to each argument of the paper, by rules that are written in icl_jax/report/verdicts.py."),
-    table("verdicts", ["argument", "claim", "these runs", "effect", "open"], body));
+    make("td", { class: `finding ${row.finding.replace(" ", "-")}` }, row.finding), make("td", {}, ...row.effect.map((text) => make("div", {}, text))), make("td", {}, ...row.controls.map((text) => make("div", {}, text))), td(row.limits)));
+  section("arguments", "The six arguments", prose("What these runs say to each argument of the paper, by rules that are written in icl_jax/report/verdicts.py. Controls are what would have shown it false."),
+    table("verdicts", ["argument", "claim", "these runs", "effect", "controls", "open"], body));
 }
 
 // ---- the slider: everything at one moment of training
@@ -464,9 +459,9 @@ function behavioursSection() {
     const row = data.behaviours.find((r) => r.label === label && r.group === group);
     if (!row) return td("–");
     return make("td", {}, `${measured(row.before)} → ${measured(row.after)}`,
-      make("br"), make("small", {}, `rank ${row.before.rank.toFixed(1)} → ${row.after.rank.toFixed(1)}; ${row.after.n} tokens`));
+      make("br"), make("small", {}, `rank ${row.before.rank.toFixed(1)} → ${row.after.rank.toFixed(1)}; ${row.after.n} tokens`, ...(row.learned ? [make("br"), `abrupt: ${row.learned}`] : [])));
   })));
-  section("behaviours", "Behaviours", prose("Probability of the right token before the phase change and at the end of the run, over the held-out tokens that the corpus marks as showing each behaviour; with 95 % intervals, over seeds where there are several, else over the tokens. Rank 1 is the likeliest token."),
+  section("behaviours", "Behaviours", prose("Probability of the right token before the phase change and at the end of the run, over the held-out tokens that the corpus marks as showing each behaviour; with 95 % intervals, over seeds where there are several, else over the tokens. Rank 1 is the likeliest token. Abrupt: where the probability itself changes as no smooth curve does; over seeds the mean with its 95 % interval."),
     table("behaviours-table", ["behaviour", ...groups], body), ...data.behaviour_figures.map(figureRow));
 }
 
@@ -557,7 +552,7 @@ section("comparison", "All models", ...data.comparisons.map(figureRow));
 verdictsSection();
 momentSection();
 section("analysis", "Model analysis", prose("A row for each measurement, a column for each model; rows scroll sideways together."),
-  make("p", { class: "legend" }, swatch(`induction head (prefix matching ${data.threshold} or more at the end)`, "--induction"), swatch(`previous-token head (${data.threshold} or more)`, "--previous"), swatch("other heads", "--other"),
+  make("p", { class: "legend" }, swatch(`induction head (prefix matching ${data.threshold} or more at the end, on random tokens or at labels of its own corpus)`, "--induction"), swatch(`previous-token head (${data.threshold} or more)`, "--previous"), swatch("other heads", "--other"),
     make("span", { class: "stretch", style: "--swatch: var(--band)" }, "phase change, its 90 % intervals above")),
   ...data.model_analysis.map(figureRow));
 behavioursSection();

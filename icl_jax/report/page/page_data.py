@@ -4,6 +4,8 @@ import datetime
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from icl_jax import __version__
 from icl_jax.model.head_scores import HEAD_THRESHOLD
 from icl_jax.report.behaviours import behaviours
@@ -55,22 +57,25 @@ def _run(run: ReportedRun, group: int) -> dict[str, Any]:
         "seeds": run.seeds,
         "group": group,
         "heads": [[layer, head, run.roles[layer, head]] for layer, head in run.heads],
-        "forms": run.forms_induction,
-        "window": _window(run),
+        "changes": _changes(run),
+        "heads_form": {None: "not scored", True: "yes", False: "none"}[run.forms_induction],
         "n_snapshots": len(run.tokens),
     }
 
 
-def _window(run: ReportedRun) -> dict[str, str]:
-    """Start and end of the phase change in words, each with its interval."""
-    found = {"change": "", "start": "", "end": ""}
-    if run.band is None:
-        return found
-    band = run.band
-    for side, tokens, bounds in (("start", band.start, band.start_interval), ("end", band.end, band.end_interval)):
-        interval = "" if bounds is None else f" ({millions(bounds[0])} to {millions(bounds[1])})"
-        found[side] = f"{millions(tokens)}{interval}"
-    found["change"] = f"{signed(float(run.data['phase_drop']))} nats"
+def _changes(run: ReportedRun) -> list[str]:
+    """Each phase change in words, with the intervals of its ends and its size; without one, why."""
+    if run.phase is None or not run.phase.changes:
+        return [run.phase_words]
+    found = []
+    for change in run.phase.changes:
+        ends = [(change.start, change.start_interval), (change.end, change.end_interval)][: 1 if change.is_open else 2]
+        where = " to ".join(
+            f"{millions(at)} ({millions(low)} to {'the end' if np.isinf(high) else millions(high)})"
+            for at, (low, high) in ends
+        )
+        part = f"{signed(change.size)} nats, {100 * change.share:.0f} % of the run's change"
+        found.append(f"{where}{', still going on at the end' if change.is_open else ''}; {part}")
     return found
 
 
@@ -97,7 +102,7 @@ def _chart(chart: Chart, store: ArrayStore) -> dict[str, Any]:
     found: dict[str, Any] = {
         "x": _axis(chart.x),
         "y": _axis(chart.y),
-        "band": None if chart.band is None else asdict(chart.band),
+        "bands": [asdict(band) for band in chart.bands],
         "zero": chart.zero,
         "title": chart.title,
         "wide": chart.wide,

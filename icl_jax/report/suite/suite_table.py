@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Column, Table
 
 from icl_jax.report.behaviours import Behaviour, Measured, behaviours
+from icl_jax.report.changes import window_words
 from icl_jax.report.reported_run import ReportedRun, open_runs
 from icl_jax.report.seeds import interval
 
@@ -25,10 +26,10 @@ class _Cells:
 
 
 def suite_table(titles: dict[str, list[str]]) -> Table:
-    """One row for each title: where the phase change lies, ICL score and best prefix matching across it.
+    """One row for each title: the phase change of the ICL score, ICL score and best prefix matching across it.
 
-    `titles`: paths of the analyzed runs under each title, one a seed. Means over seeds with 95 % intervals.
-    Without an induction head (prefix matching on random tokens) the scores are those of a tenth of the run and its end.
+    `titles`: paths of the analyzed runs under each title, one a seed. Means over seeds with 95 % intervals. Without a
+    change the scores are those of a tenth of the run and its end. Induction heads: by prefix matching on random tokens.
     """
     table = Table(Column("model", no_wrap=True), *(column.title for column in COLUMNS), box=None)
     for title, paths in titles.items():
@@ -42,12 +43,9 @@ def _cell(column: _Cells, runs: list[ReportedRun]) -> str:
     return "not measured" if any(run.not_taken(*column.needs) for run in runs) else column.cell(runs)
 
 
-def _window(runs: list[ReportedRun]) -> str:
-    n_changed = sum(bool(run.forms_induction) for run in runs)
-    if n_changed < len(runs):
-        return f"in {n_changed} of {len(runs)}" if n_changed else "no"
-    ends = [_mean([float(run.data[f"phase_{side}_tokens"]) / 1e6 for run in runs], 1) for side in ("start", "end")]
-    return f"{ends[0]} to {ends[1]} M tokens"
+def _forming(runs: list[ReportedRun]) -> str:
+    n_forming = sum(bool(run.forms_induction) for run in runs)
+    return {0: "no", len(runs): "yes"}.get(n_forming, f"in {n_forming} of {len(runs)}")
 
 
 def _across(curve: Callable[[ReportedRun], np.ndarray]) -> Callable[[list[ReportedRun]], str]:
@@ -64,7 +62,8 @@ def _best_matching(run: ReportedRun) -> np.ndarray:
 
 
 COLUMNS = (
-    _Cells("induction heads form", ("prefix_matching", "phase_end"), _window),
+    _Cells("phase change", ("change_p",), lambda runs: window_words([run.phase for run in runs if run.phase])),
+    _Cells("induction heads", ("prefix_matching",), _forming),
     _Cells("ICL score (nats)", ("icl_windowed",), _across(lambda run: run.data["icl_windowed"].values)),
     _Cells("best prefix matching", ("prefix_matching",), _across(_best_matching)),
 )
@@ -100,7 +99,7 @@ def _with_half(measured: Measured) -> str:
     return f"{measured.prob:.2f}" + ("" if half == "0.00" else f" ±{half}")
 
 
-_FIELDS = ("model", "behaviour", "when", "probability", "half_width_95", "mean_rank", "held_out_tokens")
+_FIELDS = ("model", "behaviour", "when", "probability", "half_width_95", "mean_rank", "held_out_tokens", "learned")
 
 
 def write_behaviours(found: dict[str, list[Behaviour]], path: Path) -> None:
@@ -112,4 +111,5 @@ def write_behaviours(found: dict[str, list[Behaviour]], path: Path) -> None:
             for behaviour in each:
                 for when, m in (("before the change", behaviour.before), ("at the end", behaviour.after)):
                     half = "" if m.half is None else f"{m.half:.6g}"
-                    writer.writerow([title, behaviour.label, when, f"{m.prob:.6g}", half, f"{m.rank:.6g}", m.n])
+                    row = [title, behaviour.label, when, f"{m.prob:.6g}", half, f"{m.rank:.6g}", m.n]
+                    writer.writerow([*row, behaviour.learned])

@@ -9,10 +9,13 @@ from rich.table import Table
 
 from icl_jax.analysis.dataset import load_dataset, save_dataset
 from icl_jax.config import ModelConfig
+from icl_jax.maths.change_point import Change
+from icl_jax.maths.finding import Finding
 from icl_jax.measures.table import TABLE
+from icl_jax.report.changes import window_words
 from icl_jax.report.left_out import left_out
 from icl_jax.report.suite.suite_table import behaviour_tables, behaviours_by_title, suite_table, write_behaviours
-from tests.report.made_runs import made_run, set_seed, window
+from tests.report.made_runs import made_run, no_change, set_seed, window
 
 
 def _columns(table: Table) -> list[list[str]]:
@@ -34,7 +37,7 @@ def _made(path: Path, seed: int, *, matching: float, icl: float, labels: tuple[s
     found = {
         "icl_windowed": (("snapshot",), icl * ramp),
         "prefix_matching": (("snapshot", "layer", "head"), ramp[:, None, None] * np.array([[matching, 0.1]])),
-        **window(40, 60),
+        **(no_change() if matching < 0.4 else window(40, 60)),
         **(label if n else {}),
     }
     run = made_run(path, model, found)
@@ -46,9 +49,10 @@ def test_windows_scores_and_seeds(tmp_path: Path) -> None:
     pair = [_made(tmp_path / f"i{s}", s, matching=0.8, icl=-1.0 - s, labels=(), prob=0) for s in (0, 1)]
     none = _made(tmp_path / "n", 0, matching=0.2, icl=-0.1, labels=(), prob=0)
     mixed = [pair[0], none]
-    names, forms, icl, best = _columns(suite_table({"two": pair, "one": [none], "mixed": mixed}))
+    names, changes, forms, icl, best = _columns(suite_table({"two": pair, "one": [none], "mixed": mixed}))
     assert names == ["two (2 seeds)", "one", "mixed (2 seeds)"]
-    assert forms == ["0.0 ±0.0 to 0.1 ±0.0 M tokens", "no", "in 1 of 2"]
+    assert changes == ["0.0 ±0.0 to 0.1 ±0.0 M tokens", "no change found", "in 1 of 2: 0.0 to 0.1 M tokens"]
+    assert forms == ["yes", "no", "in 1 of 2"]
     # Means of -1 and -2; t of one degree of freedom at 97.5 % is 12.706, the standard error 0.5.
     assert icl[0] == "0.00 ±0.00 -> -1.50 ±6.35"
     assert icl[1] == "0.00 -> -0.11"  # from a tenth of the run to its end
@@ -71,7 +75,7 @@ def test_behaviours_by_corpus_and_as_csv(tmp_path: Path) -> None:
     assert len(rows) == 6
     assert rows[1] == {
         "model": "A", "behaviour": "again", "when": "at the end", "probability": "0.65", "half_width_95": "0",
-        "mean_rank": "2", "held_out_tokens": "7",
+        "mean_rank": "2", "held_out_tokens": "7", "learned": "",
     }  # fmt: skip
 
 
@@ -80,13 +84,14 @@ def test_a_column_whose_measurement_was_not_taken_says_so(tmp_path: Path) -> Non
     lacking = epath.Path(_made(tmp_path / "lacking", 1, matching=0.8, icl=-1.0, labels=(), prob=0))
     data = load_dataset(lacking / "analysis.zarr").load().drop_vars(["icl_windowed", *window(40, 60)])
     save_dataset(data, lacking / "analysis.zarr")
-    _, forms, icl, best = _columns(suite_table({"whole": [whole], "lacking": [str(lacking)]}))
-    assert forms == ["0.0 to 0.1 M tokens", "not measured"]
+    _, changes, forms, icl, best = _columns(suite_table({"whole": [whole], "lacking": [str(lacking)]}))
+    assert changes == ["0.0 to 0.1 M tokens", "not measured"]
+    assert forms == ["yes", "yes"]
     assert icl == ["0.00 -> -1.00", "not measured"]
     assert best == ["0.00 -> 0.80", "0.00 -> 0.88"]
     data = data.drop_vars("prefix_matching")
     save_dataset(data, lacking / "analysis.zarr")
-    assert [column[0] for column in _columns(suite_table({"none": [str(lacking)]}))[1:]] == ["not measured"] * 3
+    assert [column[0] for column in _columns(suite_table({"none": [str(lacking)]}))[1:]] == ["not measured"] * 4
 
 
 def test_what_a_report_will_lack_is_known_before() -> None:
@@ -95,9 +100,23 @@ def test_what_a_report_will_lack_is_known_before() -> None:
     lacking = left_out("markov", {"markov_strategies", "head_scores"})
     assert {
         "ICL score (nats)",
-        "induction heads form",
+        "phase change",
         "phase_change",
         "icl_comparison",
         "behaviours_over_training",
     } <= {*lacking}
-    assert not {"markov", "triggers", "prefix_matching", "best prefix matching"} & {*lacking}
+    assert not {"markov", "triggers", "prefix_matching", "best prefix matching", "induction heads"} & {*lacking}
+
+
+def test_where_changes_lie_in_words() -> None:
+    def finding(*ends: float, p: float = 1e-9) -> Finding:
+        start, end = ends or (0.0, 0.0)
+        change = Change(start, end, -1.0, 1.0, (start, start), (end, end), (-1.0, -1.0), (1.0, 1.0))
+        return Finding((change,) if ends else (), p)
+
+    inf = float("inf")
+    assert window_words([finding(1.2e6, 1.84e6)]) == "1.2 to 1.8 M tokens"
+    assert window_words([finding(2e6, inf)]) == "from 2.0 M tokens on, still going on at the end"
+    assert window_words([finding(p=0.4), finding(p=float("nan"))]) == "no change found"
+    assert window_words([finding(p=float("nan"))]) == "too few points"
+    assert window_words([finding(1e6, 2e6), finding(p=0.4)]) == "in 1 of 2: 1.0 to 2.0 M tokens"

@@ -1,0 +1,112 @@
+"""Whether a run has a phase change, by its probes and snapshots, on curves whose truth is known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from icl_jax.config import ModelConfig
+from icl_jax.maths.finding import LEAST, arrays_of, find_changes, finding_from
+from icl_jax.measures import label_changes, phase_change
+from icl_jax.measures.measurement import Recorded
+from icl_jax.measures.phase_change import finding_of
+from tests.analysis.random_snapshots import context
+
+U = np.linspace(0, 1, 60)
+END = 6_000_000
+
+
+def step(u: np.ndarray, start: float, end: float) -> np.ndarray:
+    return 1 / (1 + 9 ** -((2 * u - start - end) / (end - start)))
+
+
+def noise(seed: int, sd: float = 0.02) -> np.ndarray:
+    return np.random.default_rng(seed).normal(scale=sd, size=len(U))
+
+
+def dataset(tokens: np.ndarray, icl: np.ndarray) -> xr.Dataset:
+    coords = {"snapshot": np.arange(len(tokens)) * 10, "tokens": ("snapshot", tokens)}
+    return xr.Dataset({"icl_windowed": ("snapshot", icl)}, coords=coords)
+
+
+def derived(tokens: np.ndarray, icl: np.ndarray, recorded: Recorded | None = None) -> xr.Dataset:
+    found = dataset(tokens, icl)
+    answer = phase_change.derive(dataclasses.replace(context(ModelConfig(n_ctx=64)), recorded=recorded), found)
+    dims = {name: variable.dims for name, variable in phase_change.DERIVED.variables.items()}
+    return found.assign({name: (dims[name], values) for name, values in answer.items()})
+
+
+def test_a_change_is_found_where_it_is_and_compared_across() -> None:
+    found = derived(U * END, -step(U, 0.4, 0.5) + noise(0))
+    assert str(found["change_status"].values) == "found"
+    assert finding_of(found).words().startswith("2.4")
+    before, after = (int(found[name]) // 10 for name in ("step_before", "step_after"))
+    assert 0.33 < U[before] < 0.38
+    assert 0.52 < U[after] < 0.57
+
+
+@pytest.mark.parametrize("curve", [-U, np.exp(-8 * U), np.zeros(60)])
+def test_a_smooth_run_has_none_and_is_compared_from_a_tenth_on(curve: np.ndarray) -> None:
+    found = derived(U * END, curve + noise(1))
+    assert str(found["change_status"].values) == "none"
+    assert finding_of(found).words().startswith("no change found (p = ")
+    assert np.isnan(found["change_start"]).all()
+    assert (int(found["step_before"]), int(found["step_after"])) == (50, 590)
+
+
+def test_a_run_that_ends_inside_says_so() -> None:
+    found = derived(U * END, -step(U, 0.93, 1.07) + noise(2))
+    assert str(found["change_status"].values) == "still going on"
+    assert "still going on at the end" in finding_of(found).words()
+    assert int(found["step_after"]) == 590
+
+
+def test_what_is_a_small_part_of_the_fall_is_no_phase_change() -> None:
+    curve = 0.9 * np.exp(-8 * U) - 0.1 * step(U, 0.4, 0.45)
+    assert not find_changes(U * END, curve + noise(3, 0.005), schedule=None, direction=-1).changes
+    tiny = -0.8 * LEAST * step(U, 0.4, 0.45)
+    assert not find_changes(U * END, tiny + noise(3, 0.001), schedule=None, direction=-1).changes
+
+
+def test_probes_are_read_where_they_are_more_than_snapshots() -> None:
+    curve = -0.5 * step(U, 0.4, 0.5) + noise(4, 0.05)
+    recorded = Recorded((U * END, np.full(60, 0.1)), U * END, curve)
+    few = slice(None, None, 4)
+    by_probes = derived((U * END)[few], np.zeros(15), recorded)
+    assert str(by_probes["change_status"].values) == "found"
+    many = derived(np.linspace(0, END, 70), np.zeros(70), recorded)
+    assert str(many["change_status"].values) == "none"
+    # Snapshots that all lie before the change: they are compared over what there is of them.
+    early = derived((U * END)[:12], np.zeros(12), recorded)
+    assert (int(early["step_before"]), int(early["step_after"])) == (10, 110)
+
+
+def test_arrays_hold_what_was_found() -> None:
+    curves = [-step(U, 0.2, 0.25) - step(U, 0.7, 0.75) + noise(5), -step(U, 0.93, 1.07) + noise(6), noise(7)]
+    findings = [find_changes(U * END, curve, schedule=None, direction=-1) for curve in curves]
+    assert [len(finding.changes) for finding in findings] == [2, 1, 0]
+    arrays = arrays_of(findings)
+    for i, finding in enumerate(findings):
+        assert (
+            finding_from({name: np.asarray(values[i]) for name, values in arrays.items() if name != "status"})
+            == finding
+        )
+
+
+def test_labels_share_one_chance_of_a_false_change() -> None:
+    prob = np.stack([0.1 + 0.8 * step(U, 0.4, 0.5), 0.9 - 0.8 * np.exp(-9 * U), np.full(60, np.nan)], axis=1)
+    prob += noise(8)[:, None]
+    found = dataset(U * END, np.zeros(60)).assign(label_prob=(("snapshot", "label"), prob))
+    answer = label_changes.derive(context(ModelConfig(n_ctx=64)), found)
+    assert answer["label_change_status"].tolist() == ["found", "none", "too few points"]
+    assert answer["label_change_size"][0, 0] == pytest.approx(0.8, abs=0.05)
+    # One curve with p between a fifth of 0.03 and 0.03 has a change by itself, and none among five.
+    p = 0.0
+    for seed in range(400):
+        curve = -0.3 * step(U, 0.4, 0.5) + noise(seed, 0.1)
+        p = find_changes(U * END, curve, schedule=None, direction=-1).p_value
+        if 0.03 / 5 < p < 0.03:
+            break
+    assert 0.03 / 5 < p < 0.03
+    assert not find_changes(U * END, curve, schedule=None, direction=-1, n_curves=5).changes
