@@ -2,9 +2,6 @@
 
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +10,8 @@ import pytest
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.verify import problems
 from tests.faults.conftest import Note
-from tests.faults.killed import PHASES
-from tests.train.runs import assert_same_run, finish, recorded, start_cli, train_long
+from tests.faults.killed import PHASES, Strike, run_struck
+from tests.train.runs import assert_same_run, recorded, train_long
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
@@ -32,13 +29,9 @@ def long_unbroken(long_config: Path) -> Path:
     return train_long(long_config, n_devices=1)
 
 
-def _start(config: Path, run: Path, *strike: str) -> "subprocess.Popen[str]":
-    """The command, or with (phase, call, delay, signal) the command that is struck there."""
-    arguments = ("train", config, "--run", run, "--devices", "1")
-    if not strike:
-        return start_cli(*arguments)
-    module = ("-m", "tests.faults.killed")
-    return start_cli(*strike, *arguments, program=(sys.executable, *module))
+def _train(config: Path, run: Path, strike: Strike | None = None) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of training, struck or not."""
+    return run_struck(["train", str(config), "--run", str(run), "--devices", "1"], strike, run.parent / "said")
 
 
 def _steps_to_do_again(run: Path, unbroken: Path) -> int:
@@ -53,13 +46,13 @@ def _steps_to_do_again(run: Path, unbroken: Path) -> int:
 
 
 def test_there_are_fifty() -> None:
-    assert N_KILLS.keys() == PHASES.keys()
+    assert N_KILLS.keys() == PHASES.keys() - {"command"}
     assert sum(N_KILLS.values()) + N_RANDOM == 50
 
 
-def _killed(child: "subprocess.Popen[str]", run: Path, unbroken: Path) -> list[int]:
+def _kill(config: Path, run: Path, unbroken: Path, phase: str, call: int, delay_ms: float) -> list[int]:
     """Steps to do again after the kill; nothing where the run was complete before it, which then starts anew."""
-    status, _, err = finish(child)
+    status, _, err = _train(config, run, Strike(phase, call, delay_ms / 1e3, signal.SIGKILL))
     if status == 0:
         assert_same_run(run, unbroken)
         shutil.rmtree(run)
@@ -68,32 +61,29 @@ def _killed(child: "subprocess.Popen[str]", run: Path, unbroken: Path) -> list[i
     return [_steps_to_do_again(run, unbroken)]
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", N_KILLS)
 def test_killed_in(phase: str, long_config: Path, long_unbroken: Path, tmp_path: Path, note: Note) -> None:
-    moments, run, again = np.random.default_rng(sorted(PHASES).index(phase)), tmp_path / "run", list[int]()
+    moments, run, again = np.random.default_rng(sorted(N_KILLS).index(phase)), tmp_path / "run", list[int]()
     if phase == "resume":
-        assert finish(_start(long_config, run, "step", "40", "0", str(int(signal.SIGTERM))))[0] == 0
+        assert _train(long_config, run, Strike("step", 40, 0, signal.SIGTERM))[0] == 0
     while len(again) < N_KILLS[phase]:
         call = int(moments.integers(1, 1 + LATEST_CALL.get(phase, 3)))
         delay_ms = moments.choice([0, moments.uniform(0, LATEST_MS.get(phase, 30))])
-        child = _start(long_config, run, phase, str(call), str(delay_ms), str(int(signal.SIGKILL)))
-        again += _killed(child, run, long_unbroken)
-    assert finish(_start(long_config, run))[::2] == (0, "")
+        again += _kill(long_config, run, long_unbroken, phase, call, delay_ms)
+    assert _train(long_config, run)[::2] == (0, "")
     assert_same_run(run, long_unbroken)
     note(f"kill -9 in {phase}, {len(again)} times", "resumes at step N", f"at most {max(again)} steps done again")
 
 
 def test_killed_at_random_moments(long_config: Path, long_unbroken: Path, tmp_path: Path, note: Note) -> None:
     moments, run, again = np.random.default_rng(20260714), tmp_path / "run", list[int]()
-    started_s = time.monotonic()
-    assert finish(_start(long_config, tmp_path / "timed"))[0] == 0
-    whole_s = time.monotonic() - started_s
     while len(again) < N_RANDOM:
-        child = _start(long_config, run)
-        time.sleep(moments.uniform(0.3, 1.0) * whole_s)  # a third of it: before there is anything to lose
-        child.kill()
-        again += _killed(child, run, long_unbroken)
-    assert finish(_start(long_config, run))[::2] == (0, "")
+        # By the clock, but from an event on, so that a slow machine is struck in the same phases as a fast one: each
+        # third time while the command starts, else soon after some step, whatever goes on beside it.
+        is_early = len(again) % 3 == 0
+        phase, call, latest_ms = ("command", 1, 2000) if is_early else ("step", int(moments.integers(1, 60)), 150)
+        again += _kill(long_config, run, long_unbroken, phase, call, moments.uniform(0, latest_ms))
+    assert _train(long_config, run)[::2] == (0, "")
     assert_same_run(run, long_unbroken)
     note(f"kill -9 at {len(again)} random moments", "resumes at step N", f"at most {max(again)} steps done again")
 
@@ -101,11 +91,11 @@ def test_killed_at_random_moments(long_config: Path, long_unbroken: Path, tmp_pa
 @pytest.mark.parametrize("phase", ["snapshot", "state save", "record flush"])
 def test_sigterm_in(phase: str, long_config: Path, long_unbroken: Path, tmp_path: Path, note: Note) -> None:
     run = tmp_path / "run"
-    status, out, err = finish(_start(long_config, run, phase, "2", "2", str(int(signal.SIGTERM))))
+    status, out, err = _train(long_config, run, Strike(phase, 2, 2e-3, signal.SIGTERM))
     assert (status, err) == (0, "")
     said = out.strip().splitlines()[-1]
     assert said.startswith("SIGTERM: state saved at step ")
     assert _steps_to_do_again(run, long_unbroken) == 0
-    assert finish(_start(long_config, run))[::2] == (0, "")
+    assert _train(long_config, run)[::2] == (0, "")
     assert_same_run(run, long_unbroken)
     note(f"SIGTERM in {phase}", said.partition(";")[0])
