@@ -212,6 +212,7 @@ class PreparationDisplay(_Display):
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(console, clock)
         self._label = ""
+        self._is_done = False
         self._next_s = 0.0
 
     def __call__(self, done_bytes: int, total_bytes: int, label: str) -> None:
@@ -219,10 +220,11 @@ class PreparationDisplay(_Display):
 
     def _draw(self, done_bytes: int, total_bytes: int, label: str) -> None:
         now, is_new = self._clock(), label != self._label
-        is_last = self._is_bar and done_bytes >= total_bytes
+        is_done = done_bytes >= total_bytes
+        is_last = is_done and (self._is_bar or not self._is_done)
         if not (is_new or is_last) and now < self._next_s:
             return
-        self._label = label
+        self._label, self._is_done = label, is_done
         self._next_s = now + (_REFRESH_S if self._is_bar else _PREPARATION_LINE_S)
         if not self._is_bar:
             percent = 100 * done_bytes // max(total_bytes, 1)

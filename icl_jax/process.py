@@ -4,7 +4,10 @@ import contextlib
 import ctypes
 import logging
 import os
+import signal
 import sys
+import threading
+import time
 import types
 import warnings
 from pathlib import Path
@@ -62,6 +65,47 @@ def _quiet_exception(kind: type[BaseException], error: BaseException, traceback:
     # gcsfs closes zarr's connections to a bucket at exit, from a loop that is not zarr's; all has been written.
     if not (isinstance(error, RuntimeError) and str(error).endswith("attached to a different loop")):
         sys.__excepthook__(kind, error, traceback)
+
+
+class Interrupts:
+    """Ctrl-C ends the program within seconds, wherever it is.
+
+    Python looks at signals between two of its own instructions, and a compilation or a step may take minutes: a thread
+    sees to it that the program ends all the same.
+    """
+
+    _GRACE_S = 3.0
+
+    def __init__(self) -> None:
+        self.is_patient = False
+        """The first Ctrl-C is left to who has set this, to end what it is at; the next one is not."""
+        self.is_told = False
+        """Whether the user has been told."""
+
+    def watch(self) -> None:
+        """Begin to. Of the main thread, once in a program."""
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reader,), name="interrupts", daemon=True).start()
+
+    def _watch(self, reader: int) -> None:
+        n_left = 1
+        while received := os.read(reader, 64):
+            for signum in received:
+                if signum != signal.SIGINT:
+                    continue
+                if self.is_patient and n_left:
+                    n_left = 0
+                    continue
+                time.sleep(self._GRACE_S)  # the main thread ends by itself, if it can
+                if not self.is_told:
+                    with contextlib.suppress(OSError):
+                        os.write(2, b"icl-jax: interrupted\n")
+                os._exit(130)
+
+
+interrupts = Interrupts()
 
 
 def end(status: int) -> NoReturn:

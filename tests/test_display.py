@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from icl_jax.display import StepsDisplay
+from icl_jax.display import PreparationDisplay, StepsDisplay
 from icl_jax.telling import format_count, format_duration
 from tests.waiting import LAST_RESORT_S
 
@@ -236,3 +236,14 @@ def test_update_is_cheap_between_drawings() -> None:
             progress.update(step, 1.0, None)
             calls_s.append(time.thread_time() - start_s)
     assert sorted(calls_s)[500] < 20e-6
+
+
+def test_preparation_reaches_the_end_without_a_terminal() -> None:
+    out = io.StringIO()
+    with PreparationDisplay(Console(file=out), clock=lambda: 0.0) as display:
+        for label in ("reading", "encoding"):
+            for done in (1, 50, 100, 100):
+                display(done, 100, label)
+    assert [line.split(" of")[0] for line in out.getvalue().splitlines()] == [
+        "reading: 1 %", "reading: 100 %", "encoding: 1 %", "encoding: 100 %",
+    ]  # fmt: skip

@@ -20,6 +20,10 @@ from icl_jax.config.corpora import NAMES, Options, corpus_kind, corpus_name, sou
 T = TypeVar("T")
 
 
+class OutputError(Exception):
+    """The help, which tyro prints by itself, could not be written."""
+
+
 def parse(cls: type[T], args: Sequence[str], *, prog: str, description: str, default: Any = None) -> T:
     """Parse into a dataclass. Raises UserError with one line where tyro would print a box."""
     stderr = io.StringIO()
@@ -27,6 +31,10 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, description: str, def
     try:
         with contextlib.redirect_stderr(stderr):
             return tyro.cli(cls, args=list(args), prog=prog, description=description, **options)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write to standard output: {error.strerror}") from None
     except SystemExit as error:
         if not error.code:
             raise

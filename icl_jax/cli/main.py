@@ -1,5 +1,7 @@
 """`icl-jax VERB ...`: the verbs, and what becomes of errors."""
 
+import contextlib
+import io
 import os
 import sys
 import traceback
@@ -12,9 +14,10 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from icl_jax import __version__, process
-from icl_jax.cli.arguments import ConfigArgs, parse, parse_with_config
+from icl_jax.cli.arguments import ConfigArgs, OutputError, parse, parse_with_config
 from icl_jax.config import NonFiniteLossError, UserError
 from icl_jax.display import say
+from icl_jax.rundir.files import reason
 from icl_jax.telling import one_line
 
 
@@ -22,7 +25,8 @@ def _train(args: Sequence[str], console: Console) -> int:
     """Train a config into a run directory, or resume one. Example: icl-jax train repeats-2l --train.n-steps 600"""
     from icl_jax.cli.train import TrainArgs, train
 
-    return train(parse_with_config(TrainArgs, args, prog="icl-jax train", description=_train.__doc__ or ""), console)
+    parsed = parse_with_config(TrainArgs, args, prog="icl-jax train", description=_train.__doc__ or "")
+    return train(parsed, console, args)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +169,12 @@ _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
 }
 
 
+_LASTING = [[verb] for verb in ("train", "analyze", "report", "export", "reproduce", "sweep", "launch")]
+"""Verbs whose results are in files: what they say may be lost."""
+_PASSING_ON = {"reproduce", "sweep", "launch"}
+"""Verbs that pass Ctrl-C on to the commands that they have started, and wait for them to save their states."""
+
+
 def _help(console: Console) -> None:
     lines = ["usage: icl-jax VERB ... [--debug]", "", "verbs:"]
     lines += [f"  {name:<10} {function.__doc__}" for name, function in _VERBS.items()]
@@ -173,50 +183,93 @@ def _help(console: Console) -> None:
 
 
 class _Console(Console):
-    """Throws away what nobody reads any more: a closed pipe must not end a training run."""
+    """Throws away what nobody reads, or nothing holds: a closed pipe or a full disk must not end a training run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_lost = False
+        """Whether output was lost that somebody waits for."""
 
     def on_broken_pipe(self) -> None:
+        self._give_up()
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            self.is_lost = True
+            self._give_up()
+            _tell_error(f"cannot write to standard output: {reason(error)}: going on without")
+
+    def _give_up(self) -> None:
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _tell_error(text: str) -> None:
+    """A line to standard error, if it takes one."""
+    with contextlib.suppress(OSError):
+        print(f"icl-jax: {one_line(text)}", file=sys.stderr, flush=True)
+
+
+def _escape_what_terminals_lack() -> None:
+    """Characters that the encoding of a terminal does not have are escaped; Python would raise an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def run(argv: Sequence[str]) -> int:
     """Run one command and return its exit status.
 
-    0; 1 where `compile` finds that something does not fit; 2 for a user's mistake; 3 for a loss that is not finite.
+    0; 1 where `compile` finds that something does not fit, or the output could not be written; 2 for a user's mistake;
+    3 for a loss that is not finite.
     """
     args = [arg for arg in argv if arg != "--debug"]
     is_debug = len(args) < len(argv)
+    _escape_what_terminals_lack()
     console = _Console()
     try:
-        if not args or args[0] in ("-h", "--help", "help"):
-            _help(console)
-            return 0
-        if args[0] == "--version":
-            say(console, f"icl-jax {__version__}")
-            return 0
-        if args[0] not in _VERBS:
-            raise UserError(f"{args[0]}: no such verb; there are {', '.join(_VERBS)}")
-        return _VERBS[args[0]](args[1:], console)
+        status = _run_verb(args, console)
+        return 1 if status == 0 and console.is_lost and args[:1] not in _LASTING else status
     except (UserError, NonFiniteLossError) as error:
         if is_debug:
             traceback.print_exc()
-        print(f"icl-jax: {one_line(str(error))}", file=sys.stderr)
+        _tell_error(str(error))
         return 3 if isinstance(error, NonFiniteLossError) else 2
     except KeyboardInterrupt:
-        print("icl-jax: interrupted", file=sys.stderr)
+        process.interrupts.is_told = True
+        _tell_error("interrupted")
         return 130
+
+
+def _run_verb(args: Sequence[str], console: Console) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        _help(console)
+        return 0
+    if args[0] == "--version":
+        say(console, f"icl-jax {__version__}")
+        return 0
+    if args[0] not in _VERBS:
+        raise UserError(f"{args[0]}: no such verb; there are {', '.join(_VERBS)}")
+    return _VERBS[args[0]](args[1:], console)
 
 
 def main() -> None:
     process.keep_freed_memory()
     process.one_blas_thread()
     process.quiet_libraries()
+    if not _PASSING_ON & set(sys.argv[1:2]):
+        process.interrupts.watch()
     try:
         status = run(sys.argv[1:])
     except BrokenPipeError:  # tyro prints its help by itself, to `| head` too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    except OutputError as error:
+        status = 1
+        _tell_error(str(error))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception:  # a bug
         traceback.print_exc()
         status = 1

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from icl_jax.cli.arguments import ConfigArgs
 from icl_jax.config import Config, UserError
 from icl_jax.data import Corpus, open_shown
 from icl_jax.display import say
+from icl_jax.telling import command
 from icl_jax.train.may_start import check_vocabulary, may_start
 
 
@@ -61,8 +62,11 @@ def _check(args: TrainArgs) -> None:
         args.overrides.train.rows_per_device(args.devices * args.processes)
 
 
-def train(args: TrainArgs, console: Console) -> int:
-    """Train, and return the exit status: 0 at the end, `sigterm_status` preempted by SIGTERM, 130 on SIGINT."""
+def train(args: TrainArgs, console: Console, given: Sequence[str]) -> int:
+    """Train, and return the exit status: 0 at the end, `sigterm_status` preempted by SIGTERM, 130 on SIGINT.
+
+    given: the arguments as they stand on the command line: the same ones resume.
+    """
     config = args.overrides
     _check(args)
     open_corpus: Callable[[Config, Console], Corpus] = open_shown
@@ -92,7 +96,7 @@ def train(args: TrainArgs, console: Console) -> int:
     )
     if outcome.signum:
         name = signal.Signals(outcome.signum).name
-        again = f"icl-jax train {args.config} --run {run_path(args)}"
+        again = command(["icl-jax", "train", *given])
         say(console, f"{name}: state saved at step {outcome.step}; resume with: {again}")
     if outcome.signum == signal.SIGINT:
         return 130

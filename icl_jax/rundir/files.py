@@ -19,8 +19,11 @@ def check_path(path: str) -> None:
     whole = path if is_bucket(path) else os.path.abspath(path)
     if not is_unicode(whole):
         raise UserError(f"{printable(whole)}: its name is not UTF-8: must be, that of the folders above it too")
-    if "\0" in path:
-        raise UserError(f"{printable(path)}: must not hold a zero byte")
+    for character, who in (("\0", "the system"), ("\\", "TensorStore"), ("[", "Orbax")):
+        if character in whole:
+            raise UserError(
+                f"{printable(whole)}: a path must not hold {character!r}: {who} cannot read from such a folder"
+            )
 
 
 def absolute(path: epath.Path) -> epath.Path:

@@ -62,7 +62,7 @@ def train(
     state = load_state(run, start_step, parallel) if start_step else parallel.init_state()
     probe_fn = make_probe_fn(config, corpus, parallel.local_devices)
     with Writer() as writer, local_batches(config, corpus, start_step) as batches:
-        keeper = _Keeper(run, parallel, writer, progress, tracker)
+        keeper = _Keeper(run, parallel, writer, progress, tracker, stop)
         try:
             for step in range(start_step, config.train.n_steps + 1):
                 # The last step ends the run by itself; its state is saved after its snapshot and probe, not before.
@@ -116,10 +116,17 @@ class _Keeper:
     """What the loop does besides stepping. Only process 0 writes; what is collective is done by all."""
 
     def __init__(
-        self, run: RunDir, parallel: ParallelStep, writer: Writer, progress: StepsDisplay, tracker: Tracker
+        self,
+        run: RunDir,
+        parallel: ParallelStep,
+        writer: Writer,
+        progress: StepsDisplay,
+        tracker: Tracker,
+        stop: StopSignal,
     ) -> None:
         config = run.config
         self.run, self.parallel, self.writer, self.progress, self.tracker = run, parallel, writer, progress, tracker
+        self.stop = stop
         self.snapshot_steps = frozenset(snapshot_steps(config))
         self.probe_steps = frozenset(probe_steps(config))
         self.is_writer = is_first()
@@ -191,6 +198,7 @@ class _Keeper:
             self.writer.submit(self.record.write_steps, block)
 
     def _seen(self, step: int, loss_T: np.ndarray, lr: float, grad_norm: float, step_s: float) -> None:
+        self.stop.begin()
         loss = float(loss_T.mean())
         self.progress.update(step + 1, loss, self._icl_score)
         if step % self.run.config.tracker.every_steps == 0:

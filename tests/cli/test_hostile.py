@@ -91,8 +91,10 @@ HOSTILE: dict[str, tuple[tuple[str, ...], str]] = {
         "--model.no-smeared-keys takes no value: write --model.smeared-keys or --model.no-smeared-keys; see",
     ),
     "a run that is not UTF-8": (("train", "tiny.toml", "--run", "r\udcff"), "r\\udcff: its name is not UTF-8: must be"),
+    "a run that Orbax cannot read": (("train", "tiny.toml", "--run", "r[1]"), "r[1]: a path must not hold '[': Orbax"),
+    "a run that TensorStore cannot": ((*_TRAIN[:-1], "r\\s"), "r\\s: a path must not hold '\\\\': TensorStore"),
     "an existing one to look at": (("verify", "r\udcff"), "r\\udcff: its name is not UTF-8: must be"),
-    "an order to the terminal": (("verify", "r\x1b[31m"), "r\\x1b[31m: no such run directory"),
+    "an order to the terminal": (("verify", "r\x1b7"), "r\\x1b7: no such run directory"),
 }
 
 
