@@ -12,7 +12,8 @@ from icl_jax.config import UserError
 from icl_jax.measures.measurement import Context, Derived, Measurement, UndefinedError, Variable
 from icl_jax.model.icl_score import icl_positions
 from icl_jax.rundir import SCHEMA_VERSION, RunDir, SnapshotEntry
-from icl_jax.rundir.files import is_bucket, reason
+from icl_jax.rundir.files import is_bucket
+from icl_jax.rundir.seals import ATTRIBUTE, check_seal, seal, unusable
 
 _NOT_ASKED = "not taken: not asked for (icl-jax analyze RUN --only {name} takes it)"
 
@@ -167,13 +168,18 @@ def _write(dataset: xr.Dataset, path: epath.Path) -> None:
         # Consolidated metadata is xarray's fast way in; the Zarr v3 specification has yet to adopt it.
         warnings.simplefilter("ignore")
         dataset.to_zarr(str(path), mode="w", zarr_format=3, consolidated=True)
+    seal(path)
 
 
 def load_dataset(path: epath.Path) -> xr.Dataset:
-    """What `save_dataset` wrote, read lazily. Raises UserError if it is missing or damaged."""
+    """What `save_dataset` wrote, checked against its seal and read lazily. Raises UserError: missing or damaged."""
     if not path.exists():
         raise UserError(f"{path}: no analysis yet: icl-jax analyze {path.parent} makes it")
     try:
-        return xr.open_zarr(str(path), consolidated=True)
-    except Exception as error:  # zarr, numcodecs and xarray raise many types for a damaged store
-        raise UserError(f"{path}: cannot read the analysis: {reason(error)}; icl-jax analyze makes it anew") from error
+        check_seal(path)
+        with unusable(path, "cannot read the analysis"):
+            dataset = xr.open_zarr(str(path), consolidated=True)
+            dataset.attrs.pop(ATTRIBUTE, None)
+    except UserError as error:
+        raise UserError(f"{error}; icl-jax analyze makes it anew") from error
+    return dataset

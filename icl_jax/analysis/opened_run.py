@@ -39,7 +39,7 @@ class OpenedRun:
     @cached_property
     def snapshots(self) -> list[int]:
         """Steps whose parameters are kept."""
-        return [entry.step for entry in self._run.manifest.read()]
+        return [entry.step for entry in self._run.read_snapshots()]
 
     def params(self, step: int) -> dict[str, np.ndarray]:
         """Parameters after `step` updates, checked against the manifest's hash."""

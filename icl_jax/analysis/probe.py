@@ -74,7 +74,7 @@ def probe(run: RunDir, text: str, step: int | None = None) -> Probe:
     context, for a step without a snapshot and for a run without snapshots or held-out rows.
     """
     model = run.config.model
-    tokenizer = run_tokenizer(run.path / "tokenizer.json")
+    tokenizer = run_tokenizer(run.read_tokenizer(), run.path / "tokenizer.json")
     found = encode_text(text, tokenizer, model.vocab_size)
     if len(found) >= model.n_ctx:
         allowed = f"must be at most {model.n_ctx - 1}: model.n_ctx = {model.n_ctx}, and BOS takes one position"
@@ -92,7 +92,7 @@ def probe(run: RunDir, text: str, step: int | None = None) -> Probe:
 
 
 def _steps(run: RunDir, step: int | None) -> list[int]:
-    kept = [entry.step for entry in run.manifest.read()]
+    kept = [entry.step for entry in run.read_snapshots()]
     if not kept:
         raise UserError(f"{run.path}: has no snapshots yet")
     if step is not None:

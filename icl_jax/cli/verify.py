@@ -5,24 +5,35 @@ from rich.console import Console
 from icl_jax.display import say
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.checkpoints import quiet_orbax
+from icl_jax.rundir.seals import Tally
 from icl_jax.rundir.verify import problems
 
 
 def verify(path: str, console: Console) -> int:
-    """Print what is wrong, a line each, and return 1; or that all is well, and return 0."""
+    """Print what is wrong, a line each, and return 1; or what was checked, and return 0."""
     quiet_orbax()
-    run = RunDir.open(path)
+    run, tally = RunDir.open(path), Tally()
     n_problems = 0
-    for problem in problems(run):
+    for problem in problems(run, tally):
         n_problems += 1
         say(console, problem)
     if n_problems:
         return 1
-    record, entries = run.load_record(), run.manifest.read()
-    n_steps = run.config.train.n_steps
-    say(
-        console,
-        f"{run.path}: good: {record.sizes['step']} of {n_steps} steps x {record.sizes['position']} positions recorded,"
-        f" {len(entries)} snapshots with the hashes of the manifest",
-    )
+    record = run.load_record()
+    steps = f"{record.sizes['step']} of {run.config.train.n_steps} steps x {record.sizes['position']} positions"
+    say(console, f"{run.path}: good: {steps} recorded, {_checked(tally)}")
+    for name in tally.unsealed:
+        again = "; icl-jax analyze seals it" if name == "analysis.zarr" else ""
+        say(console, f"{run.path / name}: has no seal, being of before 2026-11-27: a lost chunk would not show{again}")
     return 0
+
+
+def _checked(tally: Tally) -> str:
+    counts = [
+        f"{tally.n_snapshots} snapshots with the hashes of the manifest",
+        f"{tally.n_states} states with their checksums",
+        *(f"{name} as sealed ({n} arrays)" for name, n in tally.sealed.items()),
+    ]
+    if tally.n_parts:
+        counts.append(f"{tally.n_parts} files of finished analysis")
+    return ", ".join(counts)

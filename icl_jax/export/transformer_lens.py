@@ -82,7 +82,7 @@ def export_snapshot(run: RunDir, step: int | None = None, out: str | None = None
     if out is not None and not out.endswith(_SUFFIX):
         raise UserError(f"--out = {out!r}: must end in {_SUFFIX}")
     config = hooked_config(run.config.model)
-    entries = {entry.step: entry for entry in run.manifest.read()}
+    entries = {entry.step: entry for entry in run.read_snapshots()}
     if not entries:
         raise UserError(f"{run.path}: has no snapshots yet")
     step = max(entries) if step is None else step

@@ -45,7 +45,7 @@ class Transformer(Parameters):
         """
         opened = RunDir.open(str(run if isinstance(run, str | Path) else run.path))
         if step is None:
-            steps = [entry.step for entry in opened.manifest.read()]
+            steps = [entry.step for entry in opened.read_snapshots()]
             if not steps:
                 raise UserError(f"{opened.path}: has no snapshots yet")
             step = steps[-1]

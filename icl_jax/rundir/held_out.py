@@ -10,8 +10,8 @@ import numpy as np
 from etils import epath
 
 from icl_jax.config import UserError
-from icl_jax.rundir.files import reason
 from icl_jax.rundir.manifest import params_sha256
+from icl_jax.rundir.seals import Tally, check_seal, seal, unusable
 
 MAX_ROWS = 1024
 MAX_BYTES = 2**24
@@ -74,6 +74,7 @@ class HeldOut:
             # Consolidated metadata is xarray's fast way in; the Zarr v3 specification has yet to adopt it.
             warnings.simplefilter("ignore")
             dataset.to_zarr(str(path), mode="w", zarr_format=3, consolidated=True)
+        seal(path)
 
 
 def n_rows_kept(n_held_out: int, n_ctx: int) -> int:
@@ -81,13 +82,14 @@ def n_rows_kept(n_held_out: int, n_ctx: int) -> int:
     return max(1, min(n_held_out, MAX_ROWS, MAX_BYTES // (4 * (n_ctx + 1))))
 
 
-def load_held_out(path: epath.Path) -> HeldOut:
+def load_held_out(path: epath.Path, tally: Tally | None = None) -> HeldOut:
     """Read what `HeldOut.save` wrote. Raises UserError if it is missing or damaged."""
     if not path.exists():
         raise UserError(f"{path}: missing: analysis needs the held-out rows that icl-jax train puts there")
     import xarray as xr
 
-    try:
+    with unusable(path, "cannot read the held-out rows"):
+        check_seal(path, tally)
         dataset = xr.open_zarr(str(path), consolidated=False).load()
         counts = dataset["bigram_counts"].values if "bigram_counts" in dataset else None
         rows, candidates = dataset["rows"].values, dataset["candidates"].values
@@ -96,8 +98,6 @@ def load_held_out(path: epath.Path) -> HeldOut:
         names = tuple(dataset.attrs.get("label_names", ()))
         held_out = HeldOut(rows, candidates, int(dataset.attrs["bos_id"]), counts, names, labels, chains)
         sha256 = dataset.attrs["sha256"]
-    except Exception as error:  # zarr, numcodecs and xarray raise many types for a damaged store
-        raise UserError(f"{path}: cannot read the held-out rows: {reason(error)}") from error
     if held_out.sha256 != sha256:
         raise UserError(
             f"{path}: damaged: SHA-256 differs from the one in its attributes; copy it again from the source"

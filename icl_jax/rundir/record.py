@@ -2,15 +2,14 @@
 
 A Zarr v3 group that opens with ``xarray.open_zarr``. Arrays have the run's full length from the start and are NaN
 where nothing has been recorded, so that no metadata changes during a run and a kill can never leave arrays of
-different lengths; chunks are replaced whole. `load_record` cuts the unrecorded tail off.
+different lengths; chunks are replaced whole, each with a checksum of its own. `load_record` cuts the unrecorded tail
+off, and says where a chunk is lost: those of probes are there from the start, those of steps before their first step.
 
 Units: loss in nats, `tokens` predicted before the step, `step_s` in seconds. Step s is the loss of the parameters
 after s updates.
 """
 
-import contextlib
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,9 @@ import numpy as np
 from etils import epath
 
 from icl_jax.config import Config, UserError
-from icl_jax.rundir.files import is_bucket, reason
+from icl_jax.rundir.files import is_bucket
 from icl_jax.rundir.schedule import probe_steps
+from icl_jax.rundir.seals import ATTRIBUTE, Tally, check_seal, files_under, seal, unusable
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -41,6 +41,8 @@ _PROBE_SCALARS = {
 _HEAD_SCORES = ("prefix_matching", "previous_token")
 # A step counts where all its scalars do, a probe where this does: written last and cleared first, whatever is killed.
 _PROBE_IS_COMPLETE = "icl_score"
+# A loss that is not larger is read when the record is opened: what is damaged is said then, and not in a lazy read.
+_SMALL_BYTES = 2**26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,7 @@ class Record:
         self._path = path
         import zarr
 
-        with _unusable(path, "cannot open the record"):
+        with unusable(path, "cannot open the record"):
             self._group = zarr.open_group(str(path), mode="r+")
             self._last_counted = -1
 
@@ -83,14 +85,18 @@ class Record:
     def create(cls, path: epath.Path, config: Config, attributes: dict[str, Any]) -> "Record":
         """Lay out an empty record. `attributes` are stored on the group."""
         import zarr
+        from zarr.codecs import ZstdCodec
 
         group = zarr.open_group(str(path), mode="w", zarr_format=3, attributes=attributes)
         n_steps, n_ctx = config.train.n_steps, config.model.n_ctx
+        growing = ["step", "tokens"]
+        # A chunk of fill values that is written is told from one that is lost.
+        sealing: Any = {"compressors": ZstdCodec(level=0, checksum=True), "config": {"write_empty_chunks": True}}
 
         def counter(name: str, dim: str, n: int, dtype: str, meaning: str) -> zarr.Array:
             return group.create_array(
                 name, shape=(n,), chunks=(min(n, _CHUNK_FLOATS),), dtype=dtype, dimension_names=(dim,),
-                attributes={"units": "1", "long_name": meaning},
+                attributes={"units": "1", "long_name": meaning}, **sealing,
             )  # fmt: skip
 
         def coordinate(name: str, dim: str, values: np.ndarray, meaning: str) -> None:
@@ -99,10 +105,13 @@ class Record:
         def empty(name: str, dims: tuple[str, ...], shape: tuple[int, ...], units: str, meaning: str) -> None:
             inner = int(np.prod(shape[1:], dtype=np.int64))
             chunk = (max(1, min(shape[0], _CHUNK_FLOATS // max(inner, 1))), *shape[1:])
-            group.create_array(
+            array = group.create_array(
                 name, shape=shape, chunks=chunk, dtype="float32", fill_value=float("nan"), dimension_names=dims,
-                attributes={"units": units, "long_name": meaning},
+                attributes={"units": units, "long_name": meaning}, **sealing,
             )  # fmt: skip
+            growing.append(name)
+            if dims[0] == "probe":
+                array[:] = np.float32("nan")
 
         counter("step", "step", n_steps, "int64", "updates before")
         coordinate("position", "position", np.arange(n_ctx, dtype=np.int32), "index t of the last token seen, BOS is 0")
@@ -128,6 +137,7 @@ class Record:
             zarr.consolidate_metadata(str(path))
         record = cls(path, config)
         record._count(0, 1)
+        seal(path, growing)
         return record
 
     def write_steps(self, block: StepBlock) -> None:
@@ -149,7 +159,7 @@ class Record:
 
         Raises UserError if the record is damaged or cannot be written.
         """
-        with _unusable(self._path, "cannot cut the record back"):
+        with unusable(self._path, "cannot cut the record back"):
             if not is_bucket(self._path):  # a bucket shows no half-written objects
                 for partial in Path(self._path).rglob("*.partial"):
                     partial.unlink()
@@ -162,12 +172,19 @@ class Record:
                 self._array(name)[first_probe:] = np.float32("nan")
 
     def _count(self, first: int, end: int) -> None:
-        """Number the steps of the chunks that these are in, once: all steps of a run may be too many to hold."""
+        """Make the chunks that these steps are in, and number them: all steps of a run may be too many to hold.
+
+        `step` is the last: where it has a chunk, the others have it too, but for the loss.
+        """
         for chunk in range(max(first // _CHUNK_FLOATS, self._last_counted + 1), (end - 1) // _CHUNK_FLOATS + 1):
             start = chunk * _CHUNK_FLOATS
             steps = np.arange(start, min(start + _CHUNK_FLOATS, self._config.train.n_steps), dtype=np.int64)
-            self._array("step")[start : start + len(steps)] = steps
-            self._array("tokens")[start : start + len(steps)] = steps * self._config.tokens_per_step
+            part = slice(start, start + len(steps))
+            if not (self._path / "step" / "c" / str(chunk)).exists():
+                for name in _STEP_SCALARS:
+                    self._array(name)[part] = np.float32("nan")
+                self._array("tokens")[part] = steps * self._config.tokens_per_step
+                self._array("step")[part] = steps
             self._last_counted = chunk
 
     def _written_to(self, array: "zarr.Array") -> int:
@@ -187,44 +204,65 @@ class Record:
 
         array = self._group[name]
         assert isinstance(array, zarr.Array)
-        return array
+        return array.with_config({"write_empty_chunks": name != "loss"})
 
 
-@contextlib.contextmanager
-def _unusable(path: epath.Path, what: str) -> Iterator[None]:
-    """Raise UserError for whatever zarr, numcodecs and xarray raise: they have many types for a damaged store."""
-    try:
-        yield
-    except Exception as error:
-        raise UserError(f"{path}: {what}: {reason(error)}") from error
+def load_record(path: epath.Path, tally: Tally | None = None) -> "xr.Dataset":
+    """What has been recorded so far, cut to the steps and probes that are complete; a large loss is read lazily.
 
-
-def load_record(path: epath.Path) -> "xr.Dataset":
-    """What has been recorded so far, cut to the steps and probes that are complete.
-
-    Dims step, position, probe, layer, head. Raises UserError if the record is missing or unreadable.
+    Dims step, position, probe, layer, head. Raises UserError if the record is missing or damaged.
     """
     import xarray as xr
 
-    with _unusable(path, "cannot read the record"):
+    with unusable(path, "cannot read the record"):
+        is_sealed = check_seal(path, tally)
         # An index would hold every step there will be: it is made of those that are there.
         record = xr.open_zarr(str(path), consolidated=False, create_default_indexes=False)
-        n_steps = _n_recorded([record[name] for name in _STEP_SCALARS])
-        record = record.isel(step=slice(0, n_steps)).set_xindex("step").set_xindex("position")
+        record.attrs.pop(ATTRIBUTE, None)
+        n_steps = _n_recorded(path, [record[name] for name in _STEP_SCALARS])
+        _check_chunks(path, n_steps, record["loss"].encoding["chunks"][0], is_sealed)
+        record = record.isel(step=slice(0, n_steps))
+        for name, variable in record.variables.items():
+            if name != "loss" or variable.nbytes <= _SMALL_BYTES:
+                with unusable(path / str(name), "damaged"):
+                    variable.load()
+        record = record.set_xindex("step").set_xindex("position")
         if "probe" in record.sizes:
             record = record.isel(probe=slice(0, _leading(np.isfinite(record[_PROBE_IS_COMPLETE].values))))
     return record.set_coords([n for n in ("tokens", "probe_step", "probe_tokens") if n in record])
 
 
-def _n_recorded(scalars: "list[xr.DataArray]") -> int:
+def _n_recorded(path: epath.Path, scalars: "list[xr.DataArray]") -> int:
     """Length of the leading stretch of steps that is recorded in all of these, read chunk by chunk."""
+
+    def is_recorded(scalar: "xr.DataArray", part: slice) -> np.ndarray:
+        with unusable(path / str(scalar.name), "damaged"):
+            return np.isfinite(scalar[part].values)
+
     n_steps = scalars[0].size
     for start in range(0, n_steps, _CHUNK_FLOATS):
         part = slice(start, start + _CHUNK_FLOATS)
-        n = _leading(*(np.isfinite(scalar[part].values) for scalar in scalars))
+        n = _leading(*(is_recorded(scalar, part) for scalar in scalars))
         if n < min(_CHUNK_FLOATS, n_steps - start):
             return start + n
     return n_steps
+
+
+def _check_chunks(path: epath.Path, n_steps: int, loss_chunk: int, is_sealed: bool) -> None:
+    """Raise UserError where a chunk of a step array is lost.
+
+    The loss has those of the recorded steps. Of the others, which are written when a step first needs them, that of
+    `step` is last: the rest must have as many.
+    """
+    wanted = {"loss": {f"c/{i}/0" for i in range(-(-n_steps // loss_chunk))}}
+    if is_sealed:
+        counted = {f for f in files_under(path / "step") if f.startswith("c/")}
+        wanted["step"] = {f"c/{i}" for i in range(max(1, -(-n_steps // _CHUNK_FLOATS)))}
+        wanted |= dict.fromkeys(("tokens", *_STEP_SCALARS), counted | wanted["step"])
+    for name, chunks in wanted.items():
+        lost = sorted(chunks - set(files_under(path / name)))
+        if lost:
+            raise UserError(f"{path / name}: damaged: {len(lost)} of {len(chunks)} chunks missing, such as {lost[0]}")
 
 
 def _leading(*is_recorded: np.ndarray) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from icl_jax.config import Config, UserError, dump_config, parse_config
+from icl_jax.rundir.agreement import read_snapshots
 from icl_jax.rundir.checkpoints import (
     Arrays,
     load_arrays,
@@ -26,6 +27,7 @@ from icl_jax.rundir.files import check_path, reason, replace_text
 from icl_jax.rundir.held_out import HeldOut, load_held_out
 from icl_jax.rundir.manifest import Manifest, SnapshotEntry, params_sha256
 from icl_jax.rundir.record import Record, load_record
+from icl_jax.rundir.seals import Tally, sha256_of
 
 if TYPE_CHECKING:
     import jax
@@ -66,6 +68,8 @@ class RunDir:
             "schema_version": SCHEMA_VERSION,
             "run_id": secrets.token_hex(4),
             "corpus_sha256": corpus_sha256,
+            "sha256": {"config.toml": sha256_of(dump_config(config))}
+            | ({} if tokenizer_json is None else {"tokenizer.json": sha256_of(tokenizer_json)}),
             "starts": [],
         }
         with _writing(root):
@@ -74,7 +78,7 @@ class RunDir:
             # First: what a kill leaves is then known as ours.
             replace_text(root / "environment.json", json.dumps(environment, indent=1))
             if tokenizer_json is not None:
-                (root / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+                (root / "tokenizer.json").write_bytes(tokenizer_json.encode())
             Record.create(root / "record.zarr", config, {"schema_version": SCHEMA_VERSION, **(record_attributes or {})})
             if held_out is not None:
                 held_out.save(root / "held_out.zarr")
@@ -125,10 +129,16 @@ class RunDir:
             raise UserError(f"{environment_path}: schema_version = {version}: {allowed}")
         config_path = root / "config.toml"
         try:
-            text = config_path.read_text(encoding="utf-8")
+            text = config_path.read_bytes().decode()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{config_path}: cannot read the config: {reason(error)}") from None
-        return cls(root, parse_config(text, str(config_path)), environment)
+        try:
+            config = parse_config(text, str(config_path))
+        except UserError as error:
+            _check_sha256(config_path, environment, text, f"{error}; ")
+            raise
+        _check_sha256(config_path, environment, text)
+        return cls(root, config, environment)
 
     @staticmethod
     def is_run(path: str) -> bool:
@@ -143,6 +153,20 @@ class RunDir:
     def manifest(self) -> Manifest:
         return Manifest(self.path / "manifest.jsonl")
 
+    def read_snapshots(self) -> list[SnapshotEntry]:
+        """Snapshots of the run in order. Raises UserError if the manifest is damaged or lacks some."""
+        return read_snapshots(self)
+
+    def read_tokenizer(self) -> str | None:
+        """tokenizer.json; None where the corpus has none. Raises UserError if it is not the one that was saved."""
+        path = self.path / "tokenizer.json"
+        try:
+            text = path.read_bytes().decode() if path.exists() else None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: damaged: {reason(error)}") from None
+        _check_sha256(path, self.environment, text)
+        return text
+
     def add_start(self, start: dict[str, Any]) -> None:
         """Note a start or resume: time, step, versions, devices, processes, commit, command line, changed fields."""
         self.environment["starts"].append(start)
@@ -153,13 +177,13 @@ class RunDir:
         """The record, for writing."""
         return Record(self.path / "record.zarr", self.config)
 
-    def load_record(self) -> "xr.Dataset":
+    def load_record(self, tally: Tally | None = None) -> "xr.Dataset":
         """The record so far, see `icl_jax.rundir.record.load_record`."""
-        return load_record(self.path / "record.zarr")
+        return load_record(self.path / "record.zarr", tally)
 
-    def load_held_out(self) -> HeldOut:
+    def load_held_out(self, tally: Tally | None = None) -> HeldOut:
         """The rows and tokens that analysis measures on. Raises UserError if the run has none."""
-        return load_held_out(self.path / "held_out.zarr")
+        return load_held_out(self.path / "held_out.zarr", tally)
 
     def save_snapshot(self, step: int, params: Arrays) -> None:
         """Save parameters and then add them to the manifest. The manifest never names half a snapshot."""
@@ -281,6 +305,15 @@ class RunDir:
         with _writing(self.path):
             for name in ("snapshots", "state"):
                 remove_partial(self.path / name)
+
+
+def _check_sha256(path: epath.Path, environment: Mapping[str, Any], text: str | None, said: str = "") -> None:
+    """Raise UserError for a file that is not as environment.json says; in runs of before 2026-11-27 it says nothing."""
+    expected = environment.get("sha256", {}).get(path.name)
+    if expected is not None and text is None:
+        raise UserError(f"{path}: missing; environment.json says that it should be there")
+    if expected is not None and text is not None and sha256_of(text) != expected:
+        raise UserError(f"{said}{path}: damaged: SHA-256 differs from the one in environment.json")
 
 
 def _check_step(path: epath.Path, step: int, saved: Any) -> None:

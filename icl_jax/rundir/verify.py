@@ -1,51 +1,60 @@
 """Does a run directory hold what it promises?"""
 
+import io
+import zipfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 from etils import epath
 
-from icl_jax.config import Config, UserError
+from icl_jax.config import UserError
+from icl_jax.rundir.agreement import listing_problems, promised_end
 from icl_jax.rundir.checkpoints import load_arrays, saved_steps
-from icl_jax.rundir.files import reason
 from icl_jax.rundir.manifest import SnapshotEntry, params_sha256
 from icl_jax.rundir.run import RunDir
-from icl_jax.rundir.schedule import probe_steps, snapshot_steps
+from icl_jax.rundir.schedule import probe_steps
+from icl_jax.rundir.seals import Tally, files_under, seal_problems, unusable
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-def problems(run: RunDir) -> Iterator[str]:
+def problems(run: RunDir, tally: Tally | None = None) -> Iterator[str]:
     """One line for each thing that is wrong, naming the file or step; nothing if all is well.
 
-    Hashes of all snapshots are computed again. A run that has not ended, or was killed, is judged by what it had
-    reached: work that a resume would do again is no problem.
+    Every store is read whole and its seal or hashes are computed again; `tally` counts. A run that has not ended, or
+    was killed, is judged by what it had reached: work that a resume would do again is no problem.
     """
+    tally = Tally() if tally is None else tally
+    for part in (_run_problems, _held_out_problems, _state_problems, _analysis_problems):
+        try:
+            yield from part(run, tally)
+        except UserError as error:
+            yield str(error)
+
+
+def _run_problems(run: RunDir, tally: Tally) -> Iterator[str]:
+    """Of the record, the manifest, the snapshots and the tokenizer."""
+    # Read before the manifest: a run that is being trained adds to the manifest before it adds to the record.
+    n_recorded, state_step, folders = 0, run.last_state_step() or 0, saved_steps(run.path / "snapshots")
     try:
-        entries = run.manifest.read()
+        record = run.load_record(tally)
+        with unusable(run.path / "record.zarr", "damaged"):
+            record.load()
+        n_recorded = record.sizes["step"]
+        yield from _record_problems(run, record, state_step)
     except UserError as error:
         yield str(error)
-        return
-    yield from _record_problems(run)
-    yield from _held_out_problems(run)
-    yield from _snapshot_problems(run, entries)
-    yield from _state_problems(run, entries)
+    entries = run.manifest.read()
+    yield from _snapshot_problems(run, entries, tally)
+    yield from listing_problems(run, entries, n_recorded, state_step, folders)
+    run.read_tokenizer()
 
 
-def _record_problems(run: RunDir) -> Iterator[str]:
+def _record_problems(run: RunDir, record: "xr.Dataset", state_step: int) -> Iterator[str]:
     where, config = run.path / "record.zarr", run.config
-    try:
-        record = run.load_record().load()
-    except UserError as error:
-        yield str(error)
-        return
-    except Exception as error:  # a damaged chunk, found when it is read: zarr and numcodecs raise many types
-        yield f"{where}: cannot read the record: {reason(error)}"
-        return
     n_recorded = record.sizes["step"]
-    state_step = run.last_state_step() or 0
     if n_recorded < state_step:
         yield f"{where}: holds {n_recorded} steps, but the state of step {state_step} was saved"
     if n_recorded > config.train.n_steps:
@@ -60,12 +69,8 @@ def _record_problems(run: RunDir) -> Iterator[str]:
     yield from _probe_problems(record, run, state_step)
 
 
-def _held_out_problems(run: RunDir) -> Iterator[str]:
-    try:
-        held_out = run.load_held_out()
-    except UserError as error:
-        yield str(error)
-        return
+def _held_out_problems(run: RunDir, tally: Tally) -> Iterator[str]:
+    held_out = run.load_held_out(tally)
     where, model = run.path / "held_out.zarr", run.config.model
     rows, n_tokens = held_out.rows, model.n_ctx + 1
     if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] != n_tokens:
@@ -90,7 +95,7 @@ def _probe_problems(record: "xr.Dataset", run: RunDir, state_step: int) -> Itera
     if not len(steps):
         return
     where, n_recorded = run.path / "record.zarr", record.sizes["probe"]
-    n_promised = int(np.sum(steps < _promised_end(run.config, state_step)))
+    n_promised = int(np.sum(steps < promised_end(run.config, state_step)))
     if n_recorded < n_promised:
         yield f"{where}: holds {n_recorded} probes of {n_promised}, but the state of step {state_step} was saved"
     steps = steps[:n_recorded]
@@ -108,15 +113,7 @@ def _probe_problems(record: "xr.Dataset", run: RunDir, state_step: int) -> Itera
             yield f"{where}: {name} of the probe at step {steps[bad[0]]} is not finite ({len(bad)} such probes)"
 
 
-def _promised_end(config: Config, state_step: int) -> int:
-    """Snapshots and probes of the steps before this one were written before the state of `state_step`.
-
-    A state is saved ahead of its own step's snapshot, but for that of the last step, which ends the run.
-    """
-    return state_step + (state_step == config.train.n_steps)
-
-
-def _snapshot_problems(run: RunDir, entries: list[SnapshotEntry]) -> Iterator[str]:
+def _snapshot_problems(run: RunDir, entries: list[SnapshotEntry], tally: Tally) -> Iterator[str]:
     folder = run.path / "snapshots"
     by_hash = {entry.sha256: entry.step for entry in entries}
     for entry in entries:
@@ -136,20 +133,14 @@ def _snapshot_problems(run: RunDir, entries: list[SnapshotEntry]) -> Iterator[st
             yield f"{path}: swapped: it holds the parameters of step {by_hash[found]}"
         elif found != entry.sha256:
             yield f"{path}: its parameters have changed: SHA-256 {found[:12]}, the manifest says {entry.sha256[:12]}"
-    state_step = run.last_state_step() or 0
-    listed = {entry.step for entry in entries}
-    promised = {step for step in snapshot_steps(run.config) if step < _promised_end(run.config, state_step)}
-    for step in sorted(promised - listed):
-        what = f"the snapshot of step {step} is not listed, but the state of step {state_step} was saved"
-        yield f"{run.manifest.path}: {what}"
-    last = entries[-1].step if entries else -1
-    for step in sorted(set(saved_steps(folder)) - listed):
-        if step < last:
-            yield f"{folder / str(step)}: is not in the manifest"
+        tally.n_snapshots += 1
 
 
-def _state_problems(run: RunDir, entries: list[SnapshotEntry]) -> Iterator[str]:
-    expected = {entry.step: entry.sha256 for entry in entries}
+def _state_problems(run: RunDir, tally: Tally) -> Iterator[str]:
+    try:
+        expected = {entry.step: entry.sha256 for entry in run.manifest.read()}
+    except UserError:  # said above
+        expected = {}
     for step in saved_steps(run.path / "state"):
         path = run.path / "state" / str(step)
         try:
@@ -160,3 +151,25 @@ def _state_problems(run: RunDir, entries: list[SnapshotEntry]) -> Iterator[str]:
         params = {name.removeprefix("params."): array for name, array in state.items() if name.startswith("params.")}
         if step in expected and params_sha256(params) != expected[step]:
             yield f"{path}: its parameters are not those of the snapshot of step {step}"
+        tally.n_states += 1
+
+
+def _analysis_problems(run: RunDir, tally: Tally) -> Iterator[str]:
+    path, parts = run.path / "analysis.zarr", run.path / "analysis_parts"
+    if path.exists():
+        yield from (f"{problem}; icl-jax analyze makes it anew" for problem in seal_problems(path, tally))
+        if path.name in tally.unsealed:
+            import xarray as xr
+
+            with unusable(path, "cannot read the analysis"):
+                xr.open_zarr(str(path), consolidated=True).load()
+    for name in files_under(parts) if parts.exists() else ():
+        if name.endswith(".npz"):
+            try:
+                with zipfile.ZipFile(io.BytesIO((parts / name).read_bytes())) as file:
+                    is_whole = file.testzip() is None
+            except (OSError, EOFError, zipfile.BadZipFile):
+                is_whole = False
+            if not is_whole:
+                yield f"{parts / name}: damaged; icl-jax analyze takes its measurements anew"
+            tally.n_parts += 1

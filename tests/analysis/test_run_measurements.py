@@ -82,6 +82,7 @@ def test_what_is_on_disk_opens_without_a_warning_and_is_what_was_returned(run: R
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         opened = xr.open_zarr(str(run.path / "analysis.zarr")).load()
+    assert opened.attrs.pop("seal").keys() == {"", *opened.variables}
     xr.testing.assert_identical(opened, dataset)
     assert opened["snapshot"].values.tolist() == list(STEPS)
     assert opened["tokens"].values.tolist() == [step * run.config.tokens_per_step for step in STEPS]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.rundir.made_run import edit_config
 from tests.train.runs import TINY, command, folder_bytes, tiny_config, train_here
 
 
@@ -261,11 +262,14 @@ DAMAGES: dict[str, tuple[Damage, tuple[str, ...] | None, tuple[str, ...] | None]
         ("config.toml: unknown key 'model.width'",),
     ),
     "another config": (
-        lambda run: (run / "config.toml").write_text(
-            (run / "config.toml").read_text().replace("n_heads = 3", "n_heads = 2")
-        ),
+        lambda run: edit_config(run, lambda text: text.replace("n_heads = 3", "n_heads = 2")),
         ("is a run with another config", "model.n_heads: 2 != 3", "give --run another path"),
         None,
+    ),
+    "config cut to fewer fields": (
+        lambda run: (run / "config.toml").write_text((run / "config.toml").read_text().partition("[probes]")[0]),
+        ("config.toml: damaged: SHA-256 differs from the one in environment.json",),
+        ("config.toml: damaged: SHA-256 differs from the one in environment.json",),
     ),
     "another corpus": (
         lambda run: _edit_environment(run, corpus_sha256="0" * 64),
@@ -299,8 +303,8 @@ DAMAGES: dict[str, tuple[Damage, tuple[str, ...] | None, tuple[str, ...] | None]
     ),
     "record chunk cut short": (
         lambda run: _cut_short(_largest(run / "record.zarr" / "loss" / "c")),
-        ("record.zarr: cannot cut the record back",),
-        ("record.zarr",),
+        ("record.zarr/loss: damaged",),
+        ("record.zarr/loss: damaged",),
     ),
     "state cut short": (
         lambda run: _cut_short(_largest(run / "state" / "5")),

@@ -15,6 +15,7 @@ from icl_jax.report.reported_run import ReportedRun
 from icl_jax.rundir import RunDir
 from tests.analysis.small_runs import make_run, random_rows
 from tests.model.random_params import random_params
+from tests.rundir.made_run import edit_config
 
 HOSTILE = (
     "<bos>", "<script>alert(1)</script>", "</script><img src=x onerror=alert(2)>", "&lt;b&gt;", "\u202eright to left",
@@ -40,8 +41,7 @@ def add_labels(run: RunDir, names: tuple[str, ...]) -> None:
 
 def set_seed(path: Path, seed: int) -> None:
     """Make it a run of other seeds, as far as its config says."""
-    config = path / "config.toml"
-    config.write_text(config.read_text(encoding="utf-8").replace("seed = 0", f"seed = {seed}"), encoding="utf-8")
+    edit_config(path, lambda text: text.replace("seed = 0", f"seed = {seed}"))
 
 
 def made_run(path: Path, model: ModelConfig, variables: dict[str, tuple[tuple[str, ...], object]]) -> ReportedRun:

@@ -1,5 +1,8 @@
 """A run directory filled without training: every array tells its step."""
 
+import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +78,12 @@ def make_run(path: Path, config: Config, *, until: int | None = None) -> RunDir:
     run.save_state(max(end - 2, 1), state_of(max(end - 2, 1)))
     run.save_state(end, state_of(end))
     return run
+
+
+def edit_config(path: Path, edit: Callable[[str], str]) -> None:
+    """Change a run's config, and the SHA-256 by which a change is noticed."""
+    config, environment = path / "config.toml", path / "environment.json"
+    config.write_text(edit(config.read_text(encoding="utf-8")), encoding="utf-8")
+    held = json.loads(environment.read_text(encoding="utf-8"))
+    held["sha256"]["config.toml"] = hashlib.sha256(config.read_bytes()).hexdigest()
+    environment.write_text(json.dumps(held), encoding="utf-8")

@@ -67,6 +67,7 @@ def test_it_opens_with_xarray_alone(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plain = xr.open_zarr(str(path)).load()
+    assert plain.attrs.pop("seal").keys() == {"", *plain.variables}
     assert plain.attrs == {"schema_version": 1, "icl_early": 4}
     assert dict(plain.sizes) == {"step": 11, "position": 7, "probe": 3, "layer": 2, "head": 3}
     assert {str(name): plain[name].dims for name in plain.variables} == DIMS

@@ -97,6 +97,21 @@ def _other_state(root: Path, step: int) -> None:
     save_arrays(RunDir.open(str(root)).path / "state" / "11", state_of(step) | {"step": np.array(11, np.int32)})
 
 
+def _edit_group(store: Path, **attributes: object) -> None:
+    """Attributes set, or taken away where None."""
+    group = json.loads((store / "zarr.json").read_text())
+    kept = group["attributes"] | attributes
+    group["attributes"] = {name: value for name, value in kept.items() if value is not None}
+    (store / "zarr.json").write_text(json.dumps(group))
+
+
+def _broken_part(root: Path) -> None:
+    path = root / "analysis_parts" / "icl" / "a.npz"
+    path.parent.mkdir(parents=True)
+    np.savez(path, a=np.zeros(100))
+    _truncate(path)
+
+
 def _changed_params(root: Path) -> None:
     params = params_of(4)
     params["W_E"][0, 0] = np.nextafter(params["W_E"][0, 0], np.float32(9))
@@ -130,25 +145,45 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "record's metadata broken": (lambda r: _truncate(r / "record.zarr" / "loss" / "zarr.json"), ["record.zarr"]),
     "record's chunk cut in half": (
         lambda r: _truncate(_largest_file(r / "record.zarr" / "loss" / "c")),
-        ["record.zarr: "],
+        ["record.zarr/loss: damaged: "],
     ),
-    "loss chunk lost": (lambda r: _drop_chunks(r, "loss"), ["the loss of step 0 is not finite (11 such steps)"]),
-    "lr chunk lost": (lambda r: _drop_chunks(r, "lr"), ["holds 0 steps, but the state of step 11 was saved"]),
+    "loss chunk lost": (
+        lambda r: _drop_chunks(r, "loss"),
+        ["record.zarr/loss: damaged: 1 of 1 chunks missing, such as c/0/0"],
+    ),
+    "lr chunk lost": (lambda r: _drop_chunks(r, "lr"), ["record.zarr/lr: damaged: 1 of its 2 files is missing"]),
     "one loss lost": (lambda r: _set_record(r, "loss", 6, np.nan), ["the loss of step 6 is not finite (1 such steps)"]),
-    "tokens chunk lost": (lambda r: _drop_chunks(r, "tokens"), ["record.zarr: tokens is not what the config says"]),
-    "positions lost": (lambda r: _drop_chunks(r, "position"), ["record.zarr: position is not what the config says"]),
-    "probe axis lost": (
-        lambda r: _drop_chunks(r, "probe_step"),
-        ["record.zarr: probe_step is not what the config says"],
+    "tokens chunk lost": (lambda r: _drop_chunks(r, "tokens"), ["record.zarr/tokens: damaged: 1 of its 2 files is"]),
+    "a step of the record numbered otherwise": (
+        lambda r: _set_record(r, "tokens", 3, 7),
+        ["record.zarr: tokens is not what the config says"],
     ),
-    "probes lost": (
-        lambda r: _drop_chunks(r, "icl_score"),
-        ["holds 0 probes of 3, but the state of step 11 was saved"],
-    ),
+    "positions lost": (lambda r: _drop_chunks(r, "position"), ["record.zarr/position: damaged: 1 of its 2 files"]),
+    "probe axis lost": (lambda r: _drop_chunks(r, "probe_step"), ["record.zarr/probe_step: damaged: 1 of its 2 files"]),
+    "probes lost": (lambda r: _drop_chunks(r, "icl_score"), ["record.zarr/icl_score: damaged: 1 of its 2 files"]),
     "head scores lost": (
         lambda r: _drop_chunks(r, "prefix_matching"),
-        ["prefix_matching of the probe at step 0 is not finite (3 such"],
+        ["record.zarr/prefix_matching: damaged: 1 of its 2 files is missing"],
     ),
+    "an array of the record changed": (
+        lambda r: _set_record(r, "position", 3, 7),
+        ["record.zarr/position: damaged: its contents have changed since it was sealed"],
+    ),
+    "the record's own metadata changed": (
+        lambda r: _edit_group(r / "record.zarr", icl_late=3),
+        ["record.zarr/zarr.json: damaged: its contents have changed"],
+    ),
+    "BOS changed": (
+        lambda r: _edit_group(r / "held_out.zarr", bos_id=3),
+        ["held_out.zarr/zarr.json: damaged: its contents have changed"],
+    ),
+    "held-out rows lost": (
+        lambda r: shutil.rmtree(r / "held_out.zarr" / "rows" / "c"),
+        ["held_out.zarr/rows: damaged: 1 of its 2 files is missing"],
+    ),
+    "tokenizer lost": (lambda r: (r / "tokenizer.json").unlink(), ["tokenizer.json: missing; environment.json says"]),
+    "tokenizer cut": (lambda r: _truncate(r / "tokenizer.json"), ["tokenizer.json: damaged: SHA-256 differs"]),
+    "finished analysis damaged": (_broken_part, ["analysis_parts/icl/a.npz: damaged; icl-jax analyze takes its"]),
     "held-out loss lost": (
         lambda r: _set_record(r, "held_out_loss", 1, np.nan),
         ["held_out_loss of the probe at step 6 is not finite (1"],
@@ -170,10 +205,47 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 }
 
 
+# Of runs of before 2026-11-27, which have no seals: what the config and the numbers themselves tell.
+UNSEALED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "loss chunk lost": (
+        lambda r: _drop_chunks(r, "loss"),
+        ["record.zarr/loss: damaged: 1 of 1 chunks missing, such as c/0/0"],
+    ),
+    "lr chunk lost": (lambda r: _drop_chunks(r, "lr"), ["holds 0 steps, but the state of step 11 was saved"]),
+    "tokens chunk lost": (lambda r: _drop_chunks(r, "tokens"), ["record.zarr: tokens is not what the config says"]),
+    "positions lost": (lambda r: _drop_chunks(r, "position"), ["record.zarr: position is not what the config says"]),
+    "probe axis lost": (
+        lambda r: _drop_chunks(r, "probe_step"),
+        ["record.zarr: probe_step is not what the config says"],
+    ),
+    "probes lost": (
+        lambda r: _drop_chunks(r, "icl_score"),
+        ["holds 0 probes of 3, but the state of step 11 was saved"],
+    ),
+    "head scores lost": (
+        lambda r: _drop_chunks(r, "prefix_matching"),
+        ["prefix_matching of the probe at step 0 is not finite (3 such"],
+    ),
+    "held-out rows lost": (
+        lambda r: shutil.rmtree(r / "held_out.zarr" / "rows" / "c"),
+        ["held_out.zarr: damaged: SHA-256 differs"],
+    ),
+}
+
+
+def _unseal(root: Path) -> None:
+    for store in ("record.zarr", "held_out.zarr"):
+        _edit_group(root / store, seal=None)
+
+
 # TensorStore reads arrays side by side. When one is damaged, Orbax closes its event loop while others may still answer.
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [*FAULTS, *(f"unsealed: {name}" for name in UNSEALED)])
 def test_each_fault_is_named(root: Path, fault: str) -> None:
-    damage, expected = FAULTS[fault]
+    name = fault.removeprefix("unsealed: ")
+    if name != fault:
+        _unseal(root)
+        assert _problems(root) == []
+    damage, expected = FAULTS[fault] if name == fault else UNSEALED[name]
     damage(root)
     found = _problems(root)
     assert found

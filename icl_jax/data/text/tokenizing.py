@@ -112,13 +112,11 @@ def parse_tokenizer(text: str) -> Tokenizer:
     return _without_extras(tokenizer)
 
 
-def run_tokenizer(path: epath.Path) -> Tokenizer | None:
-    """The tokenizer.json of a run; None where its corpus has none. Raises UserError if it is damaged."""
-    if not path.exists():
-        return None
+def run_tokenizer(text: str | None, path: epath.Path) -> Tokenizer | None:
+    """A run's tokenizer.json, read from `path`; None where its corpus has none. Raises UserError if it is damaged."""
     try:
-        return parse_tokenizer(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return None if text is None else parse_tokenizer(text)
+    except ValueError as error:
         raise UserError(f"{path}: not a tokenizer of the tokenizers library: {error}") from None
 
 

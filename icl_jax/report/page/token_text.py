@@ -14,11 +14,11 @@ class TokenText:
     """Texts of a run's token ids."""
 
     def __init__(self, run: ReportedRun) -> None:
-        self._path = run.run.path / "tokenizer.json"
+        self._run = run.run
 
     @cached_property
     def _tokenizer(self) -> Tokenizer | None:
-        return run_tokenizer(self._path)
+        return run_tokenizer(self._run.read_tokenizer(), self._run.path / "tokenizer.json")
 
     def of(self, ids: Iterable[int] | np.ndarray) -> list[str]:
         """One printable string per id. Raises UserError if tokenizer.json is damaged."""
