@@ -2,6 +2,8 @@
 
 import json
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -10,11 +12,13 @@ from etils import epath
 from icl_jax.analysis.finished_work import FinishedWork, work_key
 from icl_jax.config import UserError
 from icl_jax.measures.measurement import Context, Derived, Measurement, UndefinedError, Variable
+from icl_jax.measures.table import TABLE
 from icl_jax.model.icl_score import icl_positions
 from icl_jax.rundir import SCHEMA_VERSION, RunDir, SnapshotEntry
 from icl_jax.rundir.files import is_bucket
-from icl_jax.rundir.seals import ATTRIBUTE, check_seal, seal, unusable
+from icl_jax.rundir.seals import ATTRIBUTE, check_seal, seal, sha256_of, unusable
 
+_LISTING, _SNAPSHOTS = "manifest_sha256", "snapshots_asked"
 _NOT_ASKED = "not taken: not asked for (icl-jax analyze RUN --only {name} takes it)"
 
 
@@ -63,6 +67,12 @@ def build_dataset(
         )
     dataset.attrs = _attributes(run, context, absent)
     return dataset
+
+
+def note_asked(dataset: xr.Dataset, entries: list[SnapshotEntry], snapshots: int | Sequence[int] | None) -> xr.Dataset:
+    """The dataset that says of which snapshots of how long a run it is, for `outdated` and `asked_of`."""
+    asked = snapshots if snapshots is None or isinstance(snapshots, int) else [int(step) for step in snapshots]
+    return dataset.assign_attrs({_LISTING: listing_sha256(entries), _SNAPSHOTS: json.dumps(asked)})
 
 
 def _add(
@@ -143,6 +153,36 @@ def _attributes(run: RunDir, context: Context, absent: dict[str, str]) -> dict[s
         "icl_early_window": list(positions.early_window),
         "icl_late_window": list(positions.late_window),
         "absent": json.dumps(absent, sort_keys=True),
+    }
+
+
+def listing_sha256(entries: list[SnapshotEntry]) -> str:
+    """Over the steps and hashes of all snapshots that a run had: it changes when the run goes on."""
+    return sha256_of("".join(f"{entry.step} {entry.sha256}\n" for entry in entries))
+
+
+def outdated(run: RunDir, dataset: xr.Dataset) -> str | None:
+    """What the run has become since it was analyzed, in a sentence; None if nothing. Raises UserError."""
+    entries, analyzed = run.read_snapshots(), dataset["snapshot"].values
+    known = dataset.attrs.get(_LISTING)  # an analysis of before 2026-11-27 has its snapshots alone
+    is_same = known == listing_sha256(entries) if known else not entries or entries[-1].step <= analyzed[-1]
+    if is_same:
+        return None
+    then = f"{len(analyzed)} snapshots up to step {analyzed[-1]} then"
+    now = f"{len(entries)} up to step {entries[-1].step} now" if entries else "none now"
+    return f"{run.path}: the run has changed since it was analyzed: {then}, {now}"
+
+
+def asked_of(dataset: xr.Dataset) -> dict[str, Any]:
+    """Keyword arguments of `icl_jax.analysis.analyze` that take again what an analysis holds."""
+    is_all = not any("not asked for" in why for why in json.loads(dataset.attrs["absent"]).values())
+    # What is derived comes by itself.
+    taken = {variable.attrs["measurement"] for variable in dataset.data_vars.values()}
+    taken &= {entry.name for entry in TABLE if isinstance(entry, Measurement)}
+    return {
+        "only": None if is_all else sorted(taken),
+        "snapshots": json.loads(dataset.attrs.get(_SNAPSHOTS, "null")),
+        "n_rows": int(dataset.attrs["held_out_rows"]),
     }
 
 

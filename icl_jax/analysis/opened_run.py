@@ -1,6 +1,7 @@
 """A run directory in Python: ``run = icl_jax.open_run("runs/repeats-2l")``."""
 
 import html
+import warnings
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -52,10 +53,13 @@ class OpenedRun:
 
     @cached_property
     def analysis(self) -> "xr.Dataset":
-        """Every measurement that `icl-jax analyze` has taken; read lazily."""
-        from icl_jax.analysis.dataset import load_dataset  # with the measurements, and flax
+        """Every measurement that `icl-jax analyze` has taken; read lazily. Warns where the run has changed since."""
+        from icl_jax.analysis.dataset import load_dataset, outdated  # with the measurements, and flax
 
-        return load_dataset(self._run.path / "analysis.zarr")
+        dataset = load_dataset(self._run.path / "analysis.zarr")
+        if change := outdated(self._run, dataset):
+            warnings.warn(f"{change}: icl-jax analyze measures what is new", stacklevel=3)
+        return dataset
 
     def heads(self, step: int | None = None) -> "pd.DataFrame":
         """One row for each (layer, head), one column for each measurement of single heads, at a snapshot (the last).

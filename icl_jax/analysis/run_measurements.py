@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from icl_jax.analysis.choose_snapshots import choose_entries, choose_few
-from icl_jax.analysis.dataset import build_dataset, save_dataset
+from icl_jax.analysis.dataset import build_dataset, note_asked, save_dataset
 from icl_jax.analysis.finished_work import FinishedWork, work_key
 from icl_jax.config import UserError
 from icl_jax.measures.measurement import Context, Derived, Measurement, Recorded, StackedParams, measure_all
@@ -64,6 +64,7 @@ def analyze(
         few = [chosen[i] for i in choose_few(dataset["tokens"].values, _window(dataset))]
         session.take([m for m in on_few if m.name in wanted], few)
         dataset = build_dataset(run, context, table, session.works, chosen, few, wanted)
+    dataset = note_asked(dataset, entries, snapshots)
     save_dataset(dataset, run.path / "analysis.zarr")
     session.forget_stale(entries)
     return dataset

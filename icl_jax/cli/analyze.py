@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -48,26 +48,45 @@ def analyze(args: AnalyzeArgs, console: Console) -> int:
     runs = [RunDir.open(path) for path in args.runs]
     # A snapshot on each device, side by side: faster than one device with as many threads.
     process.configure_jax(process.cpu_count())
-    from icl_jax.analysis import run_measurements
     from icl_jax.analysis.dataset import load_dataset
 
+    is_chosen = only is not None or snapshots is not None or args.rows
     for run in runs:
-        path = run.path / "analysis.zarr"
-        is_chosen = only is not None or snapshots is not None or args.rows
-        if not (args.show and path.exists() and not is_chosen):
-            started = time.monotonic()
-            with MeasurementsDisplay(console, str(run.path)) as display:
-                dataset = run_measurements.analyze(
-                    run, only=only, snapshots=snapshots, n_rows=args.rows or None, progress=display.update
-                )
-            n_variables, n_snapshots = len(dataset.data_vars), dataset.sizes["snapshot"]
-            took = f"{display.n_taken} measurements taken in {time.monotonic() - started:.0f} s"
-            say(console, f"{path}: {n_variables} variables of {n_snapshots} snapshots; {took}")
+        if args.show and not is_chosen:
+            bring_up_to_date(run, console)
+        else:
+            _take(run, console, only=only, snapshots=snapshots, n_rows=args.rows or None)
         if args.show:
             from icl_jax.report.phase_table import phase_table
 
-            say(console, "\n".join(phase_table(load_dataset(path).load())))
+            say(console, "\n".join(phase_table(load_dataset(run.path / "analysis.zarr").load())))
     return 0
+
+
+def bring_up_to_date(run: RunDir, console: Console) -> None:
+    """Analyze a run that never was, or that has changed since. Raises UserError."""
+    from icl_jax.analysis.dataset import asked_of, load_dataset, outdated
+
+    path = run.path / "analysis.zarr"
+    if not path.exists():
+        _take(run, console)
+        return
+    known = load_dataset(path)
+    change = outdated(run, known)
+    if change is not None:
+        say(console, f"{change}: measuring what is new")
+        _take(run, console, **asked_of(known))
+
+
+def _take(run: RunDir, console: Console, **asked: Any) -> None:
+    from icl_jax.analysis.run_measurements import analyze as take
+
+    started = time.monotonic()
+    with MeasurementsDisplay(console, str(run.path)) as display:
+        dataset = take(run, progress=display.update, **asked)
+    n_variables, n_snapshots = len(dataset.data_vars), dataset.sizes["snapshot"]
+    took = f"{display.n_taken} measurements taken in {time.monotonic() - started:.0f} s"
+    say(console, f"{run.path / 'analysis.zarr'}: {n_variables} variables of {n_snapshots} snapshots; {took}")
 
 
 def _parse_snapshots(text: str) -> int | list[int] | None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from icl_jax import process
-from icl_jax.cli.analyze import AnalyzeArgs, analyze
+from icl_jax.cli.analyze import bring_up_to_date
 from icl_jax.config import UserError
 from icl_jax.display import say
 from icl_jax.rundir import RunDir
@@ -28,19 +28,20 @@ class ReportArgs:
 
 
 def report(args: ReportArgs, console: Console) -> int:
-    """Write the page, first analyzing what never was. Returns the exit status 0. Raises UserError."""
+    """Write the page, analyzing first what never was or has changed since. Returns the status 0. Raises UserError."""
     if not args.runs:
         raise UserError("RUN is missing; see icl-jax report --help")
     if not args.out and is_bucket(args.runs[0]):
         raise UserError(f"--out is missing: {args.runs[0]} is a bucket, and a report goes into a local folder")
     out = Path(args.out or Path(args.runs[0]) / "report")
-    waiting = tuple(path for path in args.runs if not (RunDir.open(path).path / "analysis.zarr").exists())
+    runs = [RunDir.open(path) for path in args.runs]
+    waiting = [str(run.path) for run in runs if not (run.path / "analysis.zarr").exists()]
     if waiting:
         say(console, f"no analysis yet of {', '.join(waiting)}: taking it first")
-        analyze(AnalyzeArgs(runs=waiting), console)
-    else:
-        quiet_orbax()
-        process.configure_jax(process.cpu_count())
+    quiet_orbax()
+    process.configure_jax(process.cpu_count())
+    for run in runs:
+        bring_up_to_date(run, console)
     from icl_jax.report import write_report  # after JAX is configured
 
     say(console, f"the page: {write_report(list(args.runs), out)}")

@@ -34,6 +34,4 @@ def _checked(tally: Tally) -> str:
         f"{tally.n_states} states with their checksums",
         *(f"{name} as sealed ({n} arrays)" for name, n in tally.sealed.items()),
     ]
-    if tally.n_parts:
-        counts.append(f"{tally.n_parts} files of finished analysis")
     return ", ".join(counts)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from icl_jax.analysis.dataset import asked_of, load_dataset, outdated
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import UserError
 from icl_jax.report.figures.table import FIGURES
@@ -14,12 +15,15 @@ from icl_jax.report.reported_run import open_runs
 def write_report(paths: list[str], out: Path) -> Path:
     """Write OUT/index.html, and OUT/figures/ with every figure as PNG, PDF and CSV. Returns the page's path.
 
-    A run without an analysis is analyzed first. Raises UserError if a run cannot be read, or `out` not be written.
+    A run without an analysis, or that has changed since, is analyzed first. Raises UserError if a run cannot be read or
+    `out` not be written.
     """
     runs = open_runs(paths)
     for run in runs:
         if not run.is_analyzed:
             analyze(run.run)
+        elif outdated(run.run, known := load_dataset(run.run.path / "analysis.zarr")):
+            analyze(run.run, **asked_of(known))
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         for figure in FIGURES:

@@ -32,8 +32,6 @@ class Tally:
 
     n_snapshots: int = 0
     n_states: int = 0
-    n_parts: int = 0
-    """Files of finished work of an analysis."""
     sealed: dict[str, int] = field(default_factory=dict)
     """Stores whose seal holds, and how many arrays of each were compared with it."""
     unsealed: list[str] = field(default_factory=list)

@@ -172,4 +172,3 @@ def _analysis_problems(run: RunDir, tally: Tally) -> Iterator[str]:
                 is_whole = False
             if not is_whole:
                 yield f"{parts / name}: damaged; icl-jax analyze takes its measurements anew"
-            tally.n_parts += 1

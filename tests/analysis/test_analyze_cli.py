@@ -1,3 +1,4 @@
+import re
 import shutil
 from pathlib import Path
 
@@ -105,3 +106,31 @@ def test_unknown_names_are_attribute_errors() -> None:
         _ = icl_jax.no_such
     with pytest.raises(AttributeError, match="no_such"):
         _ = icl_jax.analysis.no_such
+
+
+def test_a_run_that_has_gone_on_since_is_said_and_what_is_new_is_measured(
+    path: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    copy, later = tmp_path / "copy", range(50, 101, 10)
+    shutil.copytree(path, copy, ignore=shutil.ignore_patterns("analysis*"))
+    manifest = (copy / "manifest.jsonl").read_text()
+    for step in later:
+        (copy / "snapshots" / str(step)).rename(tmp_path / str(step))
+    (copy / "manifest.jsonl").write_text("".join(manifest.splitlines(keepends=True)[:5]))
+    assert run_cli(["analyze", str(copy), "--only", "icl", "--rows", "5"]) == 0
+    for step in later:
+        (tmp_path / str(step)).rename(copy / "snapshots" / str(step))
+    (copy / "manifest.jsonl").write_text(manifest)
+    change = f"{copy}: the run has changed since it was analyzed: 5 snapshots up to step 40 then, 11 up to step 100 now"
+    with pytest.warns(UserWarning, match=re.escape(change)):
+        assert icl_jax.open_run(str(copy)).analysis.sizes["snapshot"] == 5
+    capsys.readouterr()
+    assert run_cli(["analyze", str(copy), "--show"]) == 0
+    out = capsys.readouterr().out
+    assert f"{change}: measuring what is new" in out
+    assert re.findall("variables of 11 snapshots; . measurements taken", out) == [
+        "variables of 11 snapshots; 6 measurements taken"
+    ]
+    assert icl_jax.open_run(str(copy)).analysis.attrs["held_out_rows"] == 5
+    assert run_cli(["analyze", str(copy), "--show"]) == 0
+    assert "changed" not in capsys.readouterr().out
