@@ -60,16 +60,16 @@ def _millions(tokens: float) -> str:
 
 def find_changes(
     tokens: Real[np.ndarray, " S"], curve: Float[np.ndarray, " S"], *, schedule: Schedule | None, direction: int,
-    n_curves: int = 1, alpha: float = ALPHA,
+    n_tests: int = 1, alpha: float = ALPHA,
 ) -> Finding:  # fmt: skip
     """The changes of a score in nats (`direction` -1) or of a probability (1): those that are large enough to matter.
 
-    `n_curves`: curves that are looked at together; `alpha` is for all of them.
+    `n_tests`: curves that are looked at together; `alpha` is for all of them.
     """
     known = curve[np.isfinite(curve)]
     least = max(LEAST, LEAST_SHARE * float(np.ptp(known))) if len(known) else LEAST
     found, p_value = changes(
-        tokens, curve, schedule=schedule, direction=direction, least=least, alpha=alpha / n_curves, most=MOST_CHANGES
+        tokens, curve, schedule=schedule, direction=direction, least=least, alpha=alpha / n_tests, most=MOST_CHANGES
     )
     return Finding(tuple(found), p_value)
 

@@ -17,7 +17,7 @@ _PREFIX = "label_change"
 def derive(context: Context, dataset: xr.Dataset) -> dict[str, np.ndarray]:
     schedule = None if context.recorded is None else context.recorded.schedule
     tokens, curves = dataset["tokens"].values, dataset["label_prob"].values.astype(np.float64).T
-    findings = [find_changes(tokens, curve, schedule=schedule, direction=1, n_curves=len(curves)) for curve in curves]
+    findings = [find_changes(tokens, curve, schedule=schedule, direction=1, n_tests=len(curves)) for curve in curves]
     return {f"{_PREFIX}_{name}": values for name, values in arrays_of(findings).items()}
 
 

@@ -22,6 +22,7 @@ from icl_jax.train.may_start import check_vocabulary, may_start
 from icl_jax.train.processes import all_or_none, is_first
 from icl_jax.train.start import held_run
 from icl_jax.train.stop import StopSignal
+from icl_jax.train.watch.change_news import NOTHING_SEEN, Seen
 from icl_jax.train.watch.tracker import Tracker, make_tracker
 
 
@@ -68,7 +69,7 @@ def run(
             changed = changed_fields(RunDir.open(path).config, config)
             run_dir.add_start({**describe_start(start_step, devices, argv, execution), "changed_fields": changed})
         tell(_headline(config, str(run_dir.path), devices, start_step, execution))
-        known = seen_induction_head(run_dir) if is_first() and start_step else None
+        known = seen(run_dir) if is_first() and start_step else NOTHING_SEEN
         return make_tracker(config, str(run_dir.path), run_dir.run_id, tell, is_first(), known)
 
     with _failures_explained():
@@ -123,6 +124,14 @@ def _join(coordinator: str, n_processes: int, process_id: int) -> None:
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise UserError(f"--coordinator = {coordinator!r}: {reason[0][:200] if reason else 'cannot join'}") from error
+
+
+def seen(run: RunDir) -> Seen:
+    """What the record holds so far of heads and scores, for those who watch."""
+    record = run.load_record()
+    names = ("tokens", "lr", "probe_tokens", "icl_windowed")
+    curves = (tuple(record[name].values.tolist()) if name in record else () for name in names)
+    return Seen(seen_induction_head(run), *curves)
 
 
 def seen_induction_head(run: RunDir) -> InductionHead | None:

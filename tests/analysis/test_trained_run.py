@@ -35,7 +35,7 @@ schedule = "constant"
 n_linear = 14
 n_log = 0
 [probes]
-n_probes = 0
+n_probes = 50
 """
 INDUCTION = 0.3
 

@@ -109,4 +109,4 @@ def test_labels_share_one_chance_of_a_false_change() -> None:
         if 0.03 / 5 < p < 0.03:
             break
     assert 0.03 / 5 < p < 0.03
-    assert not find_changes(U * END, curve, schedule=None, direction=-1, n_curves=5).changes
+    assert not find_changes(U * END, curve, schedule=None, direction=-1, n_tests=5).changes

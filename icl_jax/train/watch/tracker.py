@@ -19,9 +19,9 @@ import numpy as np
 
 from icl_jax.config import Config
 from icl_jax.config.tables import to_tables
-from icl_jax.model.head_scores import InductionHead
 from icl_jax.rundir.files import is_bucket
 from icl_jax.rundir.record import ProbeResult
+from icl_jax.train.watch.change_news import NOTHING_SEEN, ChangeNews, Seen
 from icl_jax.train.watch.wandb_run import (
     FINISH_TIMEOUT_S,
     INIT_TIMEOUT_S,
@@ -87,7 +87,7 @@ class WandbTracker:
     """Sends points to Weights & Biases. Use :func:`make_tracker`.
 
     ``init`` holds the arguments of ``wandb.init``. ``temporary_dir`` is removed once everything in it is uploaded.
-    ``induction_head`` is the one that the record of a resumed run holds; ``keeps_snapshots``: as artifacts.
+    ``seen``: what the record of a resumed run holds; ``keeps_snapshots``: as artifacts.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class WandbTracker:
         init: dict[str, Any],
         warn: Callable[[str], None],
         temporary_dir: str | None = None,
-        induction_head: InductionHead | None = None,
+        seen: Seen = NOTHING_SEEN,
         keeps_snapshots: bool = False,
     ) -> None:
         self.description = "W&B: starting"
         self._init = init
         self._warn = warn
         self._temporary_dir = temporary_dir
-        self._induction_head = induction_head
+        self._seen = seen
         self._keeps_snapshots = keeps_snapshots
         self._waiting: queue.Queue[Point | Snapshot | int] = queue.Queue(MAX_WAITING_POINTS)  # an int is the exit code
         self._is_started = threading.Event()
@@ -184,13 +184,19 @@ class WandbTracker:
             self._sync_dir = os.path.dirname(run.dir)
             self.description = f"W&B: offline, {self._sync_dir}" if run.offline else f"W&B: online, {run.url}"
             self._is_started.set()
-            news = InductionNews(run, self._induction_head)
+            heads, changes = InductionNews(run, self._seen.head), ChangeNews(run, self._seen)
             while not isinstance(item := self._waiting.get(), int):
                 if isinstance(item, Point):
                     run.log(history_row(item))
-                    news.look(item)
+                    heads.look(item)
+                    row = item.row
+                    if "lr" in row:
+                        changes.add_step(float(row["tokens"]), float(row["lr"]))
+                    if "icl_windowed" in row:
+                        changes.add_probe(float(row["tokens"]), float(row["icl_windowed"]))
                 else:
                     log_artifact(run, item)
+            changes.finish()
             run.finish(exit_code=item)
         except BaseException as error:  # in this thread, no KeyboardInterrupt nor anything of ours can be raised
             lines = str(error).strip().splitlines() or [""]
@@ -205,13 +211,13 @@ def make_tracker(
     run_id: str,
     warn: Callable[[str], None],
     is_writer: bool = True,
-    induction_head: InductionHead | None = None,
+    seen: Seen = NOTHING_SEEN,
 ) -> Tracker:
     """Start tracking a run as ``config.tracker`` asks; never raises for a W&B that does not work.
 
     ``run_id`` is kept by the run directory: with the same id, W&B continues the same run. Only the writer process
     tracks. ``warn`` takes one line, at most once in the tracker's life, always in the thread that calls the tracker.
-    ``induction_head``: what the record of a resumed run holds already, so that nobody is told twice.
+    ``seen``: what the record of a resumed run holds already, so that nobody is told twice.
     """
     if not is_writer:
         return NullTracker("W&B: tracked by process 0")
@@ -243,7 +249,7 @@ def make_tracker(
         "job_type": config.tracker.job_type or None,
         "config": to_tables(config),
     }
-    tracker = WandbTracker(init, warn, temporary_dir, induction_head, config.tracker.artifacts)
+    tracker = WandbTracker(init, warn, temporary_dir, seen, config.tracker.artifacts)
     if tracker.start():
         return tracker
     if temporary_dir is not None:

@@ -11,14 +11,18 @@ import pytest
 import wandb
 
 from icl_jax.config import Config, ModelConfig, TrackerConfig
+from icl_jax.maths.finding import Finding
 from icl_jax.model.head_scores import InductionHead
 from icl_jax.rundir import RunDir, probe_steps
 from icl_jax.rundir.record import ProbeResult
 from icl_jax.train import session
+from icl_jax.train.watch.change_news import ChangeNews, Seen
 from icl_jax.train.watch.tracker import Tracker, make_tracker
 from tests.train.fake_wandb import API_KEY, FakeRun, fake_init, log_probe, log_step, with_wandb
 from tests.train.runs import TellingTracker, tiny_config, train_here
 from tests.train.wandb_file import read_items, read_records
+
+NOTHING = Finding((), 0.5)
 
 pytestmark = pytest.mark.usefixtures("wandb_of_nobody")
 
@@ -102,13 +106,14 @@ def test_offline_run_holds_everything(tmp_path: Path) -> None:
 def test_induction_heads_are_one_alert_and_stand_in_the_summary(tmp_path: Path) -> None:
     found = InductionHead(tokens=20, layer=1, head=2, score=0.5)
     told: list[list[str]] = []
-    for known, scales in ((None, (0.1, 0.8, 1.0)), (found, (1.0,))):  # the second resumes the first
-        tracker = make_tracker(with_wandb("offline"), str(tmp_path / str(known)), "abc123", pytest.fail, True, known)
+    for known, scales in ((Seen(), (0.1, 0.8, 1.0)), (Seen(found), (1.0,))):  # the second resumes the first
+        path = tmp_path / str(known.head)
+        tracker = make_tracker(with_wandb("offline"), str(path), "abc123", pytest.fail, True, known)
         for i, scale in enumerate(scales):
             log_probe(tracker, i + 1, scale)
         tracker.finish(0)
         wandb.teardown()
-        records = list(read_records(only_log(tmp_path / str(known))))
+        records = list(read_records(only_log(path)))
         alerts = [r.alert for r in records if r.WhichOneof("record_type") == "alert"]
         told.append([f"{alert.title}: {alert.text}" for alert in alerts])
         summary: dict[str, Any] = {}
@@ -138,6 +143,77 @@ def test_a_resumed_run_knows_its_heads_from_the_record(tmp_path: Path) -> None:
     assert session.seen_induction_head(run) == (tokens, 0, 1, pytest.approx(0.7))
 
 
+def _score(n: int, size: float) -> np.ndarray:
+    """A smooth fall, and a step between 40 and 50 % of the run."""
+    u = np.linspace(0, 1, n)
+    noise = np.random.default_rng(1).normal(scale=0.01, size=n)
+    return 0.3 * np.exp(-8 * u) - size / (1 + 9 ** -((2 * u - 0.9) / 0.1)) + noise
+
+
+class Told(FakeRun):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alerts: list[str] = []
+
+    def alert(self, title: str, text: str) -> None:
+        self.alerts.append(f"{title}: {text}")
+
+
+def test_a_phase_change_is_one_alert_and_stands_in_the_summary() -> None:
+    run, score = Told(), _score(50, 0.8)
+    news = ChangeNews(run, Seen())
+    n_told = []
+    for i, icl in enumerate(score):
+        news.add_step(20_000.0 * i, 1e-3)
+        news.add_probe(100_000.0 * i, icl)
+        n_told.append(len(run.alerts))
+    news.finish()
+    (alert,) = run.alerts
+    assert alert.startswith("The in-context learning score changes abruptly: So far: ")
+    assert 20 <= n_told.index(1) <= 27  # as it happens, not at the end
+    assert run.summary["phase_change_start"] == pytest.approx(0.4 * 4.9e6, rel=0.03)
+    assert run.summary["phase_change_end"] == pytest.approx(0.5 * 4.9e6, rel=0.03)
+    assert run.summary["phase_change_nats"] == pytest.approx(-0.8, abs=0.05)
+    assert run.summary.pop("phase_change") == "1.98 M to 2.44 M tokens, -0.79 nats (71 % of the run's change)"
+    # Resumed, with all that its record holds: nobody is told again.
+    tokens = tuple(100_000.0 * np.arange(50))
+    again = Told()
+    resumed = ChangeNews(again, Seen(None, tokens, (1e-3,) * 50, tokens[:40], tuple(score[:40])))
+    for i in range(35, 50):  # some of them twice
+        resumed.add_probe(tokens[i], score[i])
+    resumed.finish()
+    assert again.alerts == []
+    assert again.summary.pop("phase_change").startswith("1.98 M to 2.44 M tokens")
+    assert again.summary == pytest.approx(run.summary, rel=1e-3)
+
+
+def test_a_run_without_a_phase_change_says_so_and_alerts_nobody() -> None:
+    run = Told()
+    news = ChangeNews(run, Seen())
+    for i, icl in enumerate(_score(50, 0.0)):
+        news.add_step(100_000.0 * i, 1e-3)
+        news.add_probe(100_000.0 * i, icl)
+    news.finish()
+    assert run.alerts == []
+    assert run.summary["phase_change"].startswith("no change found (p = ")
+    assert set(run.summary) == {"phase_change"}
+
+
+def test_a_long_run_is_not_looked_at_at_every_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    from icl_jax.maths import finding
+
+    looks = []
+    monkeypatch.setattr(finding, "find_changes", lambda tokens, *_, **__: looks.append(len(tokens)) or NOTHING)
+    news = ChangeNews(Told(), Seen())
+    for i in range(1000):
+        news.add_probe(float(i), 0.0)
+    news.finish()
+    assert len(looks) < 120
+    assert looks[-1] == 1000
+
+
 # W&B leaves the file of drawn values open.
 @pytest.mark.filterwarnings("ignore:(?s)Exception ignored in.*drawn.yaml:pytest.PytestUnraisableExceptionWarning")
 def test_a_run_that_wandbs_agent_started_is_the_one_of_its_sweep(
@@ -164,7 +240,7 @@ def test_no_second_alert_where_wandb_knows_of_the_heads(monkeypatch: pytest.Monk
     tracker = make_tracker(with_wandb("offline"), str(tmp_path), "abc123", pytest.fail)
     log_probe(tracker, 1)
     tracker.finish(0)
-    assert run.summary == {"induction_heads_at_tokens": 7}
+    assert run.summary == {"induction_heads_at_tokens": 7, "phase_change": "not tested: fewer than eight points"}
 
 
 def test_resumed_run_continues_the_same_wandb_run(tmp_path: Path) -> None:
