@@ -45,6 +45,7 @@ def test_watch_a_head_form(checkout: Path, tmp_path: Path, monkeypatch: pytest.M
     )
     assert "<svg" in run
     assert "12 steps" in run
+    assert "<th>phase change</th><td>not tested: fewer than eight points" in run
     assert "data:image/png" in losses
     assert "prefix_matching" in heads
     assert "data:image/png" in curves

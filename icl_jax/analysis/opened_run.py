@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from icl_jax.analysis.probe import Probe
+    from icl_jax.maths.finding import Finding
 
 
 class OpenedRun:
@@ -61,6 +62,13 @@ class OpenedRun:
             warnings.warn(f"{change}: icl-jax analyze measures what is new", stacklevel=3)
         return dataset
 
+    @cached_property
+    def phase_change(self) -> "Finding | None":
+        """What the live ICL score says, without an analysis: see `icl_jax.maths.finding`; None without probes."""
+        from icl_jax.maths.finding import find_in_record  # with SciPy
+
+        return find_in_record(self.record)
+
     def heads(self, step: int | None = None) -> "pd.DataFrame":
         """One row for each (layer, head), one column for each measurement of single heads, at a snapshot (the last).
 
@@ -96,6 +104,7 @@ class OpenedRun:
         scores = self.record["icl_windowed"].values if "icl_windowed" in self.record else np.zeros(0)
         if len(scores) > 1 and np.isfinite(scores).all():
             facts["ICL score"] = f"{scores[0]:.2f} at first, {scores[-1]:.2f} at last (nats, windowed, held-out rows)"
+            facts["phase change"] = self.phase_change.words() if self.phase_change is not None else ""
             curve = _curve(scores)
         rows = "".join(f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in facts.items())
         return f"<b>{html.escape(self.path)}</b><table>{rows}</table>{curve}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import xarray as xr
 from jaxtyping import Float, Real
 
 from icl_jax.maths.change_point import Change, Schedule, changes
@@ -72,6 +73,15 @@ def find_changes(
         tokens, curve, schedule=schedule, direction=direction, least=least, alpha=alpha / n_tests, most=MOST_CHANGES
     )
     return Finding(tuple(found), p_value)
+
+
+def find_in_record(record: xr.Dataset) -> Finding | None:
+    """The changes of the windowed ICL score at a record's live probes; None for a run without probes."""
+    if "icl_windowed" not in record:
+        return None
+    schedule = (record["tokens"].values, record["lr"].values) if record.sizes["step"] > 1 else None
+    icl = record["icl_windowed"].values.astype(np.float64)
+    return find_changes(record["probe_tokens"].values, icl, schedule=schedule, direction=-1)
 
 
 def arrays_of(findings: Sequence[Finding]) -> dict[str, np.ndarray]:

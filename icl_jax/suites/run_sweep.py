@@ -117,7 +117,7 @@ def train_member() -> None:
 
 def _show(out: Path, varied: list[str], runs: Mapping[str, Config], console: Console) -> None:
     """A row for each member, on the console and in OUT/sweep.csv."""
-    header = [*varied, "final loss", "ICL score", "heads form at", "run"]
+    header = [*varied, "final loss", "ICL score", "phase change", "heads form at", "run"]
     rows = [[str(flat(config).get(name, "")) for name in varied] + _measured(out / run) for run, config in runs.items()]
     table = Table(*(Column(name, no_wrap=name != "run", overflow="fold") for name in header), box=None)
     for row in rows:
@@ -129,13 +129,17 @@ def _show(out: Path, varied: list[str], runs: Mapping[str, Config], console: Con
 
 
 def _measured(path: Path) -> list[str]:
-    """Loss of the last step and windowed ICL score of the last probe, nats; tokens at which heads formed; path."""
+    """Loss of the last step, windowed ICL score of the last probe, nats; phase change; where heads formed; path."""
     run = RunDir.open(str(path)) if RunDir.is_run(str(path)) else None
     if run is None or run.last_state_step() != run.config.train.n_steps:
-        return ["not finished", "", "", str(path)]
+        return ["not finished", "", "", "", str(path)]
+    from icl_jax.maths.finding import find_in_record
+    from icl_jax.report.changes import window_words
     from icl_jax.train.session import seen_induction_head
 
     record, head = run.load_record(), seen_induction_head(run)
+    change = find_in_record(record)
     icl = f"{float(record['icl_windowed'][-1]):.3f}" if "icl_windowed" in record else "no probes"
     formed = str(head.tokens) if head else "never"
-    return [f"{float(record['loss'][-1].mean()):.3f}", icl, formed, str(path)]
+    changed = "no probes" if change is None else window_words([change])
+    return [f"{float(record['loss'][-1].mean()):.3f}", icl, changed, formed, str(path)]

@@ -70,11 +70,18 @@ def test_a_grid_is_trained_tabulated_and_then_only_looked_at(tmp_path: Path, mon
     assert (run.config.optimizer.lr, run.config.train.n_steps) == (0.001, 4)
     assert run.config.tracker.group == "lr"
     header, *rows = csv.reader((out / "sweep.csv").read_text().splitlines())
-    assert header == ["optimizer.lr", "final loss", "ICL score", "heads form at", "run"]
+    assert header == ["optimizer.lr", "final loss", "ICL score", "phase change", "heads form at", "run"]
     record = run.load_record()
     loss, icl = float(record.loss[-1].mean()), float(record.icl_windowed[-1])
-    assert rows[0] == ["0.001", f"{loss:.3f}", f"{icl:.3f}", "never", str(out / names[0])]
-    assert rows[1] == ["0.003", "not finished", "", "", str(out / names[1])]
+    assert rows[0] == [
+        "0.001",
+        f"{loss:.3f}",
+        f"{icl:.3f}",
+        "too few points",
+        "never",
+        str(out / names[0]),
+    ]
+    assert rows[1] == ["0.003", "not finished", "", "", "", str(out / names[1])]
 
     assert command("sweep", path, base, "--out", out)[0] == 0
     assert calls[1:] == [names[1:]]
