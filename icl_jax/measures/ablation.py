@@ -7,7 +7,8 @@ full                   result set to zero, everything after it computed anew
 pattern_preserving     result set to zero, attention patterns as in the intact run: what is lost is
                        its effect through later values and on logits, not on where later heads look
 mean                   as full, with the mean over rows at the same position in place of zero
-resample               as full, with the result of another row (the next one) in place of zero
+resample               as full, with the result of another row in place of zero: of the row before, among
+                       those that are computed together (about 2,000 tokens); of their last for the first
 =====================  ==============================================================================
 
 In the last layer nothing looks through a later pattern, so both zero ablations agree there. The final norm is computed

@@ -99,6 +99,7 @@ def copying_on_random_tokens(
     ``source``: the value at each position through W_O and W_U, whatever the pattern. ``output``: the head's actual
     output at each query, against the token that it attends to most (BOS, where heads rest, aside; the first query sees
     itself alone and is left out). Both as 2 ratio - 1, `source` in the paper's range as well.
+    ``undefined``, ``output_undefined``: positions, over all rows, where either raises nothing.
     Frozen final norm: its scale cancels, its weight and LayerNorm's centring are applied.
     """
     return _copying(Activations(params, tokens, config, ("v", "result", "pattern")))
@@ -114,7 +115,8 @@ def _copying(seen: Activations) -> dict[str, Float[Array, "N H"]]:
     # [row, D, sampled token]
     W_U_BDR = jnp.moveaxis(W_U[:, tokens[:, 1:]], 1, 0)
     n_sampled = tokens.shape[1] - 1
-    found: dict[str, list[Array]] = {"source": [], "source_paper": [], "output": [], "undefined": []}
+    names = ("source", "source_paper", "output", "undefined", "output_undefined")
+    found: dict[str, list[Array]] = {name: [] for name in names}
     for layer in range(config.n_layers):
         value_BHKD = jnp.einsum("BHKE,HED->BHKD", seen["v", layer][:, :, 1:], params["W_O"][layer])
         logits_BHKR = jnp.einsum("BHKD,BDR->BHKR", value_BHKD, W_U_BDR)
@@ -126,6 +128,7 @@ def _copying(seen: Activations) -> dict[str, Float[Array, "N H"]]:
         found["source_paper"].append(jnp.mean(source.paper_range, 0))
         found["output"].append(2 * jnp.mean(output.ratio, 0) - 1)
         found["undefined"].append(jnp.sum(source.n_undefined, 0))
+        found["output_undefined"].append(jnp.sum(output.n_undefined, 0))
     return {name: jnp.stack(values) for name, values in found.items()}
 
 
@@ -150,6 +153,7 @@ def finish(context: Context, params: StackedParams, seen: Arrays) -> Arrays:
         "copying_logit_paper_range": seen["source_paper"],
         "copying_logit_output": seen["output"],
         "copying_logit_undefined": seen["undefined"],
+        "copying_logit_output_undefined": seen["output_undefined"],
     }
 
 
@@ -171,7 +175,12 @@ MEASUREMENT = Measurement(
         "copying_logit_output": Variable(
             _HEAD, "1", "copying_logit of the head's output, against the token that it attends to most; [-1, 1]"
         ),
-        "copying_logit_undefined": Variable(_HEAD, "1", "positions at which nothing was raised, counted as share 0"),
+        "copying_logit_undefined": Variable(
+            _HEAD, "1", "positions at which a token raised nothing, counted as share 0 in copying_logit"
+        ),
+        "copying_logit_output_undefined": Variable(
+            _HEAD, "1", "positions at which the head's output raised nothing, so counted in copying_logit_output"
+        ),
     },
     look=look,
     finish=finish,

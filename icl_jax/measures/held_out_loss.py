@@ -1,8 +1,8 @@
 """The loss of every held-out token at every snapshot, and what is kept of it.
 
 ``loss[row, t]`` is -log p(token t + 1 | tokens 0..t) in nats, token 0 being BOS. Kept are its mean at each position,
-the loss of some 2,000 tokens one by one (the per-token loss vectors of the paper), each row's windowed ICL score (for
-the bootstrap), the mean over each class of tokens, and a few whole rows to look at.
+the loss of some 2,000 tokens one by one (the per-token loss vectors of the paper), each row's ICL scores (for
+the bootstrap and standard errors), the mean over each class of tokens, and a few whole rows to look at.
 
 Range [0, inf); a uniform prediction gives ln(vocab_size) at every token.
 Source: Olsson et al. 2022, appendix "Data collection (1)". Departures: held-out rows of the run in place of 10,000
@@ -17,7 +17,7 @@ from icl_jax.maths.activations import AnyParams
 from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
 from icl_jax.measures.snapshot import predictions
 from icl_jax.measures.token_classes import CLASSES, class_means, classify_tokens
-from icl_jax.model.icl_score import icl_windowed
+from icl_jax.model.icl_score import icl_score, icl_windowed
 from icl_jax.model.tokens import takes_rows
 
 
@@ -42,6 +42,7 @@ def finish(context: Context, _params: StackedParams, seen: Arrays) -> Arrays:
         "loss_by_position": loss_SBT.mean(axis=1),
         "token_loss": loss_SBT[:, rows, positions],
         "row_icl": icl_windowed_by_row(loss_SBT),
+        "row_icl_score": icl_score(loss_SBT),
         "example_loss": loss_SBT[:, : context.n_examples],
         **class_means(loss_SBT, classes),
     }
@@ -60,6 +61,7 @@ MEASUREMENT = Measurement(
         "row_icl": Variable(
             ("row",), "nats", "windowed ICL score of each held-out row; negative: better late than early"
         ),
+        "row_icl_score": Variable(("row",), "nats", "the ICL score at single positions of each held-out row"),
         "example_loss": Variable(
             ("example", "position"), "nats", "loss of every token of the first held-out rows; 0 or more"
         ),

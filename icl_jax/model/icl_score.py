@@ -30,7 +30,9 @@ def icl_positions(n_ctx: int) -> IclPositions:
     def scaled(index: int) -> int:
         return round(index / 512 * n)
 
-    early, late = max(4, scaled(50)), min(max(5, scaled(500)), n_ctx)
+    # Half up: Python's round takes 12.5 to the even 12.
+    early, late = (int(index / 512 * n + 0.5) for index in (50, 500))
+    early, late = max(4, early), min(max(5, late), n_ctx)
     early = min(early, late - 1) if late > 1 else 1
     return IclPositions(
         early=max(early, 1),
@@ -43,7 +45,8 @@ def icl_positions(n_ctx: int) -> IclPositions:
 def icl_score(loss: Float[np.ndarray, "*S T"]) -> Any:
     """Loss at the late token minus loss at the early one, nats: an array [*S], for a single curve a float.
 
-    Zero for a model that ignores its context; about -0.4 for the paper's models after the phase change.
+    Zero for a model that ignores its context, on text that is as hard to predict late as early: most is not, and the
+    score of a table of bigrams is what the text itself does. About -0.4 for the paper's models after the phase change.
     Source: Olsson et al. 2022, definition of the in-context learning score.
     """
     positions = icl_positions(loss.shape[-1])

@@ -50,7 +50,11 @@ def _window(dataset: xr.Dataset) -> Iterator[str]:
     before, after = int(dataset["step_before"]), int(dataset["step_after"])
     at = {f"before (step {before})": before, f"after (step {after})": after, "end of run": int(dataset["snapshot"][-1])}
     for name in ("icl_windowed", "icl_score"):
-        values = [f"{words} {float(dataset[name].sel(snapshot=step)):+.3f}" for words, step in at.items()]
+        errors = dataset["icl_sem" if name == "icl_windowed" else "icl_score_sem"]
+        values = [
+            f"{words} {float(dataset[name].sel(snapshot=step)):+.3f}" + _plus_minus(float(errors.sel(snapshot=step)))
+            for words, step in at.items()
+        ]
         yield _line(f"{name} (nats)", ", ".join(values))
     if "steepest_drop" in dataset:
         ends = (_millions(float(dataset[f"steepest_{side}_tokens"])) for side in ("start", "end"))
@@ -60,6 +64,10 @@ def _window(dataset: xr.Dataset) -> Iterator[str]:
     if "bump_height" in dataset:
         where = _millions(float(dataset["bump_tokens"]))
         yield _line("bump in the loss curve", f"{float(dataset['bump_height']):.3f} nats, at {where} tokens")
+
+
+def _plus_minus(error: float) -> str:
+    return f" ±{error:.3f}" if np.isfinite(error) else ""
 
 
 def _tokens(dataset: xr.Dataset) -> Iterator[str]:

@@ -181,7 +181,8 @@ class _Keeper:
     def probe(self, step: int, params: Any, probe_fn: Callable[[int, Any], ProbeResult]) -> None:
         self.recorder.settle()
         result = probe_fn(step, self.parallel.replicate(params))
-        self._icl_score = result.icl_score
+        # Over windows: the single positions of the other are noise on few rows.
+        self._icl_score = result.icl_windowed
         if self.record is not None:
             self.writer.submit(self.record.write_probe, result)
         self.tracker.log_probe(step * self.run.config.tokens_per_step, result)

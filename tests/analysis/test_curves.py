@@ -19,7 +19,7 @@ from icl_jax.measures.pca import pca, turning_angles
 from icl_jax.measures.phase_change import snapshots_around
 from icl_jax.measures.steepest_fall import bootstrap_windows, window_in_tokens
 from icl_jax.measures.token_classes import class_means, classify_tokens
-from icl_jax.model.icl_score import icl_windowed
+from icl_jax.model.icl_score import icl_score, icl_windowed
 from tests.analysis.random_snapshots import context
 
 # Snapshots as a run has them: log-spaced ones joined with evenly spaced ones.
@@ -91,12 +91,20 @@ def test_row_scores_average_to_the_score_of_the_mean_loss() -> None:
     loss = np.random.default_rng(0).normal(3, 1, (4, 7, 64))
     by_row = icl_windowed_by_row(loss)
     np.testing.assert_allclose(by_row.mean(axis=1), [icl_windowed(x.mean(axis=0)) for x in loss], atol=1e-12)
+    single = icl_score(loss)
     dataset = xr.Dataset(
-        {"loss_by_position": (("snapshot", "position"), loss.mean(axis=1)), "row_icl": (("snapshot", "row"), by_row)}
+        {
+            "loss_by_position": (("snapshot", "position"), loss.mean(axis=1)),
+            "row_icl": (("snapshot", "row"), by_row),
+            "row_icl_score": (("snapshot", "row"), single),
+        }
     )
     answer = icl_module.derive(context(ModelConfig(n_ctx=64)), dataset)
     np.testing.assert_allclose(answer["icl_sem"], by_row.std(axis=1, ddof=1) / np.sqrt(7))
     np.testing.assert_allclose(answer["icl_windowed"], by_row.mean(axis=1), atol=1e-6)
+    # Two positions of standard deviation 1: their difference over seven rows.
+    np.testing.assert_allclose(answer["icl_score_sem"], single.std(axis=1, ddof=1) / np.sqrt(7))
+    assert answer["icl_score_sem"].mean() == pytest.approx(np.sqrt(2 / 7), rel=0.4)
 
 
 # --- bump

@@ -33,6 +33,8 @@ def test_the_hand_built_induction_head_copies_and_the_other_does_not() -> None:
     np.testing.assert_allclose(found["source"], [[-1], [1]], atol=1e-5)
     np.testing.assert_allclose(found["source_paper"], [[-1], [1]], atol=1e-5)
     np.testing.assert_array_equal(found["undefined"], [[10 * R], [0]])
+    # The other form counts by itself: what the induction head writes at the first of its queries.
+    np.testing.assert_array_equal(found["output_undefined"], [[10 * (R - 1)], [10]])
 
 
 @pytest.mark.parametrize(("d_head", "d_model", "sd"), [(16, 64, 0.09), (32, 128, 0.042), (64, 256, 0.030)])

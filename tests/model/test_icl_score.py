@@ -17,8 +17,8 @@ def test_the_papers_positions(n_ctx: int) -> None:
     ("n_ctx", "expected"),
     [
         (256, IclPositions(25, 250, (20, 30), (225, 256))),
-        (128, IclPositions(12, 125, (10, 15), (112, 128))),
-        (64, IclPositions(6, 62, (5, 8), (56, 64))),
+        (128, IclPositions(13, 125, (10, 15), (112, 128))),
+        (64, IclPositions(6, 63, (5, 8), (56, 64))),
         (8, IclPositions(4, 8, (1, 1), (7, 8))),
         (5, IclPositions(4, 5, (1, 1), (4, 5))),
         (4, IclPositions(3, 4, (1, 1), (4, 4))),

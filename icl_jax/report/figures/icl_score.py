@@ -1,8 +1,18 @@
 """Model Analysis Table, row "In-context learning score"."""
 
+import numpy as np
+
 from icl_jax.report.chart import Axis, Chart, Series
 from icl_jax.report.figures.figure import TOKENS, RunFigure, before_after
 from icl_jax.report.reported_run import ReportedRun
+
+# Nats. Two standard errors then are the distance of the paper's score before its change from that after it.
+_SAYS_NOTHING = 0.125
+
+
+def _error(run: ReportedRun) -> float:
+    """Standard error of the score at single tokens, the largest over training; 0 for a single row, which has none."""
+    return float(np.nanmax(np.append(run.data["icl_score_sem"].values, 0.0)))
 
 
 def _chart(run: ReportedRun) -> Chart:
@@ -14,28 +24,30 @@ def _chart(run: ReportedRun) -> Chart:
             label=f"tokens {late_a} to {late_b} minus {early_a} to {early_b}", x=x, y=windowed,
             low=windowed - sem, high=windowed + sem,
         ),
-        Series(
-            label=f"token {data.attrs['icl_late']} minus {data.attrs['icl_early']}", x=x,
-            y=data["icl_score"].values, colour=5, width=1,
-        ),
     ]  # fmt: skip
+    if _error(run) <= _SAYS_NOTHING:
+        single, sem = data["icl_score"].values, data["icl_score_sem"].values
+        label = f"token {data.attrs['icl_late']} minus {data.attrs['icl_early']}"
+        series.append(Series(label=label, x=x, y=single, low=single - sem, high=single + sem, colour=5, width=1))
     return Chart(x=TOKENS, y=Axis(label="ICL score (nats)"), series=series, bands=run.bands, zero=True, legend=True)
 
 
 def _ours(run: ReportedRun) -> str:
-    return f"{before_after(run, 'icl_windowed')} nats; {run.phase_words}"
+    error = _error(run)
+    left_out = f"; at single tokens not shown, standard error {error:.2f} nats" if error > _SAYS_NOTHING else ""
+    return f"{before_after(run, 'icl_windowed')} nats; {run.phase_words}{left_out}"
 
 
 FIGURE = RunFigure(
     name="icl_score",
     title="In-context learning score",
-    shows="Loss late in the context minus loss early in it, over windows (dark, with its standard error) and at the "
-    "paper's two single tokens (light).",
+    shows="Loss late in the context minus loss early in it, over windows (dark) and at the paper's two single tokens "
+    "(light), each with its standard error; the latter only where that is 0.125 nats or less.",
     look_for="A steep fall inside a band: in-context learning forms in an abrupt change. Without a band the curve is "
     "one of smooth learning.",
     paper="magnitude below 0.15 nats before; about −0.40 nats after, whatever the size; more than 75 % formed in the "
     "window",
-    needs=("icl_windowed", "icl_sem", "icl_score"),
+    needs=("icl_windowed", "icl_sem", "icl_score", "icl_score_sem"),
     chart=_chart,
     ours=_ours,
 )
