@@ -18,7 +18,7 @@ from icl_jax.model.forward import NORM_EPS
 from icl_jax.model.params import declarations
 from icl_jax.model.positions import sinusoidal
 from icl_jax.rundir import RunDir
-from icl_jax.rundir.files import reason, replace_text
+from icl_jax.rundir.files import absolute, reason, replace_text
 
 _SUFFIX = ".safetensors"
 
@@ -104,7 +104,11 @@ def export_snapshot(run: RunDir, step: int | None = None, out: str | None = None
 
 
 def loading_code(weights: epath.Path, config: epath.Path) -> list[str]:
-    """Lines of Python that load what `export_snapshot` wrote, where TransformerLens 3 and safetensors are installed."""
+    """Lines of Python that load what `export_snapshot` wrote, where TransformerLens 3 and safetensors are installed.
+
+    In any folder.
+    """
+    weights, config = absolute(weights), absolute(config)
     return [
         "import json, pathlib, safetensors.torch, transformer_lens",
         f"config = transformer_lens.HookedTransformerConfig(**json.loads(pathlib.Path({str(config)!r}).read_text()))",

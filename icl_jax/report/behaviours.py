@@ -77,7 +77,9 @@ def _measure(group: Group, label: str, *, is_after: bool) -> Measured:
     for run in group.runs:
         assert run.window is not None
         number = list(run.data["label"].values).index(label)
-        step = int(run.data["snapshot"].values[-1]) if is_after else run.window[0]
+        # Of seeds that were trained for longer, the snapshot where the shortest ends.
+        end = np.flatnonzero(run.tokens <= group.common_end)[-1]
+        step = int(run.data["snapshot"].values[end]) if is_after else run.window[0]
         prob, rank = run.at("label_prob", step)[number], run.at("label_rank", step)[number]
         single = run.at("labelled_prob", step)[run.data["labelled_label"].values == number]
         found.append((float(prob), float(rank), single, _n_tokens(run, label)))

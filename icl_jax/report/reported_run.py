@@ -1,6 +1,7 @@
 """One run as the report sees it: its config, record, analysis and what is read off them everywhere."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from icl_jax.measures.table import TABLE
 from icl_jax.model.head_scores import HEAD_THRESHOLD
 from icl_jax.report.chart import Band, Gap, Role
 from icl_jax.rundir import RunDir
+from icl_jax.rundir.files import absolute
 
 _N_STRETCHES = 300
 HAS_LABEL = 0.5
@@ -35,6 +37,8 @@ class ReportedRun:
     run: RunDir
     name: str
     """Unique among the runs of the report."""
+    also: tuple[str, ...] = ()
+    """Other paths that were given and hold the same run."""
 
     @property
     def is_analyzed(self) -> bool:
@@ -223,7 +227,9 @@ class ReportedRun:
         model, config = self.config.model, self.config
         heads = f"{model.n_heads} heads, " if model.n_layers else ""
         tokens = config.train.n_steps * config.tokens_per_step
-        return f"{heads}d_model {model.d_model}, context {model.n_ctx}, {config.data.source}, {millions(tokens)} tokens"
+        same = f"; the same run as in {', '.join(self.also)}" if self.also else ""
+        length = f"context {model.n_ctx}, {config.data.source}, {millions(tokens)} tokens"
+        return f"{heads}d_model {model.d_model}, {length}{same}"
 
     @property
     def seeds(self) -> str:
@@ -232,20 +238,28 @@ class ReportedRun:
 
 
 def open_runs(paths: list[str]) -> list[ReportedRun]:
-    """Open runs under names that differ: the folder's, with as many parents as it takes."""
-    runs = [RunDir.open(path) for path in paths]
-    parts = [PurePath(str(run.path)).parts for run in runs]
-    return [
-        ReportedRun(run, _short_name(mine, parts, i)) for i, (run, mine) in enumerate(zip(runs, parts, strict=True))
-    ]
+    """Open runs under names that differ: the folder's, with as many parents as it takes.
+
+    A run that is named twice, or is there with its copy, is one run, not two seeds: that which has got further.
+    """
+    found: dict[str, list[RunDir]] = {}
+    for path in paths:
+        run = RunDir.open(path)
+        found.setdefault(run.run_id, []).append(run)
+    runs, also = [], []
+    for same in found.values():
+        chosen = max(same, key=lambda run: len(run.manifest.read())) if len(same) > 1 else same[0]
+        runs.append(chosen)
+        also.append(tuple(dict.fromkeys(str(run.path) for run in same if run.path != chosen.path)))
+    parts = [PurePath(absolute(run.path)).parts for run in runs]
+    names = short_names(parts)
+    return [ReportedRun(*each) for each in zip(runs, names, also, strict=True)]
 
 
-def _short_name(mine: tuple[str, ...], everyone: list[tuple[str, ...]], index: int) -> str:
-    others = [parts for i, parts in enumerate(everyone) if i != index]
-    for n in range(1, len(mine) + 1):
-        if all(parts[-n:] != mine[-n:] for parts in others):
-            return "/".join(mine[-n:])
-    return f"{'/'.join(mine)} ({index + 1})"
+def short_names(parts: list[tuple[str, ...]]) -> list[str]:
+    """The last part of each path, with as many before it as tell it from all others."""
+    counts = Counter(mine[-n:] for mine in parts for n in range(1, len(mine) + 1))
+    return ["/".join(next(mine[-n:] for n in range(1, len(mine) + 1) if counts[mine[-n:]] == 1)) for mine in parts]
 
 
 def millions(tokens: float) -> str:

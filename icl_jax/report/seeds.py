@@ -23,12 +23,20 @@ class Group:
         first = self.runs[0].name
         return first if len(self.runs) == 1 else f"{first} ({len(self.runs)} seeds)"
 
+    @property
+    def common_end(self) -> float:
+        """Training tokens that all of the runs have seen."""
+        return float(min(run.tokens[-1] for run in self.runs))
+
     def mean_curve(self, variable: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Tokens, mean, lower and upper end of the 95 % interval of a [snapshot] variable; no ends for one run.
 
-        Curves are interpolated to the snapshots of the first run where not all have the same.
+        Curves are interpolated to the snapshots of the first run where not all have the same. The mean ends where the
+        shortest run does: beyond, it would be one of other runs.
         """
+        first, end = max(run.tokens[0] for run in self.runs), self.common_end
         tokens = self.runs[0].tokens.astype(np.float64)
+        tokens = tokens[(tokens >= first) & (tokens <= end)]
         curves = np.stack([np.interp(tokens, run.tokens, run.data[variable].values) for run in self.runs])
         mean, half = interval(curves)
         return tokens, mean, *((None, None) if half is None else (mean - half, mean + half))

@@ -59,10 +59,16 @@ def test_the_last_snapshot_beside_the_run(runs: Path) -> None:
     assert sorted(path.name for path in (runs / "run" / "export").iterdir()) == ["4.json", "4.safetensors"]
 
 
-def test_a_step_and_a_file_that_are_asked_for(runs: Path, tmp_path: Path) -> None:
+def test_a_step_and_a_file_that_are_asked_for(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "new" / "weights.safetensors"
+    monkeypatch.chdir(tmp_path)
     for step, seed in (("4", 1), ("0", 0)):  # the second replaces the first
-        assert command("export", runs / "run", "--to", "transformer-lens", "--step", step, "--out", out)[0] == 0
+        to = "new/weights.safetensors"
+        status, said, _ = command("export", runs / "run", "--to", "transformer-lens", "--step", step, "--out", to)
+        assert status == 0
+        # The printed code finds them from any folder.
+        assert f"load_file({str(out)!r})" in said
+        assert f"pathlib.Path({str(out.with_suffix('.json'))!r})" in said
         arrays, _ = read_safetensors(out)
         np.testing.assert_array_equal(arrays["unembed.W_U"], random_params(MODEL, seed)["W_U"])
     assert sorted(path.name for path in out.parent.iterdir()) == ["weights.json", "weights.safetensors"]

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from icl_jax import process
 from icl_jax.cli import main
@@ -90,6 +91,10 @@ HOSTILE: dict[str, tuple[tuple[str, ...], str]] = {
         (*_TRAIN, "--model.no-smeared-keys=false"),
         "--model.no-smeared-keys takes no value: write --model.smeared-keys or --model.no-smeared-keys; see",
     ),
+    "no text there": (
+        (*_TRAIN, "--data.source", "text:no/**/*.txt"),
+        "data.source = 'text:no/**/*.txt': no file matches /… /no/**/*.txt; must be 'text:' and a file",
+    ),
     "a run that is not UTF-8": (("train", "tiny.toml", "--run", "r\udcff"), "r\\udcff: its name is not UTF-8: must be"),
     "a run that Orbax cannot read": (("train", "tiny.toml", "--run", "r[1]"), "r[1]: a path must not hold '[': Orbax"),
     "a run that TensorStore cannot": ((*_TRAIN[:-1], "r\\s"), "r\\s: a path must not hold '\\\\': TensorStore"),
@@ -98,7 +103,7 @@ HOSTILE: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-def refused(*args: str) -> str:
+def refused(*args: str, prepares: bool = False) -> str:
     """The one line that is said of a command that is refused before JAX is there."""
 
     def no_jax(_n_cpu_devices: int) -> None:
@@ -108,7 +113,7 @@ def refused(*args: str) -> str:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(process, "configure_jax", no_jax)
         assert main.run(args) == 2, out.getvalue()
-    assert not out.getvalue()
+    assert prepares or not out.getvalue()
     return only_line(err.getvalue())
 
 
@@ -154,3 +159,28 @@ def test_the_tokens_of_a_run_are_counted_in_64_bits(monkeypatch: pytest.MonkeyPa
 def test_a_model_has_at_least_the_parameters_that_are_counted(config: Config) -> None:
     every = sum(math.prod(shape) for shape in param_shapes(config.model).values())
     assert 0.8 * every < least_params(config) <= every
+
+
+@pytest.mark.usefixtures("_small_machine")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "a",
+            "data.source = 'text:t.txt': holds … tokens: too few for a row to train on and one held out at any",
+        ),
+        (
+            "a cat sat on " * 2,
+            "model.n_ctx = 17: leaves one row of the … tokens of data.source = 'text:t.txt': one is needed",
+        ),
+        ("a cat", "model.n_ctx = 17: must be less than …, the tokens of data.source = 'text:t.txt'"),
+    ],
+)
+def test_a_text_that_is_too_small(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(text)
+    vocabulary = {"<s>": 0, **{letter: i for i, letter in enumerate("acnost ", 1)}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.save(str(tmp_path / "t.json"))
+    line = refused(*_TRAIN, "--data.source", "text:t.txt", "--data.tokenizer", "t.json", prepares=True)
+    assert all(part.strip() in line for part in said.split("…")), line

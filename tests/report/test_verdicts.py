@@ -1,5 +1,6 @@
 """Verdicts and seeds of analyses written by hand, against answers worked out by hand."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from icl_jax.report.verdicts import (
     mechanism,
     verdicts,
 )
+from tests.model.random_params import random_params
 from tests.report.made_runs import made_run, no_change, open_change, set_seed, window
 
 _SH = ("snapshot", "layer", "head")
@@ -368,8 +370,36 @@ def test_names_differ_where_folders_have_the_same(tmp_path: Path) -> None:
         _run(tmp_path / name, forms=False, model=_model(1))
     paths = [str(tmp_path / name) for name in ("x/run", "y/run", "z")]
     assert [run.name for run in open_runs(paths)] == ["x/run", "y/run", "z"]
-    again = [run.name for run in open_runs([paths[2], paths[2]])]
-    assert len(set(again)) == 2
+
+
+def test_a_run_that_is_named_twice_is_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _run(tmp_path / "run", forms=False, model=_model(1)).run
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    run.save_snapshot(10, random_params(_model(1)))
+    paths = [str(tmp_path / name) for name in ("copy", "run", "copy")]
+    (found,) = open_runs(paths)
+    assert (found.name, found.also) == ("run", (paths[0],))
+    assert f"; the same run as in {paths[0]}" in found.details
+    (group,) = group_by_config([found])
+    assert group.name == "run"
+    # Where it stands, a run has a name too.
+    monkeypatch.chdir(tmp_path / "run")
+    assert [(run.name, run.also) for run in open_runs([".", "."])] == [("run", ())]
+
+
+def test_the_mean_of_seeds_ends_with_the_shortest(tmp_path: Path) -> None:
+    long, short = (_labelled(tmp_path / name, seed, 0.5) for name, seed in (("long", 0), ("short", 1)))
+    vars(short)["data"] = short.data.isel(snapshot=slice(0, 7), selected=slice(0, 7))
+    long.data["label_prob"][7:] = 0.9
+    for runs in ([long, short], [short, long]):
+        (group,) = group_by_config(runs)
+        tokens, mean, low, _ = group.mean_curve("icl_windowed")
+        np.testing.assert_array_equal(tokens, np.arange(0, 61, 10) * 1000)
+        assert len(mean) == len(tokens)
+        assert low is not None
+        # At the end: where both were, not at 100 of one and at 60 of the other.
+        (row,) = behaviours(runs)
+        assert row.after.prob == pytest.approx(0.5)
 
 
 def test_numbers_for_people() -> None:

@@ -40,9 +40,15 @@ class TextCorpus:
         self.n_held_out = config.data.held_out_rows
         self._seed = config.data.seed
         n_all = (len(store.tokens) - 1) // self.n_ctx
+        if n_all < 2 and len(store.tokens) < 2 * 2 + 1:  # two rows of the shortest n_ctx
+            allowed = "too few for a row to train on and one held out at any model.n_ctx"
+            raise UserError(f"data.source = {config.data.source!r}: holds {len(store.tokens)} tokens: {allowed}")
         if n_all < 1:
             allowed = f"must be less than {len(store.tokens)}, the tokens of data.source = {config.data.source!r}"
             raise UserError(f"model.n_ctx = {self.n_ctx}: {allowed}")
+        if n_all == 1:
+            allowed = f"leaves one row of the {len(store.tokens)} tokens of data.source = {config.data.source!r}"
+            raise UserError(f"model.n_ctx = {self.n_ctx}: {allowed}: one is needed to train on and one held out")
         if n_all <= self.n_held_out:
             allowed = f"must be less than {n_all}, the rows of data.source = {config.data.source!r}"
             raise UserError(f"data.held_out_rows = {self.n_held_out}: {allowed} at model.n_ctx = {self.n_ctx}")

@@ -127,12 +127,15 @@ def text_documents(pattern: str) -> FileDocuments:
     expanded = os.path.expanduser(pattern)
     if os.path.isdir(expanded):
         found = glob.glob(os.path.join(glob.escape(expanded), "**", "*.txt"), recursive=True)
-        allowed = "the folder holds no .txt file; name a glob for files called otherwise"
+        allowed = f"{os.path.abspath(expanded)} holds no .txt file; name a glob for files called otherwise"
     elif os.path.exists(expanded):
         found, allowed = [expanded], ""  # a file whose name looks like a glob is meant as it stands
     else:
         found = glob.glob(expanded, recursive=True)
-        allowed = "no file matches; must be 'text:' and a file, a folder or a glob such as 'text:books/**/*.txt'"
+        allowed = (
+            f"no file matches {os.path.abspath(expanded)}; must be 'text:' and a file, a folder or a glob such as "
+        )
+        allowed += "'text:books/**/*.txt'"
     paths = sorted(Path(name) for name in found if os.path.isfile(name))
     if not paths:
         raise UserError(f"data.source = {'text:' + pattern!r}: {allowed}")
