@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from icl_jax.config import ModelConfig
-from icl_jax.model.head_scores import repeated_tokens
+from icl_jax.maths.head_scores import repeated_tokens
 from icl_jax.model.params import Params
 
 BOS = 0

@@ -15,8 +15,10 @@ import xarray as xr
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import Config, DataConfig, ModelConfig
 from icl_jax.data.opening import open_corpus
+from icl_jax.maths import head_scores as live
 from icl_jax.maths.finding import find_changes
 from icl_jax.maths.frozen_run import frozen_run
+from icl_jax.maths.icl_score import icl_score, icl_windowed
 from icl_jax.measures import (
     ablation,
     bigrams,
@@ -44,8 +46,6 @@ from icl_jax.measures.pattern_matching import pattern_matching
 from icl_jax.measures.pca import pca, turning_angles
 from icl_jax.measures.steepest_fall import window_in_tokens
 from icl_jax.measures.table import TABLE
-from icl_jax.model import head_scores as live
-from icl_jax.model.icl_score import icl_score, icl_windowed
 from icl_jax.model.params import init_params
 from tests.analysis.small_runs import hand_built_run
 from tests.data_configs import data_config

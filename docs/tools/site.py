@@ -35,7 +35,7 @@ _OF_FILES = {
         "icl_jax.report.chart",
         "icl_jax.report.figures.figure",
     ],
-    "The model": ["icl_jax.model.forward", "icl_jax.model.loss", "icl_jax.model.icl_score"],
+    "The model": ["icl_jax.model.forward", "icl_jax.model.loss", "icl_jax.maths.icl_score"],
 }
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from icl_jax.analysis.run_measurements import make_context as make_context
     from icl_jax.maths.activations import patterns as patterns
     from icl_jax.maths.factored_matrix import FactoredMatrix as FactoredMatrix
+    from icl_jax.maths.head_scores import repeated_tokens as repeated_tokens
     from icl_jax.maths.logit_attribution import direct_logit_attribution as direct_logit_attribution
     from icl_jax.measures.ablation import ablate as ablate
     from icl_jax.measures.composition import composition_scores as composition_scores
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from icl_jax.measures.loss_derivative import derivative_by_log_index as derivative_by_log_index
     from icl_jax.measures.paths import expand_paths as expand_paths
     from icl_jax.measures.token_classes import classify_tokens as classify_tokens
-    from icl_jax.model.head_scores import repeated_tokens as repeated_tokens
 
 # Imported when first used, so that naming one measurement does not load them all.
 _HOMES = {
@@ -46,7 +46,7 @@ _HOMES = {
     "patterns": "icl_jax.maths.activations",
     "prefix_matching": "icl_jax.measures.head_scores",
     "previous_token": "icl_jax.measures.head_scores",
-    "repeated_tokens": "icl_jax.model.head_scores",
+    "repeated_tokens": "icl_jax.maths.head_scores",
 }
 
 

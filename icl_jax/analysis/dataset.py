@@ -11,9 +11,9 @@ from etils import epath
 
 from icl_jax.analysis.finished_work import FinishedWork, work_key
 from icl_jax.config import UserError
+from icl_jax.maths.icl_score import icl_positions
 from icl_jax.measures.measurement import Context, Derived, Measurement, UndefinedError, Variable
 from icl_jax.measures.table import TABLE
-from icl_jax.model.icl_score import icl_positions
 from icl_jax.rundir import SCHEMA_VERSION, RunDir, SnapshotEntry
 from icl_jax.rundir.files import is_bucket
 from icl_jax.rundir.seals import ATTRIBUTE, check_seal, seal, sha256_of, unusable

@@ -14,9 +14,9 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from icl_jax.maths.icl_score import icl_windowed
 from icl_jax.measures.ablation import KINDS
 from icl_jax.measures.measurement import Context, Derived, Variable
-from icl_jax.model.icl_score import icl_windowed
 
 
 def along_change(

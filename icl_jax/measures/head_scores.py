@@ -25,10 +25,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
+from icl_jax.maths import head_scores
 from icl_jax.maths.activations import AnyParams, patterns
 from icl_jax.measures.measurement import Context, Measurement, Variable
 from icl_jax.measures.snapshot import Snapshot
-from icl_jax.model import head_scores
 from icl_jax.model.tokens import takes_tokens
 
 _SHORTEST = 9  # BOS and a block of two, four times
@@ -139,4 +139,5 @@ MEASUREMENT = Measurement(
     },
     look=look,
     why_not=why_not,
+    live=("prefix_matching", "previous_token"),
 )

@@ -14,10 +14,10 @@ from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
 from icl_jax.maths.activations import AnyParams
+from icl_jax.maths.icl_score import icl_score, icl_windowed
 from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
 from icl_jax.measures.snapshot import predictions
 from icl_jax.measures.token_classes import CLASSES, class_means, classify_tokens
-from icl_jax.model.icl_score import icl_score, icl_windowed
 from icl_jax.model.tokens import takes_rows
 
 

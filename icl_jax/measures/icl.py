@@ -1,7 +1,7 @@
 """The in-context learning score over training, from the held-out loss by position.
 
 ``icl_score = loss(token 500) - loss(token 50)`` at a context of 512, the same fractions of a shorter one;
-``icl_windowed`` has means over windows of tokens in place of the two (see `icl_jax.model.icl_score`).
+``icl_windowed`` has means over windows of tokens in place of the two (see `icl_jax.maths.icl_score`).
 Range: negative is better; about -0.4 for the paper's models after the change. A model that ignores its context has 0 on
 text that is as hard to predict late as early, and on other text what that text does. `icl_sem` and `icl_score_sem` are
 their standard errors over held-out rows: the single positions of `icl_score` say little on few rows.
@@ -13,8 +13,8 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from icl_jax.maths.icl_score import icl_score, icl_windowed
 from icl_jax.measures.measurement import Context, Derived, Variable
-from icl_jax.model.icl_score import icl_score, icl_windowed
 
 
 def derive(_context: Context, dataset: xr.Dataset) -> dict[str, np.ndarray]:

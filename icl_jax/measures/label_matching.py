@@ -17,10 +17,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from icl_jax.config import ModelConfig
 from icl_jax.maths.activations import Activations
+from icl_jax.maths.head_scores import followers
 from icl_jax.measures.map_rows import map_rows
 from icl_jax.measures.measurement import Context, Measurement, Variable, needs_layers
 from icl_jax.measures.snapshot import Snapshot
-from icl_jax.model.head_scores import followers
 from icl_jax.model.params import Params
 from icl_jax.model.tokens import takes_rows, takes_tokens
 

@@ -10,12 +10,14 @@ import numpy as np
 import xarray as xr
 
 from icl_jax.config import Config, ModelConfig
+from icl_jax.maths.head_scores import repeated_tokens
 from icl_jax.measures.map_snapshots import StackedParams as StackedParams
 from icl_jax.measures.map_snapshots import map_snapshots
-from icl_jax.measures.snapshot import MAX_PATTERN_CTX, N_SEQUENCES, Snapshot
-from icl_jax.model.head_scores import repeated_tokens
+from icl_jax.measures.snapshot import Snapshot
 from icl_jax.model.params import Params
 
+N_SEQUENCES = 10
+MAX_PATTERN_CTX = 512
 _REPEAT_LEN, _N_REPEATS = 25, 4
 _STRIPE_LEN = 50
 _N_SAMPLED_TOKENS = 2048
@@ -132,8 +134,9 @@ class Context:
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """What a `Snapshot` reads: held_out, repeated, repeated_once, and labels where there are any."""
-        rows = {"held_out": self.held_out, "repeated": self.repeated, "repeated_once": self.repeated_once}
+        """What a `Snapshot` reads: held_out, natural, repeated, repeated_once, and labels where there are any."""
+        rows = {"held_out": self.held_out, "natural": self.natural, "repeated": self.repeated,
+                "repeated_once": self.repeated_once}  # fmt: skip
         return rows if self.labels is None else rows | {"labels": self.labels.astype(np.int32)}
 
     @cached_property
@@ -169,6 +172,8 @@ class Measurement:
     reads: Callable[[Context], tuple[np.ndarray, ...]] = lambda _context: ()
     why_not: Callable[[Context], str | None] = lambda _context: None
     """The reason why the measurement is undefined for a run, or None where it applies."""
+    live: tuple[str, ...] = ()
+    """Which of its variables, scores of heads that `look` gives, training records at its probes under the same name."""
     on_few: bool = False
     """Costly: taken at about 20 snapshots, the ends of the phase change among them; their axis is `selected`."""
     version: int = 1

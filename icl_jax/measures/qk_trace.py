@@ -20,10 +20,10 @@ import numpy as np
 from jaxtyping import Array, Complex, Float
 
 from icl_jax.maths.factored_matrix import FactoredMatrix, eigenvalue_sum_ratio
+from icl_jax.maths.head_scores import previous_token
 from icl_jax.measures.circuits import fold_norms
 from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
 from icl_jax.measures.snapshot import Snapshot
-from icl_jax.model.head_scores import previous_token
 
 
 def previous_token_eigenvalues(

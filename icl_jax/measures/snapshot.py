@@ -4,6 +4,7 @@ Everything is made at the first question, while one program for all wanted measu
 reads is not in it.
 """
 
+from collections.abc import Container
 from functools import cached_property
 
 import jax
@@ -14,35 +15,44 @@ from icl_jax.config import ModelConfig
 from icl_jax.maths.activations import Activations, AnyParams, as_jax
 from icl_jax.measures.map_rows import map_rows
 from icl_jax.model.execution import resolve
-from icl_jax.model.forward import final_resid, unembedding_DV
+from icl_jax.model.forward import ACTIVATIONS, final_resid, unembedding_DV
 from icl_jax.model.loss import token_loss_and_rank
 from icl_jax.model.tokens import takes_rows
 
-N_SEQUENCES = 10
-MAX_PATTERN_CTX = 512
-
 
 class Snapshot:
-    """Parameters of one snapshot, rows of the run (see `Context.arrays`), and what the model makes of them."""
+    """Parameters of one snapshot, rows of the run (see `Context.arrays`), and what the model makes of them.
 
-    def __init__(self, params: AnyParams, rows: dict[str, jax.Array], config: ModelConfig) -> None:
+    `names`: the activations that can be asked for.
+    """
+
+    def __init__(
+        self,
+        params: AnyParams,
+        rows: dict[str, jax.Array],
+        config: ModelConfig,
+        names: Container[str] = ACTIVATIONS,
+    ) -> None:
         self.params, self.rows, self.config = as_jax(params), rows, config
+        self._names = names
 
     @cached_property
     def repeated(self) -> Activations:
         """On BOS and a block of random tokens four times."""
-        return Activations(self.params, self.rows["repeated"], self.config)
+        return self._seen("repeated")
 
     @cached_property
     def repeated_once(self) -> Activations:
         """On BOS and a block of random tokens twice."""
-        return Activations(self.params, self.rows["repeated_once"], self.config)
+        return self._seen("repeated_once")
 
     @cached_property
     def natural(self) -> Activations:
         """On up to 10 held-out rows, cut at 512 tokens."""
-        n_ctx = min(self.config.n_ctx, MAX_PATTERN_CTX)
-        return Activations(self.params, self.rows["held_out"][:N_SEQUENCES, :n_ctx], self.config)
+        return self._seen("natural")
+
+    def _seen(self, rows: str) -> Activations:
+        return Activations(self.params, self.rows[rows], self.config, self._names)
 
     @cached_property
     def _predictions(self) -> tuple[jax.Array, jax.Array]:

@@ -7,8 +7,8 @@ import numpy as np
 import xarray as xr
 
 from icl_jax.maths.finding import change_words
+from icl_jax.maths.head_scores import HEAD_THRESHOLD
 from icl_jax.measures.phase_change import finding_of
-from icl_jax.model.head_scores import HEAD_THRESHOLD
 
 _N_NAMED = 8
 _KINDS = {"full": "full", "pattern_preserving": "pattern-preserving", "mean": "mean", "resample": "resample"}

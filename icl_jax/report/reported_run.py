@@ -13,10 +13,10 @@ import xarray as xr
 from icl_jax.analysis.dataset import load_dataset
 from icl_jax.config import Config
 from icl_jax.maths.finding import Finding
+from icl_jax.maths.head_scores import HEAD_THRESHOLD
 from icl_jax.measures.measurement import Derived
 from icl_jax.measures.phase_change import finding_of
 from icl_jax.measures.table import TABLE
-from icl_jax.model.head_scores import HEAD_THRESHOLD
 from icl_jax.report.chart import Band, Gap, Role
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.files import absolute

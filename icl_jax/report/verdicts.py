@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from icl_jax.config import rows_of
-from icl_jax.model.head_scores import HEAD_THRESHOLD
+from icl_jax.maths.head_scores import HEAD_THRESHOLD
 from icl_jax.report.behaviours import behaviours
 from icl_jax.report.changes import window_words
 from icl_jax.report.controls import CONTROLS, without_heads

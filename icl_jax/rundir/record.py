@@ -38,7 +38,8 @@ _PROBE_SCALARS = {
     "icl_score": ("nats", "late minus early loss on held-out rows, single positions"),
     "icl_windowed": ("nats", "late minus early loss on held-out rows, windows"),
 }
-_HEAD_SCORES = ("prefix_matching", "previous_token")
+HEAD_SCORES = ("prefix_matching", "previous_token")
+"""Scores of each layer's heads: the variables of measurements that are marked live."""
 # A step counts where all its scalars do, a probe where this does: written last and cleared first, whatever is killed.
 _PROBE_IS_COMPLETE = "icl_score"
 # A loss that is not larger is read when the record is opened: what is damaged is said then, and not in a lazy read.
@@ -129,7 +130,7 @@ class Record:
             empty("held_out_loss", ("probe", "position"), (len(probes), n_ctx), "nats", meaning)
             if config.model.n_layers:
                 heads = (len(probes), config.model.n_layers, config.model.n_heads)
-                for name in _HEAD_SCORES:
+                for name in HEAD_SCORES:
                     empty(name, ("probe", "layer", "head"), heads, "1", f"{name.replace('_', '-')} score")
         with warnings.catch_warnings():
             # Consolidated metadata is xarray's fast way in; the Zarr v3 specification has yet to adopt it.
@@ -195,7 +196,7 @@ class Record:
 
     def _probe_arrays(self) -> list[str]:
         """In the order of writing."""
-        heads = _HEAD_SCORES if self._config.model.n_layers else ()
+        heads = HEAD_SCORES if self._config.model.n_layers else ()
         others = [name for name in _PROBE_SCALARS if name != _PROBE_IS_COMPLETE]
         return [*heads, "held_out_loss", *others, _PROBE_IS_COMPLETE]
 

@@ -10,17 +10,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from icl_jax.config import Config
 from icl_jax.data import Corpus
+from icl_jax.maths.head_scores import repeated_tokens
+from icl_jax.maths.icl_score import icl_score, icl_windowed
+from icl_jax.measures.measurement import MAX_PATTERN_CTX, Measurement
+from icl_jax.measures.snapshot import Snapshot
+from icl_jax.measures.table import TABLE
 from icl_jax.model.execution import CPU_TOKENS_AT_A_TIME, resolve
-from icl_jax.model.forward import forward
-from icl_jax.model.head_scores import prefix_matching, previous_token, repeated_tokens
-from icl_jax.model.icl_score import icl_score, icl_windowed
 from icl_jax.model.loss import losses
 from icl_jax.model.params import Params
 from icl_jax.rundir.record import ProbeResult
 
-# They bound the probes' memory: tokens at a time on the held-out set, positions of the previous-token score.
+# Bounds the memory of the loss on the held-out set.
 _TOKENS_AT_A_TIME = 65536
-_MAX_PATTERN_CTX = 512
+
+_LIVE = tuple(m for m in TABLE if isinstance(m, Measurement) and m.live)
 
 ProbeFn = Callable[[int, Params], ProbeResult]
 
@@ -45,26 +48,13 @@ def _held_out_loss(params: Params, rows: jax.Array, *, config: Config, platform:
     return jnp.sum(jax.lax.map(batch_loss, rows.reshape(-1, at_a_time, rows.shape[1])), axis=0, keepdims=True)
 
 
-def _head_scores(
-    params: Params, repeated: jax.Array, natural: jax.Array, config: Config
-) -> tuple[jax.Array, jax.Array]:
-    """Prefix matching on repeated random tokens and previous-token score on held-out rows, [layer, head] each."""
-    matching: list[jax.Array] = []
-    previous: list[jax.Array] = []
-
-    def see_matching(name: str, _layer: int, value: jax.Array) -> jax.Array:
-        if name == "pattern":
-            matching.append(prefix_matching(value, repeated))
-        return value
-
-    def see_previous(name: str, _layer: int, value: jax.Array) -> jax.Array:
-        if name == "pattern":
-            previous.append(previous_token(value))
-        return value
-
-    forward(params, repeated, config.model, tap=see_matching)
-    forward(params, natural, config.model, tap=see_previous)
-    return jnp.stack(matching), jnp.stack(previous)
+def _head_scores(params: Params, rows: dict[str, jax.Array], config: Config) -> dict[str, jax.Array]:
+    """The measurements marked live, [layer, head] each: what analysis takes of a snapshot, on the probes' rows."""
+    if config.model.n_layers == 0:
+        return {name: jnp.zeros((0, config.model.n_heads)) for live in _LIVE for name in live.live}
+    # Patterns alone: whatever else a measurement reads beside what is live falls away.
+    at = Snapshot(params, rows, config.model, ("pattern",))
+    return {name: scores[name] for live in _LIVE if live.look for scores in (live.look(at),) for name in live.live}
 
 
 def make_probe_fn(config: Config, corpus: Corpus, devices: list[jax.Device]) -> ProbeFn:
@@ -73,7 +63,7 @@ def make_probe_fn(config: Config, corpus: Corpus, devices: list[jax.Device]) -> 
     The held-out rows are shared out over `devices`, those of this process, as far as they divide evenly.
     """
     held_out = corpus.held_out(config.probes.held_out_rows)
-    natural = held_out[: config.probes.n_sequences, : min(config.model.n_ctx, _MAX_PATTERN_CTX)]
+    natural = held_out[: config.probes.n_sequences, : min(config.model.n_ctx, MAX_PATTERN_CTX)]
     repeated = repeated_tokens(
         corpus.probe_tokens(),
         corpus.bos_id,
@@ -90,23 +80,18 @@ def make_probe_fn(config: Config, corpus: Corpus, devices: list[jax.Device]) -> 
     losses = jax.jit(jax.shard_map(loss_fn, mesh=mesh, in_specs=(whole, shared), out_specs=shared, check_vma=False))
     rows = jax.device_put(held_out, NamedSharding(mesh, shared))
 
-    @jax.jit
-    def head_scores(params: Params) -> tuple[jax.Array, jax.Array]:
-        if config.model.n_layers == 0:
-            return jnp.zeros((0, config.model.n_heads)), jnp.zeros((0, config.model.n_heads))
-        return _head_scores(params, jnp.asarray(repeated), jnp.asarray(natural), config)
+    row_sets = {"natural": natural, "repeated": repeated, "repeated_once": repeated}
+    head_scores = jax.jit(partial(_head_scores, rows=jax.tree.map(jnp.asarray, row_sets), config=config))
 
     def probe(step: int, params: Params) -> ProbeResult:
         sums = losses(jax.device_put(params, NamedSharding(mesh, whole)), rows)
         loss_T = np.sum(jax.device_get(sums), axis=0) / np.float32(len(held_out))
-        matching_NH, previous_NH = jax.device_get(head_scores(params))
         return ProbeResult(
             step=step,
             icl_score=icl_score(loss_T),
             icl_windowed=icl_windowed(loss_T),
             held_out_loss=np.asarray(loss_T),
-            prefix_matching=np.asarray(matching_NH),
-            previous_token=np.asarray(previous_NH),
+            **{name: np.asarray(score_NH) for name, score_NH in jax.device_get(head_scores(params)).items()},
         )
 
     return probe

@@ -10,8 +10,8 @@ from rich.console import Console
 from icl_jax.config import Config, UserError, changed_fields
 from icl_jax.data import Corpus
 from icl_jax.display import StepsDisplay, say
+from icl_jax.maths.head_scores import InductionHead, first_induction_head
 from icl_jax.model.execution import Execution, resolve
-from icl_jax.model.head_scores import InductionHead, first_induction_head
 from icl_jax.model.params import n_params
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.checkpoints import quiet_orbax

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from icl_jax.config import Config, UserError
 from icl_jax.data import Corpus
-from icl_jax.model.icl_score import icl_positions
+from icl_jax.maths.icl_score import icl_positions
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.files import is_bucket
 from icl_jax.train.held_out import take_held_out

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from icl_jax.analysis.choose_snapshots import choose_few, spread
 from icl_jax.config import ModelConfig
+from icl_jax.maths.icl_score import icl_score, icl_windowed
 from icl_jax.maths.steepest_fall import smooth, steepest_fall
 from icl_jax.measures import bump as bump_module
 from icl_jax.measures import icl as icl_module
@@ -19,7 +20,6 @@ from icl_jax.measures.pca import pca, turning_angles
 from icl_jax.measures.phase_change import snapshots_around
 from icl_jax.measures.steepest_fall import bootstrap_windows, window_in_tokens
 from icl_jax.measures.token_classes import class_means, classify_tokens
-from icl_jax.model.icl_score import icl_score, icl_windowed
 from tests.analysis.random_snapshots import context
 
 # Snapshots as a run has them: log-spaced ones joined with evenly spaced ones.

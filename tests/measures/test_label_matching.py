@@ -8,9 +8,9 @@ import pytest
 
 from icl_jax.analysis import patterns
 from icl_jax.config import ModelConfig
+from icl_jax.maths.head_scores import followers
 from icl_jax.measures.label_matching import MEASUREMENT
 from icl_jax.measures.measurement import Context
-from icl_jax.model.head_scores import followers
 from tests.analysis.random_snapshots import context, stacked
 from tests.hand_built import induction_model
 

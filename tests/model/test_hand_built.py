@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icl_jax.config import ModelConfig
+from icl_jax.maths.head_scores import prefix_matching, previous_token, repeated_tokens
+from icl_jax.maths.icl_score import icl_score
 from icl_jax.model.forward import forward, run_with_cache
-from icl_jax.model.head_scores import prefix_matching, previous_token, repeated_tokens
-from icl_jax.model.icl_score import icl_score
 from icl_jax.model.params import Params, init_params
 from tests.hand_built import GAMMA, induction_model, repeated_rows, smeared_induction_model
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from icl_jax.maths.head_scores import repeated_tokens
 from icl_jax.model.forward import run_with_cache
-from icl_jax.model.head_scores import repeated_tokens
 from icl_jax.report.figures.figure import log_positions
 from icl_jax.report.page.arrays import ArrayStore
 from icl_jax.report.page.token_text import TokenText

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from icl_jax import __version__
-from icl_jax.model.head_scores import HEAD_THRESHOLD
+from icl_jax.maths.head_scores import HEAD_THRESHOLD
 from icl_jax.report.behaviours import behaviours
 from icl_jax.report.chart import Axis, Chart, Gap, Series
 from icl_jax.report.figures.figure import Figure

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from icl_jax.model.head_scores import InductionHead
+from icl_jax.maths.head_scores import InductionHead
 
 ALERT_P = 0.0006
 """The run is looked at some fifty times, and yet at most three smooth scores in a hundred may have an alert."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
 
-from icl_jax.model.head_scores import HEAD_THRESHOLD, InductionHead, first_induction_head
+from icl_jax.maths.head_scores import HEAD_THRESHOLD, InductionHead, first_induction_head
 from icl_jax.rundir.files import is_bucket
 
 INIT_TIMEOUT_S = 20.0

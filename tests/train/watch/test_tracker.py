@@ -12,7 +12,7 @@ import wandb
 
 from icl_jax.config import Config, ModelConfig, TrackerConfig
 from icl_jax.maths.finding import Finding
-from icl_jax.model.head_scores import InductionHead
+from icl_jax.maths.head_scores import InductionHead
 from icl_jax.rundir import RunDir, probe_steps
 from icl_jax.rundir.record import ProbeResult
 from icl_jax.train import session

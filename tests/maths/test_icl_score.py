@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icl_jax.model.icl_score import IclPositions, icl_positions, icl_score, icl_windowed
+from icl_jax.maths.icl_score import IclPositions, icl_positions, icl_score, icl_windowed
 
 
 @pytest.mark.parametrize("n_ctx", [512, 513, 8192])
