@@ -1,7 +1,8 @@
-"""This checkout's training steps, or its whole `make reproduce`, beside another checkout's, in turn, in one go.
+"""This checkout's training steps, analysis or whole `make reproduce` beside another checkout's, in turn, in one go.
 
     python -m benchmarks.against ../other                # training: four shapes, about five minutes
     python -m benchmarks.against ../other --reproduce    # fresh clones of both, installation included
+    python -m benchmarks.against ../other --analyze RUN  # 30 snapshots of a run that both can read, from nothing
 
 Each checkout runs in processes of its own, with its own .venv where it has one, and its own benchmarks/ shapes. Speeds
 are compared pair by pair, and who is first changes from pair to pair: machines are noisy, and a ratio of neighbours
@@ -11,6 +12,7 @@ says more than two speeds. Exits with status 1 where a median is below `--at-lea
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -50,6 +52,8 @@ class Args:
     """Folder of the other checkout."""
     reproduce: bool = False
     """Time `make reproduce` on fresh clones of both commits, with empty caches, in place of training steps."""
+    analyze: Path | None = None
+    """Time `icl-jax analyze` of a copy of this run, which the older of both can read, in place of training steps."""
     device: Literal["cpu", "gpu"] = "cpu"
     """Where to train."""
     shapes: Literal["cpu", "gpu", "tiny", ""] = ""
@@ -57,7 +61,7 @@ class Args:
     only: str = ""
     """One shape, by a part of its name."""
     rounds: int = 0
-    """Pairs of timings; 0: nine of training, one of reproduce."""
+    """Pairs of timings; 0: nine of training, one of anything else."""
     seconds: float = 2.0
     """About how long one timing of training takes."""
     at_least: float = 0.99
@@ -69,12 +73,10 @@ class Args:
 @contextmanager
 def _trainer(checkout: Path, shape: str, args: Args) -> Iterator[peers.Worker]:
     """A process that runs a checkout's steps on request."""
-    own = checkout / ".venv" / "bin" / "python"
-    python = str(own if own.exists() else sys.executable)
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     with tempfile.TemporaryDirectory() as folder, Listener(f"{folder}/socket", "AF_UNIX") as listener:
         kind = args.shapes or args.device
-        command = [python, "-c", _PROGRAM, f"{folder}/socket", kind, shape, args.device]
+        command = [_python(checkout), "-c", _PROGRAM, f"{folder}/socket", kind, shape, args.device]
         child = subprocess.Popen(command, cwd=checkout, env=environment)
         try:
             with listener.accept() as connection:
@@ -106,21 +108,43 @@ def _train(shape: str, args: Args) -> dict[str, list[float]]:
     return {name: speeds[1:] for name, speeds in found.items()}  # the first pair warms up
 
 
-def _reproduce(checkout: Path) -> tuple[float, float]:
-    """Wall and CPU seconds of `make reproduce` on a fresh clone: no environment, no package, no compiled program."""
+def _command(command: list[str | Path], cwd: Path, cache: Path, **environment: str) -> tuple[float, float]:
+    """Wall and CPU seconds of a command that finds no package and no compiled program of ours."""
+    kept = {
+        k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "PIP_CACHE_DIR", "UV_CACHE_DIR")
+    }
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start_s = time.perf_counter()
+    env = {**kept, "XDG_CACHE_HOME": str(cache), **environment}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    wall_s, after = time.perf_counter() - start_s, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise SystemExit(f"{cwd}: {command} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return wall_s, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _reproduce(checkout: Path, _args: Args) -> tuple[float, float]:
+    """Wall and CPU seconds of `make reproduce` on a fresh clone, installation included."""
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "--quiet", checkout, clone], check=True)
-        environment = {**os.environ, "XDG_CACHE_HOME": f"{folder}/cache"}
-        for name in ("PYTHONPATH", "VIRTUAL_ENV", "PIP_CACHE_DIR", "UV_CACHE_DIR"):
-            environment.pop(name, None)
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        start_s = time.perf_counter()
-        done = subprocess.run(["make", "reproduce"], cwd=clone, env=environment, capture_output=True, text=True)
-        wall_s, after = time.perf_counter() - start_s, resource.getrusage(resource.RUSAGE_CHILDREN)
-        if done.returncode:
-            raise SystemExit(f"{checkout}: make reproduce failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return wall_s, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return _command(["make", "reproduce"], clone, Path(folder) / "cache")
+
+
+def _analyze(checkout: Path, args: Args) -> tuple[float, float]:
+    """Wall and CPU seconds of all measurements of 30 snapshots, start of the program and compilation included."""
+    assert args.analyze is not None
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        shutil.copytree(args.analyze, run, ignore=shutil.ignore_patterns("analysis*"))
+        program = "from icl_jax.cli.main import main; main()"
+        command: list[str | Path] = [_python(checkout), "-c", program, "analyze", run, "--snapshots", "30"]
+        return _command(command, checkout, Path(folder) / "cache", PYTHONPATH=str(checkout))
+
+
+def _python(checkout: Path) -> str:
+    own = checkout / ".venv" / "bin" / "python"
+    return str(own if own.exists() else sys.executable)
 
 
 def _commit(checkout: Path) -> str:
@@ -134,9 +158,10 @@ def main(args: Args) -> None:
     commits = {"ours": _commit(HERE), "theirs": _commit(args.other)}
     console.print(f"{commits['ours']} against {commits['theirs']}")
     results: dict[str, Any] = {"command": sys.argv, "commits": commits}
-    if args.reproduce:
-        table = Table("make reproduce", "ours", "theirs", "theirs / ours", box=None)
-        pairs = [(_reproduce(HERE), _reproduce(args.other.resolve())) for _ in range(args.rounds or 1)]
+    if args.reproduce or args.analyze:
+        what, measure = ("make reproduce", _reproduce) if args.reproduce else ("icl-jax analyze", _analyze)
+        table = Table(what, "ours", "theirs", "theirs / ours", box=None)
+        pairs = [(measure(HERE, args), measure(args.other.resolve(), args)) for _ in range(args.rounds or 1)]
         for i, name in enumerate(("wall, s", "CPU, s")):
             ours, theirs = ([pair[k][i] for pair in pairs] for k in (0, 1))
             ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
