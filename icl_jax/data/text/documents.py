@@ -1,6 +1,5 @@
 """Documents out of files: the standard library's source, and the user's text files."""
 
-import glob
 import hashlib
 import json
 import os
@@ -11,6 +10,7 @@ from typing import Literal, Protocol
 
 from icl_jax.config import UserError
 from icl_jax.data.corpus import Progress
+from icl_jax.data.text.reading import find_files, identity_of, read_text
 
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 
@@ -36,7 +36,8 @@ class Documents(Protocol):
 class FileDocuments:
     """One document per file, blank ones left out.
 
-    ``undecodable`` says what to do with a file that is not UTF-8: "skip" it or raise a UserError that names it.
+    ``undecodable`` says what to do with a file that is not UTF-8: "skip" it and take all others as they stand, or
+    raise a UserError that names it.
     ``drop_duplicates`` leaves out a document whose exact text came before.
     """
 
@@ -46,32 +47,22 @@ class FileDocuments:
         self._paths = paths
         self._skip_undecodable = undecodable == "skip"
         self._drop_duplicates = drop_duplicates
-        stats = [self._stat(path) for path in paths]
-        self._stats = [
-            (str(path.absolute()), stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)
-        ]
-        self.n_bytes = sum(stat.st_size for stat in stats)
-
-    @staticmethod
-    def _stat(path: Path) -> os.stat_result:
-        try:
-            return path.stat()
-        except OSError as error:
-            raise UserError(f"{path}: cannot read: {error.strerror}") from None
+        self._files = [identity_of(path) for path in paths]
+        self.n_bytes = sum(file.size for file in self._files)
 
     @property
     def identity(self) -> str:
-        """SHA-256 (hex) over the files' paths, sizes and times of change."""
-        listing = json.dumps([self._skip_undecodable, self._drop_duplicates, self._stats])
+        """SHA-256 (hex) over the files' paths, sizes, inodes and times of change."""
+        listing = json.dumps([self._skip_undecodable, self._drop_duplicates, self._files])
         return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
 
     def _read(self, path: Path) -> str | None:
+        if not self._skip_undecodable:
+            return read_text(path)
         try:
             return path.read_bytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            if self._skip_undecodable:
-                return None
-            raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        except UnicodeDecodeError:
+            return None
         except OSError as error:
             raise UserError(f"{path}: cannot read: {error.strerror}") from None
 
@@ -124,19 +115,7 @@ def text_documents(pattern: str) -> FileDocuments:
 
     Raises UserError if none matches.
     """
-    expanded = os.path.expanduser(pattern)
-    if os.path.isdir(expanded):
-        found = glob.glob(os.path.join(glob.escape(expanded), "**", "*.txt"), recursive=True)
-        allowed = f"{os.path.abspath(expanded)} holds no .txt file; name a glob for files called otherwise"
-    elif os.path.exists(expanded):
-        found, allowed = [expanded], ""  # a file whose name looks like a glob is meant as it stands
-    else:
-        found = glob.glob(expanded, recursive=True)
-        allowed = (
-            f"no file matches {os.path.abspath(expanded)}; must be 'text:' and a file, a folder or a glob such as "
-        )
-        allowed += "'text:books/**/*.txt'"
-    paths = sorted(Path(name) for name in found if os.path.isfile(name))
+    paths, why = find_files(pattern)
     if not paths:
-        raise UserError(f"data.source = {'text:' + pattern!r}: {allowed}")
+        raise UserError(f"data.source = {'text:' + pattern!r}: {why}")
     return FileDocuments(paths, undecodable="error")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from icl_jax.config import UserError
+from icl_jax.data.text.reading import identity_of
 from icl_jax.data.text.tfds_builder import find_builder, quiet_absl
 from icl_jax.data.text.tfds_prepare import prepare
 from icl_jax.data.text.tfrecord import read_records
@@ -40,20 +41,15 @@ class TfdsDocuments:
         except (ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"data.tfds.split = {split!r}: {reason} ({source})") from None
-        try:
-            stats = [Path(shard.filename).stat() for shard in self._shards]
-        except OSError as error:
-            raise UserError(f"{error.filename}: cannot read a shard of {source}: {error.strerror}") from None
-        self._stats = [
-            (s.filename, s.skip, s.take, st.st_size, st.st_mtime_ns) for s, st in zip(self._shards, stats, strict=True)
-        ]
-        self.n_bytes = sum(stat.st_size for stat in stats)
+        files = [identity_of(Path(shard.filename), f" a shard of {source}") for shard in self._shards]
+        self._files = [(shard.skip, shard.take, *file) for shard, file in zip(self._shards, files, strict=True)]
+        self.n_bytes = sum(file.size for file in files)
         self._is_tfrecord = builder.info.file_format.value == "tfrecord"
 
     @property
     def identity(self) -> str:
-        """SHA-256 (hex) over the split's files, their sizes and times of change, and the field."""
-        listing = json.dumps(["tfds", self._field, self._split, self._stats])
+        """SHA-256 (hex) over the split's files, their sizes, inodes and times of change, and the field."""
+        listing = json.dumps(["tfds", self._field, self._split, self._files])
         return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
 
     def _examples(self) -> Iterator[dict[str, Any]]:
