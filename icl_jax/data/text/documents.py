@@ -28,6 +28,11 @@ class Documents(Protocol):
         """Changes whenever a document may have changed; cheap, and good on this machine only."""
         ...
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether a long document is encoded in pieces, as it was when numbers of it were published."""
+        ...
+
     def __iter__(self) -> Iterator[str]:
         """The documents. Raises UserError for one that cannot be read."""
         ...
@@ -42,11 +47,17 @@ class FileDocuments:
     """
 
     def __init__(
-        self, paths: list[Path], *, undecodable: Literal["skip", "error"], drop_duplicates: bool = False
+        self,
+        paths: list[Path],
+        *,
+        undecodable: Literal["skip", "error"],
+        drop_duplicates: bool = False,
+        is_cut: bool = False,
     ) -> None:
         self._paths = paths
         self._skip_undecodable = undecodable == "skip"
         self._drop_duplicates = drop_duplicates
+        self.is_cut = is_cut
         self._files = [identity_of(path) for path in paths]
         self.n_bytes = sum(file.size for file in self._files)
 
@@ -107,7 +118,7 @@ def python_documents(folder: Path | None = None) -> FileDocuments:
         found += [(path.relative_to(root).as_posix(), path) for path in paths if path.is_file()]
     if not found:
         raise UserError(f"data.source = 'python': no .py files of the standard library in {root}")
-    return FileDocuments([path for _, path in sorted(found)], undecodable="skip", drop_duplicates=True)
+    return FileDocuments([path for _, path in sorted(found)], undecodable="skip", drop_duplicates=True, is_cut=True)
 
 
 def text_documents(pattern: str) -> FileDocuments:

@@ -3,6 +3,7 @@
 from tokenizers import Tokenizer
 
 from icl_jax.config import UserError
+from icl_jax.data.text.unsayable import LostCharacters, unknown_word
 from icl_jax.telling import is_unicode
 
 _SHOWN_CHARS = 40
@@ -25,7 +26,14 @@ def encode_text(text: str, tokenizer: Tokenizer | None, vocab_size: int) -> list
     try:
         encoding = tokenizer.encode(text, add_special_tokens=False)
     except Exception as error:  # the library raises bare Exceptions, here for an unknown word and no token for such
-        raise UserError(f"TEXT = {_cut(text)!r}: holds what the run's tokenizer does not know ({error})") from None
+        word = unknown_word(tokenizer, text)
+        named = "" if word is None else f": {_cut(word)!r}"
+        what = f"holds what the run's tokenizer does not know{named} ({error})"
+        raise UserError(f"TEXT = {_cut(text)!r}: {what}") from None
+    lost = LostCharacters(tokenizer)
+    lost.add(text)
+    if lost.counts:
+        raise UserError(f"TEXT = {_cut(text)!r}: the run's tokenizer has no token for {lost}")
     for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True):
         if token == unknown:
             raise UserError(f"TEXT: {_cut(text[start:end])!r}: must be in the vocabulary of the run's tokenizer")

@@ -31,6 +31,8 @@ class TfdsDocuments:
     Blank texts are left out. Bytes that are not UTF-8 become U+FFFD.
     """
 
+    is_cut = False
+
     def __init__(self, builder: Any, name: str, split: str, field: str) -> None:
         self._builder = builder
         self._split = split

@@ -5,8 +5,8 @@ import json
 import logging
 import os
 import platform
+import secrets
 import shutil
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,10 +27,11 @@ from icl_jax.data.text.tokenizing import (
     find_bos,
     load_tokenizer,
     read_tokenizer_file,
+    tokenizer_file,
     train_bpe,
 )
 
-SCHEMA = 1
+SCHEMA = 2
 """Goes up whenever the files or the way documents become tokens change; older caches are then prepared anew."""
 
 _HASH_UP_TO_BYTES = 2**30
@@ -107,7 +108,8 @@ def _open_tokens(
         except (ValueError, OSError) as error:
             _log.warning("%s: damaged (%s); preparing the tokens anew", folder, error)
     _remove_stale(root)
-    built = Path(tempfile.mkdtemp(dir=root, prefix="building-"))
+    built = _new(root, "building-")
+    built.mkdir()
     try:
         _build(built, documents, digest, n_bytes, source, tokenizer, vocab_size, progress)
         return _publish(built, folder)
@@ -124,8 +126,9 @@ def _tokenizer_setting(tokenizer: str, vocab_size: int) -> str:
     if tokenizer == "bpe":
         check_bpe_size(vocab_size)
         return f"bpe {vocab_size}"
-    if tokenizer.endswith(".json"):
-        return _sha256(read_tokenizer_file(tokenizer).encode())
+    path = tokenizer_file(tokenizer)
+    if path is not None:
+        return _sha256(read_tokenizer_file(tokenizer, path).encode())
     return f"hub {tokenizer}"  # by name, so that a prepared corpus opens without the network
 
 
@@ -148,10 +151,14 @@ def _measure(root: Path, documents: Documents, progress: Progress | None) -> tup
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    os.replace(name, path)
+    new = _new(path.parent, "writing-")
+    new.write_bytes(data)
+    os.replace(new, path)
+
+
+def _new(folder: Path, prefix: str) -> Path:
+    """A path that nobody has. What is made there has the user's umask, which `tempfile` has not."""
+    return folder / f"{prefix}{secrets.token_hex(8)}"
 
 
 def _load(folder: Path) -> TokenStore:
@@ -250,7 +257,8 @@ def _publish(built: Path, folder: Path) -> TokenStore:
             try:
                 return _load(folder)
             except (ValueError, OSError):
-                aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix="building-"))
+                aside = _new(folder.parent, "building-")
+                aside.mkdir()
                 try:
                     os.rename(folder, aside / "damaged")
                 except FileNotFoundError:

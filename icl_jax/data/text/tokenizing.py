@@ -1,8 +1,10 @@
 """Tokenizers: training one on the corpus, loading one, and turning documents into ids."""
 
+import urllib.error
+import urllib.request
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +16,21 @@ from icl_jax.config import UserError
 from icl_jax.data.corpus import BOS, Progress
 from icl_jax.data.streams import Stream, random_stream
 from icl_jax.data.text.documents import Documents
-from icl_jax.telling import printable
+from icl_jax.data.text.unsayable import LostCharacters, unknown_word
+from icl_jax.telling import one_line, printable
 
 _BOS_LIKE = (BOS, "<s>", "<|endoftext|>", "[BOS]", "<bos>", "<|begin_of_text|>")
 _BYTE_ALPHABET = 256
 _SAMPLE_BYTES = 20_000_000
+_HUB_PATIENCE_S = 5
 
-# Documents are encoded in pieces, which bounds the memory of one call and lets threads share a long document.
+# Characters that are encoded at a time, a hundred bytes of memory each; a tokenizer is trained on pieces of them.
 _PIECE_CHARS = 2**16
 _PIECES_PER_CALL = 64
+# A longer document is encoded in windows that overlap, and joined where so many tokens on both sides agree.
+_WINDOW_CHARS = 2**22
+_OVERLAP_CHARS = 2**14
+_AGREEING = 32
 
 
 def split_pieces(text: str) -> Iterator[str]:
@@ -78,29 +86,74 @@ def train_bpe(documents: Documents, n_bytes: int, vocab_size: int, progress: Pro
     return tokenizer
 
 
-def read_tokenizer_file(name: str) -> str:
+def tokenizer_file(name: str) -> Path | None:
+    """The file that a tokenizer's name means: what ends in .json or is there, in a folder its tokenizer.json.
+
+    None: it is a name on the hub. Raises UserError for a folder without one.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "tokenizer.json").is_file():
+            raise UserError(f"data.tokenizer = {name!r}: is a folder without a tokenizer.json")
+        return path / "tokenizer.json"
+    return path if name.endswith(".json") or path.exists() else None
+
+
+def read_tokenizer_file(name: str, path: Path) -> str:
     """Text of a tokenizer file. Raises UserError if it cannot be read."""
     try:
-        return Path(name).expanduser().read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise UserError(f"data.tokenizer = {name!r}: cannot read the file: {reason}") from None
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """Load a tokenizer from ``PATH.json`` or, for any other name, the hub. Raises UserError if it cannot be had."""
-    if name.endswith(".json"):
+    """Load a tokenizer from a file, a folder or, for a name that is neither, the hub. Raises UserError."""
+    path = tokenizer_file(name)
+    if path is not None:
         try:
-            return parse_tokenizer(read_tokenizer_file(name))
+            return parse_tokenizer(read_tokenizer_file(name, path))
         except ValueError as error:
             raise UserError(f"data.tokenizer = {name!r}: not a tokenizer of the tokenizers library: {error}") from None
+    why_not = hub_unreachable()
     try:
-        tokenizer = Tokenizer.from_pretrained(name)
+        tokenizer = Tokenizer.from_file(_in_hub_cache(name, why_not)) if why_not else Tokenizer.from_pretrained(name)
+    except UserError:
+        raise
     except Exception as error:  # the library raises bare Exceptions, and those of its HTTP client
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(str(error).partition(". ")[0])
         allowed = "must be 'bpe', a PATH.json, or a name on the Hugging Face hub that can be fetched"
         raise UserError(f"data.tokenizer = {name!r}: {allowed} ({reason})") from None
     return _without_extras(tokenizer)
+
+
+def hub_unreachable() -> str | None:
+    """Why the Hugging Face hub does not answer, or None: its own client tries again for half a minute."""
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=_HUB_PATIENCE_S).close()
+    except urllib.error.HTTPError:
+        return None  # an answer
+    except (OSError, ValueError) as error:
+        return f"{ENDPOINT} cannot be reached: {one_line(str(getattr(error, 'reason', error)))}"
+    return None
+
+
+def _in_hub_cache(name: str, why_not: str) -> str:
+    import huggingface_hub
+
+    try:
+        found = huggingface_hub.try_to_load_from_cache(name, "tokenizer.json")
+    except ValueError:  # no name of a repository
+        found = None
+    if not isinstance(found, str):
+        what = "is no file or folder here, and no tokenizer that was fetched from the Hugging Face hub before"
+        raise UserError(f"data.tokenizer = {name!r}: {what} ({why_not})")
+    return found
 
 
 def parse_tokenizer(text: str) -> Tokenizer:
@@ -133,8 +186,12 @@ def count_ids(tokenizer: Tokenizer) -> int:
 
 
 def find_bos(tokenizer: Tokenizer, name: str) -> int:
-    """Id of the token that starts a document. Raises UserError if the tokenizer has none."""
-    for token in _BOS_LIKE:
+    """Id of the token that starts a document, a special one before one that is only called so.
+
+    Raises UserError if the tokenizer has none.
+    """
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    for token in sorted(_BOS_LIKE, key=lambda token: token not in special):
         found = tokenizer.token_to_id(token)
         if found is not None:
             return int(found)
@@ -145,32 +202,112 @@ def find_bos(tokenizer: Tokenizer, name: str) -> int:
 def encode_documents(
     tokenizer: Tokenizer, documents: Documents, n_bytes: int, name: str, progress: Progress | None = None
 ) -> Iterator[NDArray[np.int64]]:
-    """Ids of all documents in a row, BOS before each, in arrays of some pieces each. ``n_bytes``: of all documents.
+    """Ids of all documents in a row, BOS before each, in arrays of some documents each. ``n_bytes``: of all documents.
 
     Text that looks like a special token is encoded as the text that it is. Raises UserError if the tokenizer would
-    write BOS for a text.
+    write BOS for a text, or has no token for some of it.
     """
     bos_id = find_bos(tokenizer, name)
     tokenizer.encode_special_tokens = True
+    lost = LostCharacters(tokenizer)
     done = 0
-    pieces = _marked_pieces(documents)
-    while group := list(islice(pieces, _PIECES_PER_CALL)):
-        encodings = tokenizer.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
+    for group in _groups(_marked_pieces(documents)):
+        texts = [piece for _, piece in group]
         ids: list[int] = []
-        for (starts_document, _), encoding in zip(group, encodings, strict=True):
-            if bos_id in encoding.ids:
+        for (starts_document, _), found in zip(group, _encode_all(tokenizer, texts, name), strict=True):
+            if bos_id in found:
                 raise UserError(f"data.tokenizer = {name!r}: encodes a plain text of the corpus as its BOS token")
-            ids += [bos_id, *encoding.ids] if starts_document else encoding.ids
+            ids += [bos_id, *found] if starts_document else found
         yield np.array(ids, np.int64)
-        done += sum(len(piece.encode()) for _, piece in group)
+        for text in texts:
+            lost.add(text)
+        done += sum(len(text.encode()) for text in texts)
         if progress is not None:
             progress(done, n_bytes, "encoding")
+    if lost.counts:
+        raise UserError(f"data.tokenizer = {name!r}: has no token for {lost} of the corpus, and would leave them out")
 
 
-def _marked_pieces(documents: Iterable[str]) -> Iterator[tuple[bool, str]]:
+def _marked_pieces(documents: Documents) -> Iterator[tuple[bool, str]]:
     for text in documents:
-        for i, piece in enumerate(split_pieces(text)):
+        for i, piece in enumerate(split_pieces(text) if documents.is_cut else (text,)):
             yield i == 0, piece
+
+
+def _groups(pieces: Iterator[tuple[bool, str]]) -> Iterator[list[tuple[bool, str]]]:
+    """Pieces of enough characters for one call."""
+    group: list[tuple[bool, str]] = []
+    n_chars = 0
+    for piece in pieces:
+        group.append(piece)
+        n_chars += len(piece[1])
+        if n_chars >= _PIECE_CHARS * _PIECES_PER_CALL:
+            yield group
+            group, n_chars = [], 0
+    if group:
+        yield group
+
+
+def _encode_all(tokenizer: Tokenizer, texts: list[str], name: str) -> list[list[int]]:
+    try:
+        short = [text for text in texts if len(text) <= _WINDOW_CHARS]
+        encodings = iter(tokenizer.encode_batch_fast(short, add_special_tokens=False))
+        return [next(encodings).ids if len(text) <= _WINDOW_CHARS else encode_long(tokenizer, text) for text in texts]
+    except Exception as error:  # the library raises bare Exceptions, here for an unknown word and no token for such
+        words = (unknown_word(tokenizer, text) for text in texts)
+        word = next((word for word in words if word is not None), None)
+        what = "cannot encode the corpus" if word is None else f"has no token for {word[:40]!r} of the corpus"
+        raise UserError(f"data.tokenizer = {name!r}: {what} ({one_line(str(error))})") from None
+
+
+def encode_long(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text that is too long to encode at once: the same."""
+    out: list[int] = []
+    end = _before_blank(text, _WINDOW_CHARS)
+    ids, ends = _window(tokenizer, text, 0, end)
+    while end < len(text):
+        start = _before_blank(text, end - _OVERLAP_CHARS)
+        middle, end = (start + end) // 2, _before_blank(text, start + _WINDOW_CHARS)
+        next_ids, next_ends = _window(tokenizer, text, start, end)
+        meeting = _meeting((ids, ends), (next_ids, next_ends), middle)
+        if meeting is None:  # tokens that depend on text so far away
+            return list(tokenizer.encode(text, add_special_tokens=False).ids)
+        here, there = meeting
+        out += ids[:here]
+        ids, ends = next_ids[there:], next_ends[there:]
+    return out + ids
+
+
+def _before_blank(text: str, place: int) -> int:
+    """The place, or that of a blank just before it: a tokenizer may know no part of a word."""
+    blank = max(
+        text.rfind(" ", place - _OVERLAP_CHARS // 4, place), text.rfind("\n", place - _OVERLAP_CHARS // 4, place)
+    )
+    return len(text) if place >= len(text) else place if blank == -1 else blank
+
+
+def _window(tokenizer: Tokenizer, text: str, start: int, end: int) -> tuple[list[int], list[int]]:
+    """Ids of a part of a text, and where in the text each token ends."""
+    encoding = tokenizer.encode(text[start:end], add_special_tokens=False)
+    return encoding.ids, [start + stop for _, stop in encoding.offsets]
+
+
+def _meeting(a: tuple[list[int], list[int]], b: tuple[list[int], list[int]], middle: int) -> tuple[int, int] | None:
+    """How many tokens of `a` to take, and from which of `b` on: where they agree, as near to `middle` as can be."""
+    (a_ids, a_ends), (b_ids, b_ends) = a, b
+    places: dict[int, list[int]] = {}
+    for j, stop in enumerate(b_ends):
+        places.setdefault(stop, []).append(j + 1)
+    first = bisect_left(a_ends, b_ends[0]) if b_ends else len(a_ends)
+    for i in sorted(range(first + _AGREEING, len(a_ids) - _AGREEING + 1), key=lambda i: abs(a_ends[i - 1] - middle)):
+        around = slice(i - _AGREEING, i + _AGREEING)
+        for j in places.get(a_ends[i - 1], ()):
+            if j < _AGREEING:
+                continue
+            other = slice(j - _AGREEING, j + _AGREEING)
+            if a_ids[around] == b_ids[other] and a_ends[around] == b_ends[other]:
+                return i, j
+    return None
 
 
 @lru_cache(maxsize=1)

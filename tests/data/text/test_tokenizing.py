@@ -1,18 +1,21 @@
 """Tokenizers and encoding."""
 
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from icl_jax.config import UserError
 from icl_jax.data.text import tokenizing
 from icl_jax.data.text.documents import measure_documents, text_documents
+from icl_jax.data.text.text_ids import encode_text
 from icl_jax.data.text.tokenizing import (
     BOS,
     count_ids,
@@ -32,6 +35,7 @@ class Texts(list[str]):
     """Documents in memory."""
 
     identity = "texts"
+    is_cut = False
 
     @property
     def n_bytes(self) -> int:
@@ -146,9 +150,135 @@ def test_a_name_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch) -> N
         def from_pretrained(name: str) -> Tokenizer:
             raise Exception(f"{name}: 404\nmany\nlines")
 
+    monkeypatch.setattr(tokenizing, "hub_unreachable", lambda: None)
     monkeypatch.setattr(tokenizing, "Tokenizer", Hub)
     with pytest.raises(UserError, match=r"data.tokenizer = 'nope': must be .*\(nope: 404 many lines\)"):
         load_tokenizer("nope")
+
+
+def test_a_hub_that_does_not_answer_is_said_within_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.chdir(tmp_path)
+    started = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        load_tokenizer("somebody/nothing")
+    assert time.monotonic() - started < 10
+    assert str(caught.value) == (
+        "data.tokenizer = 'somebody/nothing': is no file or folder here, and no tokenizer that was fetched from the"
+        " Hugging Face hub before (http://127.0.0.1:9 cannot be reached: [Errno 111] Connection refused)"
+    )
+
+
+def test_a_path_that_is_there_is_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bpe: Tokenizer) -> None:
+    monkeypatch.setattr(tokenizing, "hub_unreachable", lambda: pytest.fail("asked the hub"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tok").mkdir()
+    with pytest.raises(UserError, match=r"data.tokenizer = 'tok': is a folder without a tokenizer\.json"):
+        load_tokenizer("tok")
+    (tmp_path / "tok" / "tokenizer.json").write_text(bpe.to_str(), encoding="utf-8-sig")
+    (tmp_path / "mine").write_text(bpe.to_str(), encoding="utf-8")
+    for name in ("tok", "mine", str(tmp_path / "tok")):
+        assert load_tokenizer(name).to_str() == bpe.to_str()
+
+
+def test_a_special_token_is_bos_before_an_ordinary_one() -> None:
+    tokenizer = word_level("[UNK]", "<s>", "a")
+    assert find_bos(tokenizer, "x") == 1
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    assert find_bos(tokenizer, "x") == 3
+
+
+def small_tokenizers() -> dict[str, Tokenizer]:
+    """One of each kind of model, all with BOS, over a small alphabet."""
+    made = {}
+    bytes_bpe = train_bpe(Texts(["abab cab bac\n abc aabb"] * 9), 200, 280)
+    made["byte-level BPE"] = bytes_bpe
+    pieces = {"<s>": 0, "▁": 1, "a": 2, "b": 3, "c": 4, "ab": 5, "▁a": 6, "▁ab": 7}
+    merges = [("a", "b"), ("▁", "a"), ("▁", "ab")]
+    for prepend in ("always", "first", "never"):
+        for falls_back in (True, False):
+            vocab = pieces | ({f"<0x{i:02X}>": 8 + i for i in range(256)} if falls_back else {})
+            tokenizer = Tokenizer(models.BPE(vocab, merges, byte_fallback=falls_back))
+            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+            tokenizer.decoder = decoders.Sequence([
+                decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=prepend, split=False), decoders.Fuse(),
+            ])  # fmt: skip
+            made[f"BPE, {prepend}, {'bytes' if falls_back else 'no bytes'}"] = tokenizer
+    scores = [("<s>", 0.0), ("▁", -2.0), ("a", -3.0), ("b", -3.1), ("c", -3.2), ("▁ab", -3.5), ("ab", -4.0)]
+    unigram = Tokenizer(models.Unigram(scores, unk_id=None))
+    unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    made["Unigram"] = unigram
+    word_piece = Tokenizer(models.WordPiece({"<s>": 0, "a": 1, "##a": 2, "b": 3, "##b": 4, "c": 5}, unk_token="[UNK]"))
+    word_piece.pre_tokenizer, word_piece.decoder = pre_tokenizers.WhitespaceSplit(), decoders.WordPiece()
+    made["WordPiece"] = word_piece
+    words = Tokenizer(models.WordLevel({"<s>": 0, "a": 1, "b": 2, "ab": 3, "cab": 4}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made["WordLevel"] = words
+    return made
+
+
+SMALL = small_tokenizers()
+
+
+def _encoded(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
+    try:
+        return encode(tokenizer, text)[1:], ""
+    except UserError as error:
+        return [], str(error)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+@given(text=st.text(alphabet="aab bcé☃", min_size=1, max_size=30))
+@settings(max_examples=40)
+def test_a_text_comes_back_from_its_ids_or_is_refused(kind: str, text: str) -> None:
+    tokenizer = SMALL[kind]
+    ids, refusal = _encoded(tokenizer, text)
+    if refusal:
+        assert "has no token for" in refusal
+        assert not kind.endswith(", bytes")
+        with pytest.raises(UserError):
+            encode_text(text, tokenizer, 1000)
+        return
+    back = tokenizer.decode(ids)
+    if kind in ("WordPiece", "WordLevel"):  # which keep no blanks
+        assert back.split() == text.split()
+    else:
+        assert back.strip() == text.strip()
+
+
+def test_what_cannot_be_said_is_counted_and_named() -> None:
+    tokenizer = SMALL["BPE, always, no bytes"]
+    lost = "has no token for 6 of 10 characters, such as 'x' 'y'"
+    with pytest.raises(UserError, match=f"data.tokenizer = 'bpe': {lost} of the corpus, and would leave them out"):
+        encode(tokenizer, "axxxxb", "abyy")
+    with pytest.raises(UserError, match="TEXT = 'axb': the run's tokenizer has no token for 1 of 3 characters"):
+        encode_text("axb", tokenizer, 1000)
+    with pytest.raises(UserError, match=r"data.tokenizer = 'bpe': has no token for 'dog' of the corpus \("):
+        encode(SMALL["WordLevel"], "a b", "ab dog a")
+    with pytest.raises(UserError, match=r"TEXT = 'ab dog': holds what the run's tokenizer does not know: 'dog' \("):
+        encode_text("ab dog", SMALL["WordLevel"], 1000)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SMALL if "no bytes" not in kind])
+def test_a_long_document_has_the_ids_of_the_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = " ".join(np.random.default_rng(3).choice(["ab", "a", "b", "cab", "ab  ab", "b\n"], 4000))
+    text = text.replace("\n", " ") if kind == "Unigram" else text.replace("cab", "ab") if kind == "WordPiece" else text
+    whole = SMALL[kind].encode(text, add_special_tokens=False).ids
+    monkeypatch.setattr(tokenizing, "_WINDOW_CHARS", 1000)
+    monkeypatch.setattr(tokenizing, "_OVERLAP_CHARS", 200)
+    monkeypatch.setattr(tokenizing, "_AGREEING", 8)
+    n_windows = 0
+    window = tokenizing._window
+
+    def counted(*args: Any) -> Any:
+        nonlocal n_windows
+        n_windows += 1
+        return window(*args)
+
+    monkeypatch.setattr(tokenizing, "_window", counted)
+    assert encode(SMALL[kind], text)[1:] == whole
+    assert n_windows > 5
 
 
 def word_level(*words: str) -> Tokenizer:
