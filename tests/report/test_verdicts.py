@@ -100,8 +100,9 @@ def test_a_fall_without_a_change_does_not_pass(tmp_path: Path) -> None:
 
 
 def test_the_heads_rise_is_counted_by_the_changes(tmp_path: Path) -> None:
+    # From step 45, where a quarter is done, to step 65: 1 % to 99 % of a step of 50 to 60.
     late = _run(tmp_path / "late", forms=True, model=_model(), **window(50, 60))
-    assert "50 % of the best head formed" in co_occurrence([late])[1][0]
+    assert "75 % of the best head formed" in co_occurrence([late])[1][0]
     always = _run(tmp_path / "always", forms=True, model=_model(), prefix_matching=(_SH, np.full((11, 2, 2), 0.9)))
     assert "0 % of the best head formed" in co_occurrence([always])[1][0]
     still = _run(tmp_path / "still", forms=True, model=_model(), **open_change(40))
