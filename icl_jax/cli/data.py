@@ -30,6 +30,7 @@ def data_prepare(config: Config, console: Console) -> None:
         "held-out rows": f"{corpus.n_held_out:,}",
     }
     if isinstance(corpus, TextCorpus):
+        summary |= {"of them again": f"{len(corpus.held_out_again):,} are also in training"}
         summary |= {"folder": str(corpus.store.folder), "tokens sha256": corpus.store.manifest.tokens_sha256}
     summary["fingerprint"] = corpus.fingerprint
     for name, value in summary.items():
@@ -41,6 +42,9 @@ def data_show(config: Config, console: Console, n_rows: int = 3, held_out: bool 
     if n_rows < 1:
         raise UserError(f"n_rows = {n_rows}: must be 1 or more")
     corpus = open_shown(config, console)
+    if isinstance(corpus, TextCorpus) and (again := corpus.held_out_again):
+        some = ", ".join(map(str, again[:10])) + (", ..." if len(again) > 10 else "")
+        say(console, f"{len(again):,} of {corpus.n_held_out:,} held-out rows are also in training: {some}")
     if held_out:
         rows = corpus.held_out(min(n_rows, corpus.n_held_out))
         titles = [f"held-out row {i}" for i in range(len(rows))]

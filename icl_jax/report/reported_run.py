@@ -20,6 +20,7 @@ from icl_jax.measures.table import TABLE
 from icl_jax.report.chart import Band, Gap, Role
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.files import absolute
+from icl_jax.rundir.record import HELD_OUT_AGAIN
 
 _N_STRETCHES = 300
 HAS_LABEL = 0.5
@@ -52,6 +53,11 @@ class ReportedRun:
     def data(self) -> xr.Dataset:
         """analysis.zarr, in memory."""
         return load_dataset(self.run.path / "analysis.zarr").load()
+
+    @cached_property
+    def record(self) -> xr.Dataset:
+        """record.zarr, so far."""
+        return self.run.load_record()
 
     @cached_property
     def absent(self) -> dict[str, str]:
@@ -97,7 +103,7 @@ class ReportedRun:
     @cached_property
     def training_loss(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [stretch] and mean loss [stretch, position] of training batches, in up to 300 stretches of steps."""
-        record = self.run.load_record()
+        record = self.record
         loss, tokens = record["loss"].values, record["tokens"].values
         bounds = np.unique(np.linspace(0, len(loss), min(_N_STRETCHES, len(loss)) + 1).astype(int))
         counts = np.diff(bounds)
@@ -228,8 +234,10 @@ class ReportedRun:
         heads = f"{model.n_heads} heads, " if model.n_layers else ""
         tokens = config.train.n_steps * config.tokens_per_step
         same = f"; the same run as in {', '.join(self.also)}" if self.also else ""
+        n_again = self.record.attrs.get(HELD_OUT_AGAIN, 0)
+        again = f"; {n_again} of {config.data.held_out_rows} held-out rows are also in training" if n_again else ""
         length = f"context {model.n_ctx}, {config.data.source}, {millions(tokens)} tokens"
-        return f"{heads}d_model {model.d_model}, {length}{same}"
+        return f"{heads}d_model {model.d_model}, {length}{again}{same}"
 
     @property
     def seeds(self) -> str:

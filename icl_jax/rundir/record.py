@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # Chunks of about 1 MiB: replacing the one being filled stays cheap, and a run has tens of files, not thousands.
 _CHUNK_FLOATS = 2**18
+HELD_OUT_AGAIN = "held_out_rows_in_training"
+"""Attribute: how many held-out rows of a corpus of text are in training, too."""
 _STEP_SCALARS = {
     "lr": ("1", "learning rate"),
     "grad_norm": ("1", "global norm of the gradient before clipping"),

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from icl_jax.config import Config, UserError
 from icl_jax.data import Corpus
+from icl_jax.data.corpora.text import TextCorpus
 from icl_jax.maths.icl_score import icl_positions
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.files import is_bucket
+from icl_jax.rundir.record import HELD_OUT_AGAIN
 from icl_jax.train.held_out import take_held_out
 from icl_jax.train.may_start import may_start
 from icl_jax.train.processes import all_or_none, is_first
@@ -73,6 +75,8 @@ def _create(path: str, config: Config, corpus: Corpus) -> RunDir:
         "icl_late_window": list(positions.late_window),
         "position": "loss[step, t] is that of predicting token t + 1; token 0 is BOS",
     }
+    if isinstance(corpus, TextCorpus):
+        attributes[HELD_OUT_AGAIN] = len(corpus.held_out_again)
     return RunDir.create(
         path, config, corpus_sha256=corpus.fingerprint, tokenizer_json=corpus.tokenizer_json,
         record_attributes=attributes, held_out=take_held_out(config, corpus),

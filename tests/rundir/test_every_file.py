@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import re
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -57,9 +58,12 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _make(tmp_path_factory.mktemp("every"))
+
+
+def _make(folder: Path) -> Path:
     """Text with a tokenizer, two snapshots, one state, analyzed."""
     quiet_orbax()
-    folder = tmp_path_factory.mktemp("every")
     (folder / "text.txt").write_text("The cat sat. A dog ran; the dog sat. " * 60)
     text = _CONFIG.replace("FOLDER", str(folder))
     train_here(parse_config(text), folder / "run")
@@ -159,9 +163,8 @@ def test_a_file_of_each_kind(run: Path) -> None:
         assert counts[verb, "same"]
 
 
-@pytest.mark.slow
-def test_every_file(run: Path, capsys: pytest.CaptureFixture) -> None:
-    files = _files(run)
-    counts = _try(run, itertools.product(files, DAMAGES))
-    with capsys.disabled():
-        print(f"\n{len(files)} files, {len(DAMAGES)} damages, (verb, what it did): {dict(counts)}")
+if __name__ == "__main__":  # all of them, which takes some ten minutes: the counts in docs/run-directory.md
+    with tempfile.TemporaryDirectory() as folder:
+        made = _make(Path(folder))
+        files = _files(made)
+        print(f"{len(files)} files, {len(DAMAGES)} damages: {dict(_try(made, itertools.product(files, DAMAGES)))}")

@@ -106,6 +106,13 @@ class TextCorpus:
         return parse_tokenizer(self.tokenizer_json)
 
     @cached_property
+    def held_out_again(self) -> list[int]:
+        """Numbers of the held-out rows whose tokens also follow each other in what is trained on."""
+        from icl_jax.data.text.found_again import rows_found_again
+
+        return [int(i) for i in np.flatnonzero(rows_found_again(self.store.tokens, self.n_ctx, self._held_out_ids))]
+
+    @cached_property
     def fingerprint(self) -> str:
         """See :class:`~icl_jax.data.corpus.Corpus`."""
         manifest = self.store.manifest

@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from icl_jax.cli.data import data_show
 from icl_jax.config import Config, UserError
 from icl_jax.data import open_corpus, row_ids
 from icl_jax.data.corpora.text import TextCorpus
+from icl_jax.data.text import found_again
+from icl_jax.report.reported_run import ReportedRun
+from icl_jax.train.start import open_or_create
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +156,36 @@ def test_a_tokenizer_of_the_users(
     assert mine.decode([mine.bos_id]) == ["<|endoftext|>"]
     with pytest.raises(UserError, match=r"model.vocab_size = 299: must be at least 300"):
         open_corpus(make_config(source=f"text:{stories}", tokenizer=str(path), vocab_size=299))
+
+
+@given(rows=st.lists(st.lists(st.integers(0, 2), min_size=3, max_size=3), min_size=4, max_size=9), data=st.data())
+def test_held_out_rows_that_are_also_in_training_are_found(rows: list[list[int]], data: st.DataObject) -> None:
+    """At any place, but not where the row itself, or another that is held out, or what no row predicts, takes part."""
+    held_out = np.array(data.draw(st.lists(st.integers(0, len(rows) - 1), unique=True, min_size=1, max_size=3)))
+    stream = np.array([7, *(token for row in rows for token in row), 9, 9], np.uint16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(found_again, "_CHUNK", 5)
+        found = found_again.rows_found_again(stream, 3, held_out)
+    trained = "".join("x" * 3 if i in held_out else "".join(map(str, row)) for i, row in enumerate(rows))
+    assert found.tolist() == ["".join(map(str, rows[i])) in trained for i in held_out]
+
+
+def test_a_text_that_is_there_twice_is_said(
+    make_config: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    text = " ".join(np.random.default_rng(1).choice(["cat", "dog", "sat", "on", "mat", "ran"], 900))
+    (tmp_path / "a.txt").write_text(text)
+    once = open_corpus(make_config(source=f"text:{tmp_path}"))
+    assert isinstance(once, TextCorpus)
+    assert once.held_out_again == []
+    (tmp_path / "b.txt").write_text(text)
+    config = make_config(source=f"text:{tmp_path}")
+    twice = open_corpus(config)
+    assert isinstance(twice, TextCorpus)
+    n_again = len(twice.held_out_again)
+    assert n_again > 5
+    data_show(config, Console())
+    assert f"{n_again} of 11 held-out rows are also in training: " in capsys.readouterr().out
+    run = open_or_create(str(tmp_path / "run"), config, twice)
+    assert run.load_record().attrs["held_out_rows_in_training"] == n_again
+    assert f"; {n_again} of 11 held-out rows are also in training" in ReportedRun(run, "run").details

@@ -244,3 +244,14 @@ def test_progress_goes_from_start_to_end(cache: Path, stories: Path) -> None:
         assert steps == sorted(steps)
         assert all(0 < done <= total for done, total in steps)
     assert said["encoding"][-1][0] == said["encoding"][-1][1]
+
+
+def test_modes_are_those_of_the_umask(open_stories: Callable[..., TokenStore], cache: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        folder = open_stories().folder
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (folder, cache / "measured")}
+    assert modes == {0o755}
+    assert {path.stat().st_mode & 0o777 for path in [*folder.iterdir(), *(cache / "measured").iterdir()]} == {0o644}
