@@ -9,6 +9,7 @@ import xarray as xr
 from icl_jax.maths.finding import change_words
 from icl_jax.maths.head_scores import HEAD_THRESHOLD
 from icl_jax.measures.phase_change import finding_of
+from icl_jax.report.reported_run import HAS_LABEL
 
 _N_NAMED = 8
 _KINDS = {"full": "full", "pattern_preserving": "pattern-preserving", "mean": "mean", "resample": "resample"}
@@ -16,7 +17,14 @@ _KINDS = {"full": "full", "pattern_preserving": "pattern-preserving", "mean": "m
 
 def phase_table(dataset: xr.Dataset) -> list[str]:
     """Changes, ICL score before and after, behaviours, heads, composition, ablations; what is absent, and why."""
-    lines = [*_dimensions(dataset), *_window(dataset), *_tokens(dataset), *_labels(dataset), *_heads(dataset)]
+    lines = [
+        *_dimensions(dataset),
+        *_window(dataset),
+        *_tokens(dataset),
+        *_labels(dataset),
+        *_heads(dataset),
+        *_own_corpus(dataset),
+    ]
     return [*lines, *_composition(dataset), *_ablations(dataset), *_absent(dataset)]
 
 
@@ -103,6 +111,19 @@ def _heads(dataset: xr.Dataset) -> Iterator[str]:
         best = _named(scores)
         text = ", ".join(best[:n_above]) if n_above else f"none; the highest {', '.join(best[:3])}"
         yield _line(title, f"{text}  ({name} {HEAD_THRESHOLD} or more at the end; {untrained:.3f} at the start)")
+
+
+def _own_corpus(dataset: xr.Dataset) -> Iterator[str]:
+    """Of each label that is known at the end, the head that attends most to what followed the same token before."""
+    if "label_matching" not in dataset or "label_prob" not in dataset:
+        return
+    parts = []
+    scores, probs = dataset["label_matching"].values[-1], dataset["label_prob"].values[-1]
+    for label, score, prob in zip(dataset["label"].values, scores, probs, strict=True):
+        if prob >= HAS_LABEL and np.isfinite(score).all():
+            parts.append(f"{_named(score)[0]} ({label})")
+    if parts:
+        yield _line("matching in its own corpus", f"{', '.join(parts)}  (label_matching of what it has learned)")
 
 
 def _composition(dataset: xr.Dataset) -> Iterator[str]:
