@@ -108,6 +108,23 @@ class Interrupts:
 interrupts = Interrupts()
 
 
+class JaxUse:
+    """Which process has JAX at work: what is forked from it has its locks without its threads, and waits for ever."""
+
+    def __init__(self) -> None:
+        self._pid = 0
+
+    def note(self) -> None:
+        """Call it where JAX computes. Raises RuntimeError in a process that was forked from one that had."""
+        if self._pid not in (0, os.getpid()):
+            start = 'multiprocessing.get_context("spawn"), or concurrent.futures with that mp_context'
+            raise RuntimeError(f"forked after JAX had begun to compute, which then waits for ever: start it by {start}")
+        self._pid = os.getpid()
+
+
+jax_use = JaxUse()
+
+
 def end(status: int) -> NoReturn:
     """End the program. One of several processes that failed alone must not wait for the others: they wait for it."""
     jax = sys.modules.get("jax")

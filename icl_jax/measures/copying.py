@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, Int
 from icl_jax.config import ModelConfig
 from icl_jax.maths.activations import Activations
 from icl_jax.maths.factored_matrix import FactoredMatrix, eigenvalue_sum_ratio
+from icl_jax.measures import head_scores
 from icl_jax.measures.circuits import centred_unembedding, fold_norms, ov_circuit
-from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable, needs_layers
+from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
 from icl_jax.measures.snapshot import Snapshot
 from icl_jax.model.forward import unembedding_DV
 from icl_jax.model.params import Params
@@ -184,5 +185,5 @@ MEASUREMENT = Measurement(
     },
     look=look,
     finish=finish,
-    why_not=needs_layers,
+    why_not=head_scores.why_not,  # on a block of the same random tokens
 )  # fmt: skip

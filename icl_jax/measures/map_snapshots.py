@@ -9,6 +9,7 @@ import numpy as np
 
 from icl_jax.config import ModelConfig
 from icl_jax.model.precision import exact_products
+from icl_jax.process import jax_use
 
 StackedParams = dict[str, np.ndarray]
 """Parameters of several snapshots, the snapshot axis in front of every array."""
@@ -32,6 +33,7 @@ def map_snapshots(fn: Callable[..., Any], params: StackedParams, *shared: Any, c
 
     `fn` must be the same object each time, so that its compiled form is found again at the next batch of snapshots.
     """
+    jax_use.note()
     n_snapshots = len(next(iter(params.values())))
     n_devices = min(len(local_devices()), n_snapshots)
     compiled = _compiled(fn, config, n_devices, len(shared))

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from icl_jax.config import ModelConfig
+from icl_jax.process import jax_use
 
 _Args = ParamSpec("_Args")
 _Answer = TypeVar("_Answer")
@@ -31,6 +32,7 @@ def check_tokens(tokens: Any, config: ModelConfig, *, name: str = "tokens", leas
         raise ValueError(f"{name} is of type {tokens.dtype}: must be whole numbers, the ids of tokens")
     if isinstance(tokens, jax.core.Tracer):
         return
+    jax_use.note()
     ids = np.asarray(tokens)
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= config.vocab_size:

@@ -44,6 +44,8 @@ class Series:
     role: Role = ""
     colour: int = 0
     """Index into the colours of the report, for what is no head."""
+    model: int | None = None
+    """Index of the model among those of the chart: dashes and marks tell up to 12 apart where there is no colour."""
     width: float = 1.5
     dashed: bool = False
     text: str = ""

@@ -11,16 +11,22 @@ import matplotlib as mpl
 import matplotlib.figure
 import numpy as np
 
-from icl_jax.report.chart import Band, Chart, Series, table_of
+from icl_jax.report.chart import Axis, Band, Chart, Series, table_of
 from icl_jax.report.figures.figure import Figure, Panel
 from icl_jax.report.reported_run import ReportedRun
+from icl_jax.telling import shortened
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _ROLES = {"induction": "#D55E00", "previous": "#0072B2", "other": "#9AA0A8"}
 _BAND = "#E69F00"
 _DIVERGING = ("#0072B2", "#F7F7F7", "#D55E00")
+# Of models: each of 12 has dashes or marks of its own.
+_DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
+_MARKS = ("", "o", "^")
+_N_MARKS = 9
 _PER_ROW = 4
+_TITLE_CHARS, _LEGEND_CHARS = 40, 48
 _STYLE: Any = {
     "font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "pdf.fonttype": 42,
     # Run names and tokens are text, whatever dollars they hold.
@@ -100,14 +106,12 @@ def _draw(title: str, charts: list[tuple[Panel, Chart]], paths: list[Path]) -> N
             for j, (panel, chart) in enumerate(row):
                 axes = drawn.add_subplot(grid[i, :] if chart.wide else grid[i, j])
                 parts = [panel.run.name if panel.run else "", chart.title]
-                axes.set_title(": ".join(part for part in parts if part), loc="left", fontsize=8)
+                # A chart of its own has more room than one of four.
+                most = _TITLE_CHARS * (2 if chart.wide or len(charts) == 1 else 1)
+                axes.set_title(shortened(": ".join(part for part in parts if part), most), loc="left", fontsize=8)
                 _draw_chart(axes, chart)
                 if chart.legend:
-                    # The words of several charts of a run are long: below, where they hide no curve.
-                    below: dict[str, Any] = (
-                        {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)} if panel.run and chart.title else {}
-                    )
-                    axes.legend(frameon=False, fontsize=6, **below)
+                    _draw_legend(axes, is_beside=chart.wide or len(charts) == 1)
         drawn.suptitle(title, fontsize=9)
         layout = drawn.get_layout_engine()
         assert layout is not None
@@ -116,6 +120,22 @@ def _draw(title: str, charts: list[tuple[Panel, Chart]], paths: list[Path]) -> N
         for path in paths:
             drawn.savefig(path, dpi=160)
         plt.close(drawn)
+
+
+def _draw_legend(axes: Any, *, is_beside: bool) -> None:
+    """Beside the chart, or below it where others are beside: it hides no curve."""
+    lines, labels = axes.get_legend_handles_labels()
+    where: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
+    if is_beside:
+        where = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+    axes.legend(
+        lines, [shortened(label.removeprefix(_SHOWN), _LEGEND_CHARS) for label in labels], frameon=False, fontsize=6,
+        handlelength=4, **where,
+    )  # fmt: skip
+
+
+# Before a label, that of a model called _hidden too: Matplotlib leaves out those that begin with an underscore.
+_SHOWN = " "
 
 
 def chart_html(chart: Chart) -> str:
@@ -145,13 +165,30 @@ def _draw_chart(axes: Any, chart: Chart) -> None:
         getattr(axes, f"set_{which}label")(axis.label)
         if axis.is_log:
             getattr(axes, f"set_{which}scale")("log")
-            getattr(axes, f"{which}axis").set_major_formatter("{x:g}")
         if axis.is_count:
             getattr(axes, f"{which}axis").set_major_locator(mpl.ticker.MultipleLocator())
         if axis.range is not None:
             getattr(axes, f"set_{which}lim")(axis.range)
-    if chart.x.is_tokens:
-        axes.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
+        _number(getattr(axes, f"{which}axis"), axis)
+
+
+def _number(drawn: Any, axis: Axis) -> None:
+    """Ticks also where a logarithmic axis spans less than a decade, and numbers of one form."""
+    low, high = sorted(drawn.get_view_interval())
+    if axis.is_log:
+        decades = np.log10(high / low)
+        if decades < 0.7:
+            drawn.set_major_locator(mpl.ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
+        else:
+            drawn.set_major_locator(mpl.ticker.LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0)))
+        drawn.set_minor_formatter(mpl.ticker.NullFormatter())
+    if axis.is_tokens or (axis.is_log and high >= 1e4):
+        thousands = 0 if axis.is_log else int(np.log10(max(high, 1.0)) // 3)
+        unit = {0: (1.0, ""), 1: (1e3, "k"), 2: (1e6, "M"), 3: (1e9, "B")}.get(thousands, (1e12, "T"))
+        each = mpl.ticker.FuncFormatter(lambda x, _place: f"{x / unit[0]:.4g}{unit[1] if x else ''}")
+        drawn.set_major_formatter(mpl.ticker.EngFormatter(sep="") if axis.is_log else each)
+    elif axis.is_log:
+        drawn.set_major_formatter("{x:g}")
 
 
 def _draw_heat(axes: Any, chart: Chart) -> None:
@@ -171,14 +208,17 @@ def _draw_series(axes: Any, series: Series) -> None:
     if series.dots:
         axes.plot(series.x, series.y, "o", color=colour, ms=13 if series.node else 4, zorder=3)
     else:
-        style = "--" if series.dashed else "-"
+        model = series.model or 0
         axes.plot(
             series.x,
             series.y,
-            style,
+            linestyle="--" if series.dashed else _DASHES[model % len(_DASHES)],
+            marker=_MARKS[model // len(_DASHES) % len(_MARKS)],
+            markevery=max(1, len(series.x) // _N_MARKS),
+            ms=3,
             color=colour,
             lw=0.7 * series.width,
-            label=series.label if series.in_legend else None,
+            label=_SHOWN + series.label if series.in_legend else None,
         )
     if series.low is not None and series.high is not None:
         axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.2, lw=0)

@@ -42,6 +42,19 @@ class Group:
         return tokens, mean, *((None, None) if half is None else (mean - half, mean + half))
 
 
+MOST = 12
+"""Models that a chart can tell apart, and that a page shows everything of."""
+
+
+def choose(runs: list[ReportedRun]) -> list[ReportedRun]:
+    """The runs that are shown one by one: all, or of too many one of each experiment and then more, in their order."""
+    if len(runs) <= MOST:
+        return runs
+    first = [group.runs[0].name for group in group_by_config(runs)]
+    chosen = list(dict.fromkeys([*first, *(run.name for run in runs)]))[:MOST]
+    return [run for run in runs if run.name in chosen]
+
+
 def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Mean over the first axis, and half the width of its 95 % interval (Student's t); None for a single value."""
     n = len(values)

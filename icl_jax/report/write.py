@@ -5,11 +5,13 @@ from pathlib import Path
 from icl_jax.analysis.dataset import asked_of, load_dataset, outdated
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import UserError
+from icl_jax.report.figures.figure import ComparisonFigure
 from icl_jax.report.figures.table import FIGURES
 from icl_jax.report.page.html import render_page
 from icl_jax.report.page.page_data import page_data
 from icl_jax.report.pictures import save_figure
 from icl_jax.report.reported_run import open_runs
+from icl_jax.report.seeds import choose
 
 
 def write_report(paths: list[str], out: Path) -> Path:
@@ -26,8 +28,9 @@ def write_report(paths: list[str], out: Path) -> Path:
             analyze(run.run, **asked_of(known))
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
+        shown = choose(runs)
         for figure in FIGURES:
-            save_figure(figure, runs, out / "figures")
+            save_figure(figure, runs if isinstance(figure, ComparisonFigure) else shown, out / "figures")
         page = out / "index.html"
         page.write_text(render_page(page_data(runs)), encoding="utf-8")
     except OSError as error:

@@ -301,3 +301,15 @@ def test_parameters_of_another_model_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"snapshots/1: W_U has the shape \(6, 18\), but the config says \(6, 19\)"):
         analyze(run, table=(Sums().measurement,))
+
+
+def test_a_context_of_four_tokens(tmp_path: Path) -> None:
+    """What needs longer rows is absent with the reason; what is there is what it should be."""
+    model = ModelConfig(n_layers=1, d_model=4, n_heads=1, n_ctx=4, vocab_size=7)
+    dataset = analyze(random_run(tmp_path / "run", model, steps=(0, 10)))
+    absent = json.loads(dataset.attrs["absent"])
+    for name, why in (("head_scores", "two tokens four times"), ("copying", "two tokens four times"),
+                      ("literal_copying", "two tokens twice")):  # fmt: skip
+        assert absent[name] == f"n_ctx = 4: too short for BOS and {why}"
+    missing = {name: values.attrs.get("missing", "") for name, values in dataset.variables.items()}
+    assert not {name: why for name, why in missing.items() if "UNEXPECTED" in why}

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import os
 import pkgutil
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 import icl_jax
 from icl_jax.config import ModelConfig
+from icl_jax.measures.map_snapshots import map_snapshots
 from icl_jax.model.forward import forward
 from icl_jax.model.transformer import Transformer
 from tests.model.random_params import random_params
@@ -78,3 +80,15 @@ def test_under_jit_shapes_are_refused_and_values_not_waited_for() -> None:
     with pytest.raises(ValueError, match=r"has the shape \(2, 9\)"):
         run(jnp.zeros((2, 9), jnp.int32))
     assert run(jnp.asarray(GOOD)).shape == (2, 7, 11)
+
+
+def test_a_process_that_was_forked_after_jax_began_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of waiting for ever for threads that it does not have."""
+    forward(PARAMS, jnp.asarray(GOOD), MODEL)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    for call in (
+        lambda: forward(PARAMS, jnp.asarray(GOOD), MODEL),
+        lambda: map_snapshots(lambda params, config: {}, {"W_E": np.zeros((1, 2))}, config=MODEL),
+    ):
+        with pytest.raises(RuntimeError, match=r"forked after JAX had begun .*get_context\(\"spawn\"\)"):
+            call()

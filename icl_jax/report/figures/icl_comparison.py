@@ -3,19 +3,20 @@
 from icl_jax.report.chart import Axis, Chart, Series
 from icl_jax.report.figures.figure import TOKENS, ComparisonFigure, change_stretch
 from icl_jax.report.reported_run import ReportedRun
-from icl_jax.report.seeds import group_by_config
+from icl_jax.report.seeds import MOST, group_by_config
 
 
 def _chart(runs: list[ReportedRun]) -> Chart:
     series = []
-    for colour, group in enumerate(group_by_config(runs)):
+    for colour, group in enumerate(group_by_config(runs)[:MOST]):
         x, mean, low, high = group.mean_curve("icl_windowed")
-        series.append(Series(label=group.name, x=x, y=mean, low=low, high=high, colour=colour, width=2))
+        series.append(Series(label=group.name, x=x, y=mean, low=low, high=high, colour=colour, model=colour, width=2))
         for run in group.runs:
             y = run.data["icl_windowed"].values
-            if len(group.runs) > 1:
+            if 1 < len(group.runs) <= MOST:
                 series.append(Series(label=run.name, x=run.tokens, y=y, colour=colour, width=0.7, in_legend=False))
-            series += change_stretch(run, y, colour)
+            if len(group.runs) <= MOST:
+                series += change_stretch(run, y, colour)
     return Chart(x=TOKENS, y=Axis(label="ICL score (nats)"), series=series, zero=True, legend=True)
 
 

@@ -3,12 +3,19 @@
 from icl_jax.report.chart import Axis, Chart, Series
 from icl_jax.report.figures.figure import ComparisonFigure
 from icl_jax.report.reported_run import ReportedRun
+from icl_jax.report.seeds import choose
 
 
 def _chart(runs: list[ReportedRun]) -> Chart:
     series = [
-        Series(label=run.name, x=run.data["log_tokens_grid"].values, y=run.data["loss_by_log_tokens"].values, colour=i)
-        for i, run in enumerate(runs)
+        Series(
+            label=run.name,
+            x=run.data["log_tokens_grid"].values,
+            y=run.data["loss_by_log_tokens"].values,
+            colour=i,
+            model=i,
+        )
+        for i, run in enumerate(choose(runs))
     ]
     axis = Axis(label="training tokens", is_log=True)
     return Chart(x=axis, y=Axis(label="d loss / d ln(tokens) (nats)"), series=series, zero=True, legend=True)

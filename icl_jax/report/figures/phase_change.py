@@ -3,9 +3,11 @@
 from icl_jax.report.chart import Axis, Chart, Series
 from icl_jax.report.figures.figure import TOKENS, ComparisonFigure, change_stretch, log_positions
 from icl_jax.report.reported_run import ReportedRun, millions
+from icl_jax.report.seeds import choose
 
 
 def _charts(runs: list[ReportedRun]) -> list[Chart]:
+    runs = choose(runs)
     score, heads = [], []
     for colour, run in enumerate(runs):
         icl = run.data["icl_windowed"].values
@@ -13,7 +15,7 @@ def _charts(runs: list[ReportedRun]) -> list[Chart]:
         label = f"{run.name}: training batches"
         score.append(Series(label=label, x=tokens, y=training, colour=colour, width=0.8, in_legend=False))
         score += [
-            Series(label=run.name, x=run.tokens, y=icl, colour=colour, width=2),
+            Series(label=run.name, x=run.tokens, y=icl, colour=colour, model=colour, width=2),
             *change_stretch(run, icl, colour),
         ]
         heads += _heads(run, colour)
@@ -21,7 +23,7 @@ def _charts(runs: list[ReportedRun]) -> list[Chart]:
     charts = [Chart(title="thin: training batches", x=TOKENS, y=axis, series=score, wide=True, zero=True, legend=True)]
     if heads:
         axis = Axis(label="attention of the best head")
-        title = "solid: prefix matching; dashed: previous token, layer 0"
+        title = "thick: prefix matching; thin, dashed: previous token, layer 0"
         charts.append(Chart(title=title, x=TOKENS, y=axis, series=heads, wide=True))
     losses = [run.data["loss_by_position"].values[list(run.before_after)] for run in runs]
     span = (float(min(loss.min() for loss in losses)), float(max(loss.max() for loss in losses)))
@@ -37,8 +39,8 @@ def _heads(run: ReportedRun, colour: int) -> list[Series]:
     previous = run.data["previous_token"].values[:, 0]
     matching, previous = (scores[:, scores[-1].argmax()] for scores in (matching, previous))
     return [
-        Series(label=f"{run.name}: prefix matching", x=run.tokens, y=matching, colour=colour, width=2),
-        Series(label=f"{run.name}: previous token", x=run.tokens, y=previous, colour=colour, dashed=True),
+        Series(label=f"{run.name}: prefix matching", x=run.tokens, y=matching, colour=colour, model=colour, width=2),
+        Series(label=f"{run.name}: previous token", x=run.tokens, y=previous, colour=colour, width=1, dashed=True),
         *change_stretch(run, matching, colour),
     ]
 

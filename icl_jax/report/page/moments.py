@@ -1,12 +1,14 @@
 """What the slider over training moves: loss by position, head scores and attention patterns at the same moment."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from icl_jax.config import ModelConfig
 from icl_jax.maths.head_scores import repeated_tokens
 from icl_jax.model.forward import run_with_cache
 from icl_jax.report.figures.figure import log_positions
@@ -63,19 +65,18 @@ def example_sequences(run: ReportedRun) -> dict[str, np.ndarray]:
 
 def patterns_of(run: ReportedRun, steps: list[int], sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Attention of every head on each sequence of tokens, float32 [step, layer, head, query, key]."""
-    model = run.config.model
-
-    @jax.jit
-    def one(params: dict[str, jax.Array], tokens_BT: jax.Array) -> jax.Array:
-        _, cache = run_with_cache(params, tokens_BT, model, names=("pattern",))
-        return jnp.stack([cache["pattern", layer][0] for layer in range(model.n_layers)])
-
     found: list[list[np.ndarray]] = [[] for _ in sequences]
     for step in steps:
         params = {name: jnp.asarray(value) for name, value in run.run.load_params(step).items()}
         for patterns, tokens in zip(found, sequences, strict=True):
-            patterns.append(np.asarray(one(params, jnp.asarray(tokens[None]))))
+            patterns.append(np.asarray(_patterns_NHQK(params, jnp.asarray(tokens[None]), run.config.model)))
     return [np.stack(patterns) for patterns in found]
+
+
+@partial(jax.jit, static_argnums=2)  # of this module: compiled once for all runs of a model
+def _patterns_NHQK(params: dict[str, jax.Array], tokens_BT: jax.Array, model: ModelConfig) -> jax.Array:
+    _, cache = run_with_cache(params, tokens_BT, model, names=("pattern",))
+    return jnp.stack([cache["pattern", layer][0] for layer in range(model.n_layers)])
 
 
 def _patterns(run: ReportedRun, store: ArrayStore, text: TokenText) -> dict[str, Any]:

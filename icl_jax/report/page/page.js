@@ -77,8 +77,8 @@ function clearHeads() {
 document.addEventListener("keydown", (event) => event.key === "Escape" && clearHeads());
 
 function cell(run, ...children) {
-  const { name, size } = data.runs[run];
-  const head = make("h4", { title: `${name}: ${size}` }, name, make("small", {}, size));
+  const { name, short, size } = data.runs[run];
+  const head = make("h4", { title: `${name}: ${size}` }, short, make("small", {}, size));
   return make("figure", { class: "cell", "data-run": run }, head, ...children);
 }
 
@@ -102,15 +102,40 @@ function drawPending(element) {
   if (draw) draw();
 }
 
-function axisLayout(axis, values) {
+// A tick at each power of ten; below two decades at 2 and 5 times it too, below one wherever it fits.
+function logTicks(axis, values) {
+  const positive = axis.range ?? Array.from(values ?? []).filter((value) => value > 0);
+  const decades = Math.log10(Math.max(...positive) / Math.min(...positive));
+  return decades > 2 ? 1 : decades > 0.7 ? "D2" : undefined;
+}
+
+// Of models: each of 12 has dashes or marks of its own, as in the pictures.
+const DASHES = ["solid", "8px,3px", "2px,2px", "8px,3px,2px,3px"];
+const MARKS = [null, "circle", "triangle-up"];
+
+function modelStyle(series, n) {
+  if (series.model === null) return { mode: "lines", dash: series.dashed ? "dash" : "solid" };
+  const symbol = MARKS[Math.floor(series.model / DASHES.length) % MARKS.length];
+  const every = Math.max(1, Math.floor(n / 9));
+  const sizes = Array.from({ length: n }, (_, i) => (i % every ? 0 : 6));
+  return { mode: symbol ? "lines+markers" : "lines", dash: series.dashed ? "dash" : DASHES[series.model % DASHES.length], marker: symbol ? { symbol, size: sizes } : {} };
+}
+
+function extent(chart, which) {
+  if (chart.heat) return array(chart.heat[which]);
+  return chart.series.flatMap((series) => Array.from(array(series[which])));
+}
+
+function axisLayout(axis, values, isHeat) {
   const layout = {
     title: { text: plain(axis.label), font: { size: 11, color: css("--soft") }, standoff: 6 },
     type: axis.log ? "log" : "linear", exponentformat: "B", gridcolor: css("--line"), linecolor: css("--line"), zeroline: false,
     tickfont: { size: 10, color: css("--soft") }, automargin: true, nticks: 6, fixedrange: true,
   };
   if (axis.range) layout.range = axis.log ? axis.range.map(Math.log10) : axis.range;
-  else if (axis.log && values) layout.range = [Math.log10(values[0]), Math.log10(values[values.length - 1])];
-  if (axis.log || axis.count) layout.dtick = 1;
+  else if (axis.log && isHeat) layout.range = [Math.log10(values[0]), Math.log10(values[values.length - 1])];
+  if (axis.count) layout.dtick = 1;
+  else if (axis.log) layout.dtick = logTicks(axis, values);
   return layout;
 }
 
@@ -148,12 +173,13 @@ function tracesOf(chart) {
       const invisible = { type: "scatter", mode: "lines", x, line: { width: 0 }, hoverinfo: "skip", showlegend: false };
       traces.push({ ...invisible, y: array(series.low) }, { ...invisible, y: array(series.high), fill: "tonexty", fillcolor: `${color}33` });
     }
+    const style = modelStyle(series, x.length);
     const texts = series.text ? Array.from(x, (_, i) => (i === x.length - 1 ? plain(series.text) : "")) : undefined;
     traces.push({
       type: "scatter", x, y, name: plain(series.label), meta: series.head ? { head: series.head } : {},
-      mode: (series.dots ? "markers" : "lines") + (texts ? "+text" : ""), text: texts, textposition: series.node ? "middle center" : "top center",
+      mode: (series.dots ? "markers" : style.mode) + (texts ? "+text" : ""), text: texts, textposition: series.node ? "middle center" : "top center",
       textfont: { size: 10, color: series.node ? css("--paper") : css("--ink") }, cliponaxis: !texts,
-      line: { color, width: series.width, dash: series.dashed ? "dash" : "solid" }, marker: { color, size: series.node ? 24 : 8 },
+      line: { color, width: series.width, dash: style.dash }, marker: { color, size: series.node ? 24 : 8, ...style.marker },
       hovertemplate: `${plain(series.label)}<br>%{x:.4~g}, %{y:.4~g}<extra></extra>`.replace("%{x:.4~g}", chart.x.tokens ? "%{x:.3s} tokens" : "%{x:.4~g}"),
       showlegend: series.in_legend,
     });
@@ -175,7 +201,7 @@ function layoutOf(chart) {
     font: { family: css("--sans"), size: 11, color: css("--ink") }, hovermode: "closest", dragmode: false, shapes,
     hoverlabel: { bgcolor: css("--raised"), bordercolor: css("--line"), font: { color: css("--ink"), size: 12 }, align: "left" },
     showlegend: chart.legend, legend: { orientation: "h", traceorder: "normal", x: 0, y: -0.25, yanchor: "top", font: { size: 10 }, bgcolor: "rgba(0,0,0,0)" },
-    xaxis: axisLayout(chart.x, chart.heat ? array(chart.heat.x) : null), yaxis: axisLayout(chart.y, chart.heat ? array(chart.heat.y) : null),
+    xaxis: axisLayout(chart.x, extent(chart, "x"), Boolean(chart.heat)), yaxis: axisLayout(chart.y, extent(chart, "y"), Boolean(chart.heat)),
   };
 }
 
@@ -268,8 +294,11 @@ function modelsSection() {
     return make("tr", {}, td(make("label", {}, box, " ", run.name)), td(`${run.size}; ${run.details}`), td(run.seeds),
       make("td", {}, ...run.changes.flatMap((text) => [text, make("br")])), td(run.heads_form), td(String(run.n_snapshots), "number"));
   });
+  body.push(...data.others.map((run) => make("tr", { class: "other" }, td(run.name), td(`${run.size}; ${run.details}`), td(run.seeds),
+    make("td", {}, ...run.changes.flatMap((text) => [text, make("br")])), td(run.heads_form), td(String(run.n_snapshots), "number"))));
+  const choice = data.others.length ? ` Everything is shown of ${data.runs.length} of ${data.runs.length + data.others.length} runs, one of each config first; the others, without a box, are in the table, in means over seeds and in the verdicts. A report of fewer runs shows theirs.` : "";
   const header = ["model", "what it is", "seed", "phase change of the ICL score (90 % intervals)", "induction heads", "snapshots"];
-  section("models", "Models", prose("The phase change is an abrupt change of the in-context learning score that no smooth learning curve explains: tested, so that a run may have none. Of runs that differ in their seeds alone the first is shown below; tick others to see them."), table("models-table", header, body));
+  section("models", "Models", prose("The phase change is an abrupt change of the in-context learning score that no smooth learning curve explains: tested, so that a run may have none. Of runs that differ in their seeds alone the first is shown below; tick others to see them." + choice), table("models-table", header, body));
 }
 
 // ---- verdicts

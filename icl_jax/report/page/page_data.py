@@ -17,29 +17,34 @@ from icl_jax.report.page.moments import moments
 from icl_jax.report.page.token_losses import token_losses
 from icl_jax.report.page.token_text import TokenText
 from icl_jax.report.reported_run import ReportedRun, millions, signed
-from icl_jax.report.seeds import group_by_config
+from icl_jax.report.seeds import choose, group_by_config
 from icl_jax.report.verdicts import verdicts
+from icl_jax.telling import shortened
+
+_SHORT_NAME = 40
 
 
 def page_data(runs: list[ReportedRun]) -> dict[str, Any]:
     """The object that page.js draws. Its `arrays` are those of `ArrayStore`; an integer elsewhere names one of them."""
     store = ArrayStore()
+    group_of = {run.name: i for i, group in enumerate(group_by_config(runs)) for run in group.runs}
+    every, runs = runs, choose(runs)
     texts = [TokenText(run) for run in runs]
-    groups = group_by_config(runs)
     return {
-        "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
+        "title": every[0].name if len(every) == 1 else f"{len(every)} runs",
         "made": f"icl_jax {__version__}, {datetime.datetime.now(datetime.UTC):%d %B %Y}",
         "threshold": HEAD_THRESHOLD,
-        "runs": [_run(run, groups.index(group)) for run in runs for group in groups if run in group.runs],
-        "comparisons": [_figure(figure, runs, store) for figure in COMPARISONS],
+        "runs": [_run(run, group_of[run.name]) for run in runs],
+        "others": [_run(run, group_of[run.name]) for run in every if run.name not in {run.name for run in runs}],
+        "comparisons": [_figure(figure, every, store) for figure in COMPARISONS],
         "model_analysis": [_figure(figure, runs, store) for figure in MODEL_ANALYSIS],
         "behaviour_figures": [
             _figure(figure, runs, store)
             for figure in BEHAVIOURS
             if any(figure.is_of(run.config.data.source) for run in runs)
         ],
-        "behaviours": [asdict(row) for row in behaviours(runs)],
-        "verdicts": [asdict(verdict) for verdict in verdicts(runs)],
+        "behaviours": [asdict(row) for row in behaviours(every)],
+        "verdicts": [asdict(verdict) for verdict in verdicts(every)],
         "moments": [moments(run, store, text) for run, text in zip(runs, texts, strict=True)],
         "token_losses": [
             {"gap": found.why} if isinstance(found := token_losses(run, store, text), Gap) else found
@@ -52,6 +57,7 @@ def page_data(runs: list[ReportedRun]) -> dict[str, Any]:
 def _run(run: ReportedRun, group: int) -> dict[str, Any]:
     return {
         "name": run.name,
+        "short": shortened(run.name, _SHORT_NAME),
         "size": run.size,
         "details": run.details,
         "seeds": run.seeds,
@@ -130,7 +136,8 @@ def _axis(axis: Axis) -> dict[str, Any]:
 
 def _series(series: Series, store: ArrayStore) -> dict[str, Any]:
     return {
-        "label": series.label,
+        "label": shortened(series.label, 2 * _SHORT_NAME),
+        "model": series.model,
         "x": store.put(series.x),
         "y": store.put(series.y),
         "low": None if series.low is None else store.put(series.low),
