@@ -11,9 +11,14 @@ import time
 import types
 import warnings
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import platformdirs
+
+from icl_jax.config import UserError
+
+if TYPE_CHECKING:
+    import jax
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
@@ -159,6 +164,24 @@ def configure_jax(n_cpu_devices: int) -> None:
     jax.config.update("jax_num_cpu_devices", n_cpu_devices)
     jax.config.update("jax_compilation_cache_dir", os.path.join(platformdirs.user_cache_dir("icl_jax"), "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def devices() -> "list[jax.Device]":
+    """All devices, starting JAX's backend. Raises UserError where JAX_PLATFORMS asks for what is not there."""
+    import jax
+
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # of a platform of another name, and of one without a plugin
+        asked = os.environ.get("JAX_PLATFORMS")
+        if not asked:
+            raise
+        jax.config.update("jax_platforms", "")
+        there = sorted({"cpu", jax.default_backend()})
+        jax.config.update("jax_platforms", asked)
+        why = "is not a platform of this machine and installation"
+        allowed = f"there is {' and '.join(there)}; the environment variable may be left out"
+        raise UserError(f"JAX_PLATFORMS = {asked!r}: {why}; {allowed}") from error
 
 
 def compile_for_tpu() -> None:

@@ -203,11 +203,33 @@ def save_dataset(dataset: xr.Dataset, path: epath.Path) -> None:
         old.rmtree()
 
 
+_TEXTS = "flag_meanings_json"
+
+
+def _numbered(dataset: xr.Dataset) -> xr.Dataset:
+    """Texts as numbers, with their list in an attribute: the Zarr v3 specification has no array of texts."""
+    for name, variable in dataset.variables.items():
+        if variable.dtype.kind in "UO":
+            attributes = {**variable.attrs, _TEXTS: json.dumps(variable.values.tolist())}
+            numbers = np.arange(variable.size, dtype=np.int32).reshape(variable.shape)
+            dataset = dataset.assign({name: (variable.dims, numbers, attributes)})
+    return dataset
+
+
+def _worded(dataset: xr.Dataset) -> xr.Dataset:
+    for name, variable in dataset.variables.items():
+        if _TEXTS in variable.attrs:
+            attributes = dict(variable.attrs)
+            texts = np.array(json.loads(attributes.pop(_TEXTS)))
+            dataset = dataset.assign_coords({name: (variable.dims, texts, attributes)})
+    return dataset
+
+
 def _write(dataset: xr.Dataset, path: epath.Path) -> None:
     with warnings.catch_warnings():
         # Consolidated metadata is xarray's fast way in; the Zarr v3 specification has yet to adopt it.
         warnings.simplefilter("ignore")
-        dataset.to_zarr(str(path), mode="w", zarr_format=3, consolidated=True)
+        _numbered(dataset).to_zarr(str(path), mode="w", zarr_format=3, consolidated=True)
     seal(path)
 
 
@@ -220,6 +242,7 @@ def load_dataset(path: epath.Path) -> xr.Dataset:
         with unusable(path, "cannot read the analysis"):
             dataset = xr.open_zarr(str(path), consolidated=True)
             dataset.attrs.pop(ATTRIBUTE, None)
+            dataset = _worded(dataset)
     except UserError as error:
         raise UserError(f"{error}; icl-jax analyze makes it anew") from error
     return dataset

@@ -48,6 +48,7 @@ def analyze(args: AnalyzeArgs, console: Console) -> int:
     runs = [RunDir.open(path) for path in args.runs]
     # A snapshot on each device, side by side: faster than one device with as many threads.
     process.configure_jax(process.cpu_count())
+    process.devices()
     from icl_jax.analysis.dataset import load_dataset
 
     is_chosen = only is not None or snapshots is not None or args.rows

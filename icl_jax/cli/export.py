@@ -32,6 +32,7 @@ def export(args: ExportArgs, console: Console) -> int:
     quiet_orbax()
     run = RunDir.open(args.run)
     process.configure_jax(1)
+    process.devices()
     from icl_jax.export.transformer_lens import export_snapshot, loading_code
 
     weights, config = export_snapshot(run, None if args.step == -1 else args.step, args.out or None)

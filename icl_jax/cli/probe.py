@@ -43,6 +43,7 @@ def probe(args: ProbeArgs, console: Console) -> int:
     quiet_orbax()
     run = RunDir.open(args.run)
     process.configure_jax(process.cpu_count())
+    process.devices()
     from icl_jax.analysis.probe import probe
 
     found = probe(run, args.text, None if args.step == -1 else args.step)

@@ -40,6 +40,7 @@ def report(args: ReportArgs, console: Console) -> int:
         say(console, f"no analysis yet of {', '.join(waiting)}: taking it first")
     quiet_orbax()
     process.configure_jax(process.cpu_count())
+    process.devices()
     for run in runs:
         bring_up_to_date(run, console)
     from icl_jax.report import write_report  # after JAX is configured

@@ -277,6 +277,10 @@ class TrackerConfig:
     def __post_init__(self) -> None:
         check_types("tracker", self)
         require(bool(self.project), "tracker.project", self.project, "must not be empty")
+        for name in ("project", "entity"):
+            value = getattr(self, name)
+            require(not set(value) & set("/\\#?%:"), f"tracker.{name}", value, "must hold none of / \\ # ? % : (W&B)")
+            require(len(value) <= 128, f"tracker.{name}", value, "must have at most 128 characters (W&B)")
         require(self.every_steps >= 1, "tracker.every_steps", self.every_steps, "must be 1 or more")
 
 

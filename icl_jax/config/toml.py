@@ -89,7 +89,7 @@ def config_chain(path: str | Path) -> list[Path]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a UTF-8 text file; a config is a TOML file") from None
     except OSError as error:

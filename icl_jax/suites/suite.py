@@ -81,7 +81,7 @@ _ANALYSIS_KEYS = {"snapshots", "rows", "only"}
 def load_suite(path: Path) -> Suite:
     """Read a suite's file. Raises UserError naming the file and the key."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot read the suite: {error.strerror}") from None
     except ValueError as error:  # not UTF-8, not TOML

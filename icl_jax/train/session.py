@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import jax
 from rich.console import Console
 
+from icl_jax import process
 from icl_jax.config import Config, UserError, changed_fields
 from icl_jax.data import Corpus
 from icl_jax.display import StepsDisplay, say
@@ -46,7 +47,7 @@ def run(
     quiet_orbax()
     if coordinator:
         _join(coordinator, n_processes, process_id)
-    devices = jax.devices()
+    devices = process.devices()
     if n_devices > len(devices):
         raise UserError(f"--devices = {n_devices}: must be at most {len(devices)}, the devices that there are")
     if n_devices and jax.process_count() == 1:

@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 
 from icl_jax.analysis import run_measurements
+from icl_jax.analysis.dataset import load_dataset, save_dataset
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import ModelConfig, UserError
 from icl_jax.measures import measurement
@@ -313,3 +314,19 @@ def test_a_context_of_four_tokens(tmp_path: Path) -> None:
         assert absent[name] == f"n_ctx = 4: too short for BOS and {why}"
     missing = {name: values.attrs.get("missing", "") for name, values in dataset.variables.items()}
     assert not {name: why for name, why in missing.items() if "UNEXPECTED" in why}
+
+
+# Of the Zarr v3 core specification: what every reader has, xarray 2025.1 with zarr 3.0.8 among them.
+_CORE = {
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
+}  # fmt: skip
+
+
+def test_no_array_of_a_run_has_a_type_that_the_specification_lacks(tmp_path: Path) -> None:
+    run = random_run(tmp_path / "run", MODEL, STEPS)
+    texts = xr.Dataset({"x": ("label", np.arange(2.0))}, coords={"label": ["phrase again", "né"]})
+    save_dataset(texts, run.path / "analysis.zarr")
+    xr.testing.assert_identical(load_dataset(run.path / "analysis.zarr").load(), texts)
+    types = [json.loads(path.read_text()).get("data_type") for path in (tmp_path / "run").glob("*.zarr/*/zarr.json")]
+    assert len(types) > 10
+    assert set(types) <= _CORE

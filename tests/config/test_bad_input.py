@@ -163,6 +163,15 @@ BAD = {
         ["wandb = 'on'", "'auto', 'online', 'offline', 'disabled'"],
     ),
     "no project": ('[tracker]\nproject = ""', ["tracker.project = ''", "must not be empty"]),
+    "a project that W&B refuses": (
+        '[tracker]\nproject = "me/icl"',
+        ["tracker.project = 'me/icl'", "must hold none of / \\ # ? % : (W&B)"],
+    ),
+    "an entity that W&B refuses": ('[tracker]\nentity = "a:b"', ["tracker.entity = 'a:b'", "must hold none of /"]),
+    "a project of a hundred words": (
+        f'[tracker]\nproject = "{"p" * 129}"',
+        ["tracker.project", "must have at most 128 characters"],
+    ),
     "never tracked": ("[tracker]\nevery_steps = 0", ["tracker.every_steps = 0", "must be 1 or more"]),
     "line end in a value": ('[data]\nsource = "a\\nb"', ["data.source = 'a\\nb'", "must be 'repeats'"]),
     "line end in a key": ('[data]\n"a\\nb" = 1', ["'data.a\\nb'", "known are source"]),
@@ -215,3 +224,8 @@ def test_binary_file(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_config(path)
     assert message_of(caught.value) == f"{path}: not a UTF-8 text file; a config is a TOML file"
+
+
+def test_a_byte_order_mark_is_no_statement(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[model]\nn_layers = 1\n", encoding="utf-8-sig")
+    assert load_config(tmp_path / "c.toml").model.n_layers == 1

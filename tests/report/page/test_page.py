@@ -1,7 +1,6 @@
 import csv
 import json
 import re
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import xarray as xr
 from icl_jax import process
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.cli import analyze as cli_analyze
-from icl_jax.cli import report as cli_report
 from icl_jax.cli.main import run as run_cli
 from icl_jax.report import write
 from icl_jax.report.figures import composition, icl_comparison, loss_by_position, prefix_matching, smear
@@ -202,8 +200,8 @@ def test_report_analyzes_what_never_was(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "configure_jax", lambda _n: None)
-    take = cli_analyze.analyze
-    monkeypatch.setattr(cli_report, "analyze", lambda args, console: take(replace(args, only="icl"), console))
+    take = cli_analyze._take
+    monkeypatch.setattr(cli_analyze, "_take", lambda run, console: take(run, console, only=["icl"]))
     monkeypatch.setattr(write, "save_figure", lambda *_figure: [])
     hand_built_run(tmp_path / "run", n_ctx=17, vocab_size=11)
     assert run_cli(["report", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
