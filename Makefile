@@ -116,6 +116,7 @@ bench: setup ## speed and memory of training and of analysis, how they grow, whe
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.analysis
 	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.sizes
 	$(BIN)/python -m benchmarks.breakdown
 
 bench-peers: $(VENV)/.installed-parity ## training and analysis beside PyTorch and TransformerLens (installs them: 1 GB; a quarter of an hour)

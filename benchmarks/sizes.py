@@ -1,0 +1,92 @@
+"""Sizes at their ends: memory and time of the start of 2e9 steps, and of a report of 300 runs. Part of `make bench`.
+
+The runs are copies of one that has been analyzed, of other configs and seeds as far as they say:
+`python -m benchmarks.sizes --run runs/repeats-2l`.
+"""
+
+import re
+import resource
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from etils import epath
+
+from icl_jax.config import parse_config
+from icl_jax.rundir import RunDir, probe_steps, snapshot_steps
+from icl_jax.rundir.record import Record, load_record
+
+_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Args:
+    """What to measure."""
+
+    run: str = ""
+    """An analyzed run to make a report of copies of; empty: none."""
+    n_runs: int = 300
+    """How many."""
+    n_steps: int = 2_000_000_000
+    """Steps of the run that is begun."""
+
+
+def begin(n_steps: int, folder: Path) -> str:
+    """Lay out the record and the schedules of a run, and open it: what grows with its length."""
+    start_s = time.perf_counter()
+    config = parse_config(f"[train]\nn_steps = {n_steps}")
+    path = epath.Path(folder) / "record.zarr"
+    Record.create(path, config, {})
+    n_scheduled = len(snapshot_steps(config)) + len(probe_steps(config))
+    load_record(path)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    took_s = time.perf_counter() - start_s
+    return f"start of {n_steps:,} steps: {took_s:.1f} s, {peak / 1e6:.0f} MB at most, {n_scheduled} scheduled"
+
+
+def copies(run: str, n_runs: int, folder: Path) -> list[str]:
+    """Runs under ids of their own, three seeds of each learning rate; snapshots are linked."""
+    source = Path(RunDir.open(run).path)
+    paths = []
+    for i in range(n_runs):
+        path = folder / f"run{i}"
+        shutil.copytree(source, path, ignore=shutil.ignore_patterns("snapshots", "state", "analysis_parts", "report"))
+        (path / "snapshots").symlink_to((source / "snapshots").resolve())
+        for name, pattern, new in (
+            ("environment.json", r'"run_id": "\w+"', f'"run_id": "{secrets.token_hex(4)}"'),
+            ("config.toml", r"\bseed = \d+", f"seed = {i % _SEEDS}"),
+            ("config.toml", r"\blr = \S+", f"lr = {1e-3 * (1 + i // _SEEDS)}"),
+        ):
+            text = (path / name).read_text(encoding="utf-8")
+            (path / name).write_text(re.sub(pattern, new, text), encoding="utf-8")
+        paths.append(str(path))
+    return paths
+
+
+def report(run: str, n_runs: int, folder: Path) -> str:
+    """A report of copies: CPU time a run, and the size of the page."""
+    paths = copies(run, n_runs, folder)
+    from icl_jax.report import write_report
+
+    start_s = time.process_time()
+    page = write_report(paths, folder / "report")
+    took_s = time.process_time() - start_s
+    size_mb = page.stat().st_size / 1e6
+    return f"report of {n_runs} runs: {took_s / n_runs:.2f} CPU-seconds a run, a page of {size_mb:.1f} MB"
+
+
+def main(args: Args) -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as folder:
+        print(begin(args.n_steps, Path(folder)))
+        if args.run:
+            print(report(args.run, args.n_runs, Path(folder)))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
