@@ -6,7 +6,7 @@ import re
 import runpy
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import pytest
 from icl_jax.cli.arguments import find_config, parse_with_config
 from icl_jax.cli.train import TrainArgs
 from icl_jax.config import Config, ModelConfig
+from icl_jax.config.model import Bias
 from icl_jax.maths.activations import as_jax
 from icl_jax.model.forward import run_with_cache
 from icl_jax.model.params import declarations
@@ -92,7 +93,10 @@ def test_the_page_on_the_model_works(checkout: Path, tmp_path: Path, monkeypatch
 
 
 def test_the_table_of_parameters_is_that_of_the_declarations(checkout: Path) -> None:
-    config = ModelConfig(d_mlp=8, smeared_keys=True, position_embedding="learned")
+    config = ModelConfig(
+        d_mlp=8, smeared_keys=True, position_embedding="learned", gated_mlp=True, qk_norm="head", norm_position="both",
+        biases=get_args(Bias),
+    )  # fmt: skip
     expected = [
         [f"`{name}`", one.axes, "yes" if one.decayed else "no", "yes" if one.sharded else "no",
          f"`{one.hooked}`" if one.hooked else ""]

@@ -14,7 +14,6 @@ from torch import nn
 
 from icl_jax import process
 from icl_jax.config import Config, ModelConfig
-from icl_jax.model.forward import NORM_EPS
 from icl_jax.model.params import declarations
 from icl_jax.model.positions import sinusoidal
 
@@ -23,7 +22,7 @@ class _Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         d = config.d_model
-        self.n_heads, self.is_smeared = config.n_heads, config.smeared_keys
+        self.n_heads, self.is_smeared, self.eps = config.n_heads, config.smeared_keys, config.norm_eps
         self.ln1_w = nn.Parameter(torch.ones(d))
         self.W_QKV = nn.Parameter(torch.empty(d, 3 * d))
         self.W_O = nn.Parameter(torch.empty(d, d))
@@ -37,7 +36,7 @@ class _Block(nn.Module):
 
     def forward(self, resid: torch.Tensor, pos_TD: torch.Tensor) -> torch.Tensor:
         B, T, D = resid.shape
-        x = F.rms_norm(resid, (D,), self.ln1_w, NORM_EPS)
+        x = F.rms_norm(resid, (D,), self.ln1_w, self.eps)
         qkv = x @ self.W_QKV
         pos_qk = pos_TD @ self.W_QKV[:, : 2 * D]
         q, k, v = qkv.split(D, dim=-1)
@@ -49,7 +48,7 @@ class _Block(nn.Module):
         z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         resid = resid + z.transpose(1, 2).reshape(B, T, D) @ self.W_O
         if self.has_mlp:
-            hidden = F.gelu(F.rms_norm(resid, (D,), self.ln2_w, NORM_EPS) @ self.W_in, approximate="tanh")
+            hidden = F.gelu(F.rms_norm(resid, (D,), self.ln2_w, self.eps) @ self.W_in, approximate="tanh")
             resid = resid + hidden @ self.W_out
         return resid
 
@@ -67,6 +66,7 @@ class Model(nn.Module):
             )
         self.W_E = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_layers))
+        self.eps = config.norm_eps
         self.ln_final_w = nn.Parameter(torch.ones(config.d_model))
         self.W_U = nn.Parameter(torch.empty(config.d_model, config.vocab_size))
         self.register_buffer("pos_TD", torch.from_numpy(sinusoidal(config.n_ctx, config.d_model)))
@@ -75,7 +75,7 @@ class Model(nn.Module):
         resid = F.embedding(tokens, self.W_E)
         for block in self.blocks:
             resid = block(resid, self.pos_TD)
-        return F.rms_norm(resid, resid.shape[-1:], self.ln_final_w, NORM_EPS) @ self.W_U
+        return F.rms_norm(resid, resid.shape[-1:], self.ln_final_w, self.eps) @ self.W_U
 
     def load(self, params: dict[str, np.ndarray]) -> None:
         """Take icl_jax's parameters."""

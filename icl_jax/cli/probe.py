@@ -61,6 +61,8 @@ def probe(args: ProbeArgs, console: Console) -> int:
     columns["embedding"] = ["", *(f"{value:+.1f}" for value in terms.embedding), ""]
     if model.d_mlp:
         columns["MLPs"] = ["", *(f"{value:+.1f}" for value in terms.mlps.sum(axis=-1)), ""]
+    if {"b_O", "b_U"} & set(model.biases):
+        columns["biases"] = ["", *(f"{value:+.1f}" for value in terms.biases), ""]
     say(console, f"{run.path}: {_title([look.step for look in found.looks])}")
     _print_table(console, columns)
     for look in found.looks:

@@ -7,6 +7,7 @@ Q   query position
 K   key position
 D   d_model, the residual stream
 H   attention head within a layer
+G   head of keys and values, which heads may share
 E   d_head
 M   d_mlp
 V   vocabulary

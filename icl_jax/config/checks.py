@@ -1,7 +1,7 @@
 """How sections of a config check themselves."""
 
 import math
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from icl_jax.config.errors import UserError
 from icl_jax.telling import is_unicode
@@ -18,14 +18,25 @@ _FLOAT32 = (2.0**-126, (2 - 2.0**-23) * 2.0**127)
 
 
 def check_types(section: str, config: Any, *, is_float32: bool = False) -> None:
-    """Check each field against its annotation: bool, int, float, str or a Literal of strings; others are left.
+    """Check each field against its annotation: bool, int, float, str, a Literal of strings, or a tuple of ints or of a
+    Literal, which a list may stand for; others are left.
 
     is_float32: the step computes with these numbers in float32, where they must be neither 0 nor infinite.
     """
     for name, annotation in get_type_hints(type(config)).items():
         value = getattr(config, name)
         choices = get_args(annotation)
-        if choices:
+        if get_origin(annotation) is tuple:
+            require(isinstance(value, list | tuple), f"{section}.{name}", value, "must be a list")
+            allowed = ", ".join(repr(choice) for choice in get_args(choices[0]))
+            allowed = f"each must be one of {allowed}" if allowed else "each must be a whole number of at most 64 bits"
+            for one in value:
+                is_allowed = (
+                    _is_whole(one) if choices[0] is int else isinstance(one, str) and one in get_args(choices[0])
+                )
+                require(is_allowed, f"{section}.{name}", value, allowed)
+            object.__setattr__(config, name, tuple(value))
+        elif choices:
             allowed = "must be one of " + ", ".join(repr(choice) for choice in choices)
             require(isinstance(value, str) and value in choices, f"{section}.{name}", value, allowed)
         elif annotation is float:

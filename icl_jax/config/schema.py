@@ -14,73 +14,11 @@ from typing import Literal, TypeVar
 
 from icl_jax.config.checks import check_types, require
 from icl_jax.config.corpora import Options, corpus_kind, corpus_name
+from icl_jax.config.model import ModelConfig
 from icl_jax.config.sameness import FREE, SEED
 from icl_jax.config.tpus import TOPOLOGY
 
 _Options = TypeVar("_Options", bound=Options)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelConfig:
-    """A transformer with 0 to N layers, attention-only or with MLPs."""
-
-    n_layers: int = 2
-    """Number of layers; 0 leaves embedding and unembedding, a bigram model."""
-    d_model: int = 64
-    """Width of the residual stream."""
-    n_heads: int = 4
-    """Attention heads per layer; must divide d_model."""
-    d_mlp: int = 0
-    """Width of the MLP's hidden layer; 0 makes the model attention-only."""
-    n_ctx: int = 128
-    """Tokens that the model sees, the BOS token included."""
-    vocab_size: int = 64
-    """Number of token ids."""
-    positions: Literal["shortformer", "rotary", "standard"] = "shortformer"
-    """shortformer: added to the inputs of Q and K only (the papers'); standard: added to the residual stream."""
-    position_embedding: Literal["sinusoidal", "learned"] = "sinusoidal"
-    """How shortformer and standard positions are embedded; rotary ignores it."""
-    smeared_keys: bool = False
-    """Mix each key with the one before it, by one trained number per head (Olsson et al. 2022, Argument 2)."""
-    norm: Literal["layernorm", "rmsnorm", "none"] = "rmsnorm"
-    """Normalisation before each attention, MLP and the unembedding."""
-    tied_unembedding: bool = False
-    """Use the transposed embedding as the unembedding."""
-    init_std: float = 0.02
-    """Standard deviation of the initial weights (normal)."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the activations; parameters and loss are always float32."""
-    attention: Literal["auto", "reference", "blocked", "cudnn", "splash"] = "auto"
-    """Implementation of attention; auto takes the fastest measured for the platform."""
-    loss_chunk: int = 0
-    """Tokens per chunk of the unembedding and cross-entropy, which bounds the memory of logits; 0: what is fastest."""
-
-    def __post_init__(self) -> None:
-        check_types("model", self, is_float32=True)
-        require(self.n_layers >= 0, "model.n_layers", self.n_layers, "must be 0 or more")
-        for name in ("d_model", "n_heads", "vocab_size", "n_ctx"):
-            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be 1 or more")
-        require(self.vocab_size >= 2, "model.vocab_size", self.vocab_size, "must be 2 or more")
-        require(self.n_ctx >= 2, "model.n_ctx", self.n_ctx, "must be 2 or more")
-        require(
-            self.d_model % self.n_heads == 0,
-            "model.d_model",
-            self.d_model,
-            f"must be divisible by model.n_heads = {self.n_heads}",
-        )
-        require(self.d_mlp >= 0, "model.d_mlp", self.d_mlp, "must be 0 (attention-only) or more")
-        require(self.loss_chunk >= 0, "model.loss_chunk", self.loss_chunk, "must be 0 (what is fastest) or more")
-        require(self.init_std > 0, "model.init_std", self.init_std, "must be greater than 0")
-        if self.positions == "rotary":
-            allowed = "must be even with model.positions = 'rotary'"
-            require(self.d_head % 2 == 0, "model.d_model // model.n_heads", self.d_head, allowed)
-        elif self.position_embedding == "sinusoidal":
-            allowed = "must be even with sinusoidal positions"
-            require(self.d_model % 2 == 0, "model.d_model", self.d_model, allowed)
-
-    @property
-    def d_head(self) -> int:
-        return self.d_model // self.n_heads
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

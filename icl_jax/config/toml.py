@@ -97,8 +97,8 @@ def _read(path: Path) -> dict[str, Any]:
     return _parse(text, str(path))
 
 
-def _scalar(value: bool | int | float | str) -> str:
-    """A TOML scalar: JSON's, but for characters beyond 16 bits, left as they are, and DEL, escaped."""
+def _value(value: bool | int | float | str | tuple[int | str, ...]) -> str:
+    """A TOML scalar or list of them: JSON's, but for characters beyond 16 bits, left as they are, and DEL, escaped."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -109,5 +109,5 @@ def dump_config(config: Config) -> str:
         tables = {name: value for name, value in values.items() if isinstance(value, dict)}
         plain = {name: value for name, value in values.items() if name not in tables}
         for header, table in {section: plain, **{f"{section}.{name}": table for name, table in tables.items()}}.items():
-            lines += [f"[{header}]", *(f"{name} = {_scalar(value)}" for name, value in table.items()), ""]
+            lines += [f"[{header}]", *(f"{name} = {_value(value)}" for name, value in table.items()), ""]
     return "\n".join(lines)

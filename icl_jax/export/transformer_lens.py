@@ -14,8 +14,7 @@ from etils import epath
 from safetensors.numpy import save
 
 from icl_jax.config import ModelConfig, UserError
-from icl_jax.model.forward import NORM_EPS
-from icl_jax.model.params import declarations
+from icl_jax.model.params import declarations, per_head
 from icl_jax.model.positions import sinusoidal
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.files import absolute, reason, replace_text
@@ -23,52 +22,95 @@ from icl_jax.rundir.files import absolute, reason, replace_text
 _SUFFIX = ".safetensors"
 
 
+# "gelu_new" is the approximation by tanh.
+_ACTIVATIONS = {"gelu_tanh": "gelu_new", **{name: name for name in ("gelu", "silu", "relu", "solu", "solu_ln")}}
+# What `HookedTransformer` has no form for: field, what it can be, and what is missing.
+_MISSING: dict[str, tuple[tuple[Any, ...], str]] = {
+    "smeared_keys": ((False,), "smeared keys"),
+    "qk_norm": (("none",), "such norms of queries and keys"),
+    "norm_position": (("pre",), "such norms of what a layer writes"),
+    "activation": (tuple(_ACTIVATIONS), "such activation"),
+    "rotary_scaling": (("none",), "rotary frequencies of one's own"),
+    "no_rotary_layers": (((),), "layers without rotary positions"),
+    "window_rotary_base": ((0.0,), "such rotary frequencies"),
+}
+
+
 def hooked_config(config: ModelConfig) -> dict[str, Any]:
-    """Keyword arguments of `HookedTransformerConfig`. Raises UserError for smeared keys: it has none."""
-    if config.smeared_keys:
-        raise UserError("model.smeared_keys = true: TransformerLens has no smeared keys")
-    return {
+    """Keyword arguments of `HookedTransformerConfig`. Raises UserError for a model that it has no form for."""
+    for name, (values, what) in _MISSING.items():
+        value = getattr(config, name)
+        if value not in values:
+            said = "true" if value is True else repr(value)
+            raise UserError(f"model.{name} = {said}: TransformerLens has no {what}")
+    if config.positions == "alibi" and config.n_heads & (config.n_heads - 1):
+        raise UserError(f"model.n_heads = {config.n_heads}: TransformerLens has other ALiBi slopes if no power of 2")
+    if config.gated_mlp and {"b_in", "b_gate"} & set(config.biases):
+        raise UserError(f"model.biases = {config.biases!r}: TransformerLens has no b_in and b_gate of a gated MLP")
+    options: dict[str, Any] = {}
+    if config.positions == "rotary":
+        # Halves paired: GPT-NeoX's layout.
+        options |= {"rotary_dim": config.rotary_dim or config.head_width, "rotary_base": config.rotary_base}
+    if config.window:
+        kinds = ["local" if config.window_of(layer) else "global" for layer in range(config.n_layers)]
+        options |= {"use_local_attn": True, "window_size": config.window, "attn_types": kinds}
+    caps = {"attn_scores_soft_cap": config.attn_soft_cap, "output_logits_soft_cap": config.logit_soft_cap}
+    options |= {name: cap for name, cap in caps.items() if cap}
+    return options | {
         "n_layers": config.n_layers,
         "d_model": config.d_model,
         "n_heads": config.n_heads,
-        "d_head": config.d_head,
+        "d_head": config.head_width,
         "d_mlp": config.d_mlp or None,
         "n_ctx": config.n_ctx,
         "d_vocab": config.vocab_size,
         "attn_only": not config.d_mlp,
-        "act_fn": "gelu_new" if config.d_mlp else None,
+        "act_fn": _ACTIVATIONS[config.activation] if config.d_mlp else None,
+        "gated_mlp": config.gated_mlp,
         "normalization_type": {"layernorm": "LN", "rmsnorm": "RMS", "none": None}[config.norm],
-        "eps": NORM_EPS,
+        "eps": config.norm_eps,
         "positional_embedding_type": config.positions,
-        # Over the whole width of a head, halves paired: GPT-NeoX's layout.
-        "rotary_dim": config.d_head if config.positions == "rotary" else None,
+        "parallel_attn_mlp": config.parallel_residual != "none",
     }
 
 
 def hooked_state_dict(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
-    """Names and float32 arrays of `HookedTransformer.state_dict()`; biases, which our models lack, are zero."""
+    """Names and float32 arrays of `HookedTransformer.state_dict()`.
+
+    Biases that the model lacks are zero, keys and values that heads share are there for each of them, and a norm that
+    attention and MLP share is there twice.
+    """
     hooked_config(config)
     state = {"unembed.b_U": np.zeros(config.vocab_size, np.float32)}
-    for name, declared in declarations(config).items():
-        assert declared.hooked is not None, name
-        array = np.array(params[name], np.float32)
-        layers = enumerate(array) if declared.is_stacked else [(0, array)]
-        state |= {declared.hooked.format(layer): value for layer, value in layers}
-    if config.tied_unembedding:
-        state["unembed.W_U"] = state["embed.W_E"].T.copy()
-    if config.positions != "rotary" and config.position_embedding == "sinusoidal":
-        state["pos_embed.W_pos"] = sinusoidal(config.n_ctx, config.d_model)
     for layer in range(config.n_layers):
         block = f"blocks.{layer}"
-        heads = (config.n_heads, config.d_head)
+        heads = (config.n_heads, config.head_width)
         biases: dict[str, tuple[int, ...]] = {f"attn.b_{letter}": heads for letter in "QKV"}
         biases["attn.b_O"] = (config.d_model,)
         if config.d_mlp:
             biases |= {"mlp.b_in": (config.d_mlp,), "mlp.b_out": (config.d_model,)}
         state |= {f"{block}.{name}": np.zeros(shape, np.float32) for name, shape in biases.items()}
+        if config.activation == "solu_ln" and config.d_mlp and config.norm == "layernorm":
+            state[f"{block}.mlp.ln.w"] = np.ones(config.d_mlp, np.float32)
+    whole = per_head({name: np.asarray(value, np.float32) for name, value in params.items()}, config)
+    for name, declared in declarations(config).items():
+        assert declared.hooked is not None, name
+        array = np.array(whole[name])
+        layers = enumerate(array) if declared.is_stacked else [(0, array)]
+        state |= {declared.hooked.format(layer): value for layer, value in layers}
+    if config.parallel_residual == "one_norm":
+        for layer in range(config.n_layers):
+            state[f"blocks.{layer}.ln2.w"] = state[f"blocks.{layer}.ln1.w"].copy()
+    if config.tied_unembedding:
+        state["unembed.W_U"] = state["embed.W_E"].T.copy()
+    if config.has_position_embedding and config.position_embedding == "sinusoidal":
+        state["pos_embed.W_pos"] = sinusoidal(config.n_ctx, config.d_model)
     if config.norm == "layernorm":
         norms = [name.removesuffix(".w") for name in state if name.endswith((".ln1.w", ".ln2.w", "ln_final.w"))]
         state |= {f"{name}.b": np.zeros(config.d_model, np.float32) for name in norms}
+    if config.activation == "solu_ln":
+        norms = [name.removesuffix(".w") for name in state if name.endswith(".mlp.ln.w")]
+        state |= {f"{name}.b": np.zeros(config.d_mlp, np.float32) for name in norms}
     return state
 
 

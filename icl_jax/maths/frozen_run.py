@@ -1,8 +1,9 @@
 """A forward pass whose attention patterns and norm scales are kept, so that everything after them is linear.
 
-With patterns and scales held fixed, an attention-only model is a sum of linear maps of its embeddings: the paths of
-Elhage et al. 2021. A norm is then ``x -> scale[position] * centred(x) * weight``, with `centred` the identity but for
-LayerNorm; the scale is that of the run.
+With patterns and scales held fixed, an attention-only model without biases of values and outputs, norms of what it
+writes and a cap on logits is a sum of linear maps of its embeddings: the paths of Elhage et al. 2021. A norm is then
+``x -> scale[position] * centred(x) * weight``, with `centred` the identity but for LayerNorm; the scale is that of the
+run.
 """
 
 from typing import NamedTuple
@@ -13,8 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
 from icl_jax.maths.activations import Activations
-from icl_jax.model.forward import NORM_EPS, positions_TD, unembedding_DV
-from icl_jax.model.params import Params
+from icl_jax.model.forward import positions_TD, unembedding_DV, with_bias
+from icl_jax.model.params import Params, per_head
 from icl_jax.model.tokens import takes_tokens
 
 
@@ -33,7 +34,7 @@ class FrozenRun(NamedTuple):
 
 @takes_tokens
 def frozen_run(params: Params, tokens: Int[Array, "B T"], config: ModelConfig) -> FrozenRun:
-    """Run the model once. The caller sees to it that it is attention-only."""
+    """Run the model once. The caller sees to it that it is linear: see `attention_only` of the measurements."""
     return freeze(Activations(params, tokens, config, ("resid_pre", "pattern", "attn_scores", "resid_post")))
 
 
@@ -65,7 +66,7 @@ def norm_scale(x: Float[Array, "B T D"], config: ModelConfig) -> Float[Array, "B
     if config.norm == "none":
         return jnp.ones(x.shape[:-1], x.dtype)
     x = centred(x, config)
-    return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1) + NORM_EPS)
+    return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1) + config.norm_eps)
 
 
 def centred(x: Float[Array, "*B D"], config: ModelConfig) -> Float[Array, "*B D"]:
@@ -86,8 +87,24 @@ def _last_axis(weight: Array, ndim: int) -> Array:
     return weight.reshape((1,) * (ndim - 1) + weight.shape)
 
 
+def head_results(seen: Activations, layer: int) -> tuple[Float[Array, "B T H D"], Float[Array, "B T D"] | None]:
+    """What each head of a layer adds to the residual stream, and what b_O does; by a norm of the sum at its scale."""
+    params, config = seen.params, seen.config
+    result, b_O = seen["result", layer], layer_weight(params, "b_O", layer)
+    if "ln1_post_w" in params:
+        added = with_bias(jnp.sum(result, axis=2), b_O)
+        scale, weight = norm_scale(added, config), params["ln1_post_w"][layer]
+        result = jnp.moveaxis(frozen_norm(jnp.moveaxis(result, 2, 0), scale, weight, config), 0, 2)
+        b_O = (
+            None if b_O is None else frozen_norm(jnp.broadcast_to(b_O[None, None], added.shape), scale, weight, config)
+        )
+    elif b_O is not None:
+        b_O = jnp.broadcast_to(b_O[None, None], (*result.shape[:2], result.shape[-1]))
+    return result, b_O
+
+
 def layer_weight(params: Params, name: str, layer: int) -> Array | None:
-    """One layer's norm weight, None where the model has no norms."""
+    """One layer's weight of a norm or a bias, None where the model has none."""
     return params[name][layer] if name in params else None
 
 
@@ -96,7 +113,7 @@ def head_outputs(
 ) -> Float[Array, "*P H B T D"]:
     """What each head of a layer writes when its values read x in place of the residual stream, patterns kept."""
     x = frozen_norm(x, run.scales[layer], layer_weight(params, "ln1_w", layer), config)
-    v = jnp.einsum("...BKD,HDE->...HBKE", x, params["W_V"][layer])
+    v = jnp.einsum("...BKD,HDE->...HBKE", x, per_head(params, config)["W_V"][layer])
     return jnp.einsum("BHQK,...HBKE,HED->...HBQD", run.patterns[layer], v, params["W_O"][layer], optimize="optimal")
 
 

@@ -33,6 +33,7 @@ from icl_jax.config import ModelConfig
 from icl_jax.maths.activations import as_jax
 from icl_jax.measures.measurement import Context, Measurement, Variable, needs_layers
 from icl_jax.measures.snapshot import Snapshot
+from icl_jax.model.forward import written
 from icl_jax.model.loss import losses
 from icl_jax.model.params import Params
 from icl_jax.model.tokens import takes_rows
@@ -47,6 +48,7 @@ class _Intact(NamedTuple):
     """What the intact model computed on some rows, per layer where it is a list."""
 
     loss_BT: jax.Array
+    resid_pre: list[jax.Array]
     resid_mid: list[jax.Array]
     z: list[jax.Array]
     pattern: list[jax.Array]
@@ -57,7 +59,7 @@ def _loss(params: Params, rows: jax.Array, config: ModelConfig, **options: Any) 
 
 
 def _intact(params: Params, rows: jax.Array, config: ModelConfig, names: tuple[str, ...]) -> _Intact:
-    seen: dict[str, list[jax.Array]] = {"resid_mid": [], "z": [], "pattern": []}
+    seen: dict[str, list[jax.Array]] = {"resid_pre": [], "resid_mid": [], "z": [], "pattern": []}
 
     def see(name: str, _layer: int, value: jax.Array) -> jax.Array:
         seen[name].append(value)
@@ -77,7 +79,7 @@ def _mean_z(params: Params, rows_IBT: jax.Array, config: ModelConfig, n_rows: in
         return [a + jnp.sum(b * weight_BHTE, axis=0) for a, b in zip(total, z, strict=True)], None
 
     n_ctx = rows_IBT.shape[2] - 1
-    zero = jnp.zeros((config.n_heads, n_ctx, config.d_head), jnp.dtype(config.compute_dtype))
+    zero = jnp.zeros((config.n_heads, n_ctx, config.head_width), jnp.dtype(config.compute_dtype))
     total, _ = jax.lax.scan(add, [zero] * config.n_layers, (rows_IBT, jnp.asarray(is_counted_IB)))
     return [value / np.float32(n_rows).astype(value.dtype) for value in total]
 
@@ -91,23 +93,39 @@ def _heads_of_layer(
     def keep_pattern(_name: str, index: int, _value: jax.Array) -> jax.Array:
         return intact.pattern[index]
 
+    z = intact.z[layer]
+    weights: Params = {
+        name: params[name][layer].astype(z.dtype) for name in ("W_O", "b_O", "ln1_post_w") if name in params
+    }
+    is_pre = config.norm_position == "pre"
+    all_heads_BTD = None if is_pre else jnp.einsum("BHTE,HED->BTD", z, weights["W_O"])
+
     def one_head(args: tuple[jax.Array, ...]) -> dict[str, jax.Array]:
         z_BTE, mean_TE, W_O_ED = args
 
         def resid_mid(new_z_BTE: jax.Array) -> jax.Array:
-            return intact.resid_mid[layer] + jnp.einsum("BTE,ED->BTD", new_z_BTE - z_BTE, W_O_ED)
+            change_BTD = jnp.einsum("BTE,ED->BTD", new_z_BTE - z_BTE, W_O_ED)
+            if all_heads_BTD is None:
+                return intact.resid_mid[layer] + change_BTD
+            attn_out_BTD = written(all_heads_BTD + change_BTD, weights, "b_O", "ln1_post_w", config)
+            return intact.resid_pre[layer] + attn_out_BTD
+
+        def started(resid_mid: jax.Array) -> Any:
+            if config.parallel_residual == "none":
+                return layer, resid_mid
+            n_times = len(resid_mid) // len(rows)
+            return layer, resid_mid, jnp.tile(intact.resid_pre[layer], (n_times, 1, 1))
 
         zero = resid_mid(jnp.zeros_like(z_BTE))
         others = [resid_mid(jnp.broadcast_to(mean_TE[None], z_BTE.shape)), resid_mid(jnp.roll(z_BTE, 1, axis=0))]
-        start = (layer, jnp.concatenate([zero, *others]))
+        start = started(jnp.concatenate([zero, *others]))
         full, mean, resample = jnp.split(_loss(params, jnp.tile(rows, (3, 1)), config, start=start), 3)
         kept = full
         if not is_last:
-            kept = _loss(params, rows, config, start=(layer, zero), tap=keep_pattern, seen=("pattern",))
+            kept = _loss(params, rows, config, start=started(zero), tap=keep_pattern, seen=("pattern",))
         return {"full": full, "pattern_preserving": kept, "mean": mean, "resample": resample}
 
-    z = intact.z[layer]
-    return jax.lax.map(one_head, (jnp.swapaxes(z, 0, 1), mean_HTE, params["W_O"][layer].astype(z.dtype)))
+    return jax.lax.map(one_head, (jnp.swapaxes(z, 0, 1), mean_HTE, weights["W_O"]))
 
 
 @takes_rows
@@ -127,7 +145,7 @@ def ablate(
     mean = _mean_z(params, rows_IBT, config, n_rows)
 
     def some_rows(rows: jax.Array) -> dict[str, jax.Array]:
-        intact = _intact(params, rows, config, ("resid_mid", "z", "pattern"))
+        intact = _intact(params, rows, config, ("resid_pre", "resid_mid", "z", "pattern"))
         layers = [_heads_of_layer(params, rows, config, intact, mean[i], i) for i in range(config.n_layers)]
         return {"intact": intact.loss_BT} | {kind: jnp.stack([loss[kind] for loss in layers]) for kind in KINDS}
 

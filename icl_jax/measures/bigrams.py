@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
 from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
-from icl_jax.model.forward import normalise, unembedding_DV
+from icl_jax.model.forward import normalise, to_logits, unembedding_DV
 from icl_jax.model.params import Params
 
 _ROWS_AT_A_TIME = 512
@@ -36,7 +36,7 @@ class BigramFit(NamedTuple):
 def log_bigram_table(params: Params, config: ModelConfig) -> Float[Array, "V V"]:
     """log P(column | row) of a zero-layer model, nats."""
     x_VD = normalise(params["W_E"][None], params.get("ln_final_w"), config)[0]
-    return jax.nn.log_softmax(x_VD @ unembedding_DV(params), axis=-1)
+    return jax.nn.log_softmax(to_logits(x_VD, unembedding_DV(params), params.get("b_U"), config), axis=-1)
 
 
 def bigram_fit(log_probs: Float[np.ndarray, "V V"], counts: Int[np.ndarray, "V V"]) -> BigramFit:

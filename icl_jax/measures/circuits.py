@@ -8,7 +8,9 @@ Row vectors: ``q = x W_Q``. A head moves information by ``W_OV = W_V W_O`` and c
 - direct path ``W_E W_U``, row = token, column = logit.
 
 Source: Elhage et al. 2021, "Splitting attention head terms into circuits"; a factored matrix each.
-Every function takes weights that `fold_norms` has gone through, so that none of them knows about norms.
+Every function takes weights that `fold_norms` has gone through, so that none of them knows about norms, nor about keys
+and values that heads share. Biases are no part of a bilinear form: b_V, b_O are written whatever is attended to, b_K
+changes no pattern; b_Q alone tells keys apart, and is in `qk_circuit`.
 """
 
 import math
@@ -19,11 +21,12 @@ from jaxtyping import Float
 from icl_jax.config import ModelConfig
 from icl_jax.maths.factored_matrix import FactoredMatrix
 from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable, needs_layers
-from icl_jax.model.forward import NORM_EPS
-from icl_jax.model.positions import sinusoidal
+from icl_jax.model.params import per_head
+from icl_jax.model.positions import rotary_frequencies, sinusoidal
 
 Weights = dict[str, np.ndarray]
-"""Parameters with the norms' weights multiplied in, float64, W_U always there; see `fold_norms`."""
+"""Parameters with the norms' weights multiplied in, keys and values for each head, float64, W_U always there; see
+`fold_norms`."""
 
 
 def fold_norms(params: StackedParams, config: ModelConfig) -> Weights:
@@ -32,28 +35,60 @@ def fold_norms(params: StackedParams, config: ModelConfig) -> Weights:
     A matrix that reads a norm's output has its rows multiplied by the norm's weight. LayerNorm also subtracts the mean
     over D, which is linear: readers get it, and so does what writes to the residual stream (W_E, W_O, W_out and
     standard positions), so that norms of circuits count only what can be read. What is left is one positive scale per
-    position, which every circuit takes as 1. Source: Elhage et al. 2021, "LayerNorm"; TransformerLens `fold_ln`.
+    position, which every circuit takes as 1. A norm of what a layer writes goes into W_O and W_out in the same way, one
+    of queries and keys into W_Q and W_K. Source: Elhage et al. 2021, "LayerNorm"; TransformerLens `fold_ln`.
 
     Left as they are: shortformer positions are added after the norm, so their circuits take W_Q and W_K from `params`.
     """
     weights = {name: np.asarray(value, np.float64) for name, value in params.items() if not name.startswith("ln")}
+    _fold_qk_norms(weights, config)
+    weights = per_head(weights, config)
     if "W_U" not in weights:
         weights["W_U"] = weights["W_E"].mT
     ln1_w, ln2_w, ln_final_w = (params.get(name) for name in ("ln1_w", "ln2_w", "ln_final_w"))
     if ln1_w is not None:
         weights |= {name: ln1_w[..., None, :, None] * weights[name] for name in ("W_Q", "W_K", "W_V")}
-    if ln2_w is not None:
-        weights["W_in"] = ln2_w[..., None] * weights["W_in"]
+    mlp_w = ln1_w if config.parallel_residual == "one_norm" else ln2_w
+    for name in ("W_in", "W_gate"):
+        if mlp_w is not None and name in weights:
+            weights[name] = mlp_w[..., None] * weights[name]
+    is_centred = config.norm == "layernorm"
+    for norm, written in (("ln1_post_w", ("W_O", "b_O")), ("ln2_post_w", ("W_out", "b_out"))):
+        for name in written:
+            if norm in params and name in weights:
+                x = weights[name] - is_centred * weights[name].mean(axis=-1, keepdims=True)
+                # [N, D] against N D, N M D or N H E D.
+                between = tuple(range(-1 - (x.ndim - params[norm].ndim), -1))
+                weights[name] = np.expand_dims(np.asarray(params[norm], np.float64), between) * x
     if ln_final_w is not None:
         weights["W_U"] = ln_final_w[..., None] * weights["W_U"]
-    if config.norm == "layernorm":
-        writers = {"W_E", "W_O", "W_out"} | ({"W_pos"} if config.positions == "standard" else set())
+    # With norms of what is written alone, all but the unembedding read the mean over D too.
+    if is_centred and config.norm_position == "post":
+        weights["W_U"] = weights["W_U"] - weights["W_U"].mean(axis=-2, keepdims=True)
+    elif is_centred:
+        writers = {"W_E", "W_O", "W_out", "b_O", "b_out"} | ({"W_pos"} if config.positions == "standard" else set())
         for name in weights:
             if name in writers:
                 weights[name] = weights[name] - weights[name].mean(axis=-1, keepdims=True)
-            elif name in ("W_Q", "W_K", "W_V", "W_in", "W_U"):
+            elif name in ("W_Q", "W_K", "W_V", "W_in", "W_gate", "W_U"):
                 weights[name] = weights[name] - weights[name].mean(axis=-2, keepdims=True)
     return weights
+
+
+def _fold_qk_norms(weights: Weights, config: ModelConfig) -> None:
+    """Take the norms' weights, and LayerNorm's mean, of queries and keys into W_Q, W_K and their biases."""
+    if config.qk_norm == "none":
+        return
+    axes = (-1,) if config.qk_norm == "head" else (-3, -1)
+    for letter in "QK":
+        norm = weights.pop(f"{letter.lower()}_norm_w")
+        norm = norm[..., None, :] if config.qk_norm == "head" else norm  # [..., N, 1 or H, E]
+        for name, of_norm in ((f"W_{letter}", norm[..., None, :]), (f"b_{letter}", norm)):
+            if name not in weights:
+                continue
+            over = axes if name[0] == "W" else tuple({-1: -1, -3: -2}[axis] for axis in axes)
+            is_centred = config.norm == "layernorm"
+            weights[name] = of_norm * (weights[name] - is_centred * weights[name].mean(axis=over, keepdims=True))
 
 
 def seen_embedding(weights: Weights, config: ModelConfig) -> Float[np.ndarray, "*S V D"]:
@@ -62,9 +97,9 @@ def seen_embedding(weights: Weights, config: ModelConfig) -> Float[np.ndarray, "
     With standard positions the residual stream that the norm sees holds the position as well: then it is approximate.
     """
     W_E = weights["W_E"]
-    if config.norm == "none":
+    if config.norm == "none" or config.norm_position == "post":
         return W_E
-    return W_E / np.sqrt(np.mean(np.square(W_E), axis=-1, keepdims=True) + NORM_EPS)
+    return W_E / np.sqrt(np.mean(np.square(W_E), axis=-1, keepdims=True) + config.norm_eps)
 
 
 def centred_unembedding(weights: Weights) -> Float[np.ndarray, "*S D V"]:
@@ -87,11 +122,14 @@ def qk_circuit(weights: Weights) -> FactoredMatrix:
     """Score between tokens, [..., layer, head, query token, key token], each row less its mean over keys.
 
     A number added to a row changes no attention pattern. Divided by sqrt(d_head), so in units of scores; position
-    blocks are apart, see `position_circuit`. With rotary positions: at distance 0, see `rotation`.
+    blocks are apart, see `position_circuit`. With rotary positions: at distance 0, see `rotation`; before a cap.
     Source: Elhage et al. 2021, "Splitting attention head terms into circuits".
     """
     W_E = weights["W_E"][..., None, None, :, :]
     centred = W_E - W_E.mean(axis=-2, keepdims=True)
+    if "b_Q" in weights:
+        query = W_E @ weights["W_Q"] + weights["b_Q"][..., None, :]
+        return FactoredMatrix(query, (centred @ weights["W_K"]).mT) * _score_scale(weights)
     return W_E @ qk_matrix(weights) @ centred.mT * _score_scale(weights)
 
 
@@ -115,13 +153,13 @@ def direct_path(weights: Weights) -> FactoredMatrix:
 def position_circuit(params: StackedParams, config: ModelConfig) -> Float[np.ndarray, "*S N H T T"]:
     """Score between positions, [..., layer, head, query, key], each row less its mean over the keys that it sees.
 
-    ``P W_Q W_K^T P^T / sqrt(d_head)``, 0 above the diagonal. Raises ValueError for rotary positions, which have no
+    ``P W_Q W_K^T P^T / sqrt(d_head)``, 0 above the diagonal. Raises ValueError for positions that have no
     embedding. With standard positions it is what stands in the residual stream before any norm's scale.
     """
-    if config.positions == "rotary":
-        raise ValueError("rotary positions have no embedding, so no circuit between positions")
+    if not config.has_position_embedding:
+        raise ValueError(f"{config.positions} positions have no embedding, so no circuit between positions")
     weights = fold_norms(params, config)
-    source = params if config.positions == "shortformer" else weights
+    source = per_head(params, config) if config.positions == "shortformer" else weights
     W_pos = np.asarray(weights.get("W_pos", sinusoidal(config.n_ctx, config.d_model)), np.float64)
     if "W_pos" not in weights and config.positions == "standard" and config.norm == "layernorm":
         W_pos = W_pos - W_pos.mean(axis=-1, keepdims=True)
@@ -134,15 +172,17 @@ def position_circuit(params: StackedParams, config: ModelConfig) -> Float[np.nda
     return scores
 
 
-def rotation(distance: int, d_head: int) -> Float[np.ndarray, "E E"]:
-    """R such that ``W_Q R W_K^T`` is W_QK at `distance` = query - key, with rotary positions.
+def rotation(distance: int, config: ModelConfig, layer: int = 0) -> Float[np.ndarray, "E E"]:
+    """R such that ``W_Q R W_K^T`` is a layer's W_QK at `distance` = query - key, with rotary positions.
 
     Source: Su et al. 2021, section 3.2, in the half-split layout of `icl_jax.model.positions.rotate`.
     """
-    half = d_head // 2
-    angle = distance * 10_000.0 ** (-np.arange(half) / half)
+    angle = distance * rotary_frequencies(config, layer)
     cos, sin = np.diag(np.cos(angle)), np.diag(np.sin(angle))
-    return np.block([[cos, sin], [-sin, cos]])
+    turned = np.block([[cos, sin], [-sin, cos]])
+    whole = np.eye(config.head_width)
+    whole[: len(turned), : len(turned)] = turned
+    return whole
 
 
 def token_std(circuit: FactoredMatrix) -> Float[np.ndarray, "..."]:
@@ -164,7 +204,9 @@ def _measure(context: Context, params: StackedParams, _seen: Arrays) -> Arrays:
         "qk_token_std": token_std(qk_circuit(seen)),
         "ov_token_std": token_std(ov_circuit(seen)),
     }
-    if config.positions == "rotary":
+    if config.qk_norm != "none":
+        return found | {name: np.full_like(found["ov_norm"], np.nan) for name in _SCORES}
+    if not config.has_position_embedding:
         return found | {"qk_position_std": np.full_like(found["qk_norm"], np.nan)}
     # One snapshot at a time: T by T for every head.
     one_by_one = (
@@ -177,19 +219,21 @@ def _measure(context: Context, params: StackedParams, _seen: Arrays) -> Arrays:
 
 
 _HEAD = ("layer", "head")
+_SCORES = ("qk_norm", "qk_token_std", "qk_position_std")
+_NORMALISED = "queries and keys are normalised, so the size of W_Q and W_K says nothing"
 
 MEASUREMENT = Measurement(
     name="circuits",
     source="Elhage et al. 2021, Splitting attention head terms into circuits",
     variables={
-        "qk_norm": Variable(_HEAD, "1", "Frobenius norm of W_Q W_K^T, norm weights folded in; >= 0"),
+        "qk_norm": Variable(_HEAD, "1", "Frobenius norm of W_Q W_K^T, norm weights folded in; >= 0", _NORMALISED),
         "ov_norm": Variable(_HEAD, "1", "Frobenius norm of W_V W_O, norm weights folded in; >= 0"),
         "qk_token_std": Variable(
-            _HEAD, "1", "spread of the attention scores between tokens as the first layer reads them"
+            _HEAD, "1", "spread of the attention scores between tokens as the first layer reads them", _NORMALISED
         ),
         "qk_position_std": Variable(
             _HEAD, "1", "spread of the attention scores between positions over visible keys",
-            missing="rotary positions have no embedding",
+            missing=f"rotary and ALiBi positions have no embedding; {_NORMALISED}",
         ),
         "ov_token_std": Variable(
             _HEAD, "1", "spread of the logits from attending to a token, but for the final norm's scale"

@@ -106,7 +106,7 @@ def _measure(context: Context, params: StackedParams, _seen: Arrays) -> Arrays:
     config = context.config.model
     weights = fold_norms(params, config)
     scores = composition_scores(*(weights[name] for name in ("W_Q", "W_K", "W_V", "W_O")))
-    baseline = random_baseline(config.d_model, config.d_head)
+    baseline = random_baseline(config.d_model, config.head_width)
     n_snapshots = len(scores.k)
     found = {
         "composition_baseline": np.full(n_snapshots, baseline.mean),

@@ -2,7 +2,8 @@
 
 Two forms. The eigenvalue form reads it off the weights: a head whose OV circuit has positive eigenvalues raises, for
 mixtures of tokens, what it attends to. The logit form asks on 25 random tokens how much of what the head raises is the
-token attended to. Norm weights are folded in, W_U is centred over the vocabulary.
+token attended to. Norm weights are folded in, W_U is centred over the vocabulary. The eigenvalue form leaves biases
+out; the logit form has b_V, which is written whatever is attended to. A norm of what is written is taken at scale 1.
 """
 
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from icl_jax.config import ModelConfig
 from icl_jax.maths.activations import Activations
 from icl_jax.maths.factored_matrix import FactoredMatrix, eigenvalue_sum_ratio
+from icl_jax.maths.frozen_run import centred
 from icl_jax.measures import head_scores
 from icl_jax.measures.circuits import centred_unembedding, fold_norms, ov_circuit
 from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
@@ -120,10 +122,14 @@ def _copying(seen: Activations) -> dict[str, Float[Array, "N H"]]:
     found: dict[str, list[Array]] = {name: [] for name in names}
     for layer in range(config.n_layers):
         value_BHKD = jnp.einsum("BHKE,HED->BHKD", seen["v", layer][:, :, 1:], params["W_O"][layer])
+        result_BQHD = seen["result", layer]
+        if "ln1_post_w" in params:
+            weight_111D = params["ln1_post_w"][layer][None, None, None]
+            value_BHKD, result_BQHD = (centred(x, config) * weight_111D for x in (value_BHKD, result_BQHD))
         logits_BHKR = jnp.einsum("BHKD,BDR->BHKR", value_BHKD, W_U_BDR)
         itself_BHK = jnp.broadcast_to(jnp.arange(n_sampled)[None, None], logits_BHKR.shape[:-1])
         source = logit_copying(logits_BHKR, itself_BHK)
-        logits_BHQR = jnp.einsum("BQHD,BDR->BHQR", seen["result", layer][:, 2:], W_U_BDR)
+        logits_BHQR = jnp.einsum("BQHD,BDR->BHQR", result_BQHD[:, 2:], W_U_BDR)
         output = logit_copying(logits_BHQR, jnp.argmax(seen["pattern", layer][:, :, 2:, 1:], axis=-1))
         found["source"].append(2 * jnp.mean(source.ratio, 0) - 1)
         found["source_paper"].append(jnp.mean(source.paper_range, 0))

@@ -252,6 +252,21 @@ def attention_only(context: Context, max_layers: int | None = None) -> str | Non
         return "the model has no layers, so its logits are one term"
     if model.d_mlp:
         return f"an MLP is not linear, so its paths do not add up; model.d_mlp = {model.d_mlp}"
+    added = [name for name in ("b_V", "b_O", "b_U") if name in model.biases]
+    if added:
+        return f"biases are terms that no path holds; model.biases has {', '.join(added)}"
+    if model.norm_position != "pre":
+        return f"a norm of what a layer writes has no share in a path; model.norm_position = {model.norm_position!r}"
+    if model.logit_soft_cap:
+        return f"logits with a cap are no sum of paths; model.logit_soft_cap = {model.logit_soft_cap}"
     if max_layers is not None and model.n_layers > max_layers:
         return f"paths are expanded for up to {max_layers} layers, their number grows fast; {model.n_layers = }"
+    return None
+
+
+def needs_plain_keys(context: Context) -> str | None:
+    """A `why_not` for measurements that read attention scores off W_Q and W_K."""
+    model = context.config.model
+    if model.qk_norm != "none":
+        return f"queries and keys are normalised, so W_Q and W_K do not say scores; model.qk_norm = {model.qk_norm!r}"
     return None

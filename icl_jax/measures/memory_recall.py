@@ -35,7 +35,15 @@ from icl_jax.data.corpora.triggers import TriggersOptions
 from icl_jax.maths.activations import patterns
 from icl_jax.measures.circuits import Weights, fold_norms, ov_circuit, position_circuit, seen_embedding
 from icl_jax.measures.markov_strategies import match_keys
-from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable, needs_layers
+from icl_jax.measures.measurement import (
+    Arrays,
+    Context,
+    Measurement,
+    StackedParams,
+    Variable,
+    needs_layers,
+    needs_plain_keys,
+)
 from icl_jax.measures.snapshot import Snapshot
 
 N_EARLY = 64
@@ -52,7 +60,7 @@ def output_recall(weights: Weights) -> Float[np.ndarray, "*S N H"]:
 def previous_recall(
     params: StackedParams, config: ModelConfig, n_positions: int | None = None
 ) -> Float[np.ndarray, "*S N H"]:
-    """R(W_K^1) of every head over the positions 1 to n_positions - 1 (default: all). Raises ValueError for rotary."""
+    """R(W_K^1) of every head over positions 1 to n_positions - 1 (default: all). ValueError if they have no vectors."""
     scores = position_circuit(params, config)
     answer = np.where(np.tri(config.n_ctx, dtype=bool), scores, -np.inf).argmax(axis=-1)[..., 1:n_positions]
     return np.mean(answer == np.arange(answer.shape[-1]), axis=-1)
@@ -107,7 +115,7 @@ def finish(context: Context, params: StackedParams, seen_of: Arrays) -> Arrays:
         "trigger_recall": trigger_recall(seen, np.arange(1, 1 + n_triggers)),
         **seen_of,
     }
-    if config.positions == "rotary":
+    if not config.has_position_embedding:
         none = np.full_like(found["output_recall"], np.nan)
         return found | {"previous_recall": none, "previous_recall_early": none}
     # One snapshot at a time: T by T for every head.
@@ -123,11 +131,11 @@ def why_not(context: Context) -> str | None:
         return f"the rows have no triggers; data.source = {context.config.data.source!r}"
     if not _asked(context)[1].any():
         return f"n_ctx = {context.config.model.n_ctx}: too short for a trigger to come again"
-    return needs_layers(context)
+    return needs_layers(context) or needs_plain_keys(context)
 
 
 _HEAD = ("layer", "head")
-_NO_POSITIONS = "rotary positions have no embedding"
+_NO_POSITIONS = "rotary and ALiBi positions have no embedding"
 
 MEASUREMENT = Measurement(
     name="memory_recall",

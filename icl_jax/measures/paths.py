@@ -31,11 +31,11 @@ from icl_jax.maths.frozen_run import (
     layer_weight,
     to_logits,
 )
-from icl_jax.measures.measurement import Context, Measurement, Variable, attention_only
+from icl_jax.measures.measurement import Context, Measurement, Variable, attention_only, needs_plain_keys
 from icl_jax.measures.snapshot import Snapshot
-from icl_jax.model.forward import positions_TD, smear
-from icl_jax.model.params import Params
-from icl_jax.model.positions import rotate
+from icl_jax.model.forward import positions_TD, smear, unembedding_DV
+from icl_jax.model.params import Params, per_head
+from icl_jax.model.positions import rotary_frequencies, rotate
 
 MAX_LAYERS = 2
 # Rows and positions that the terms are evaluated on: (2 + H)^2 maps of T by T for every head.
@@ -75,7 +75,7 @@ def next_token_logit(
 
     Source: Olsson et al. 2022, footnote on direct logit attribution (logits normalised to mean zero).
     """
-    W_U = params["W_U"] if "W_U" in params else params["W_E"].T
+    W_U = unembedding_DV(params)
     parts = frozen_norm(parts, run.final_scale, params.get("ln_final_w"), config)
     direction_BTD = W_U.T[next_tokens] - jnp.mean(W_U, axis=1)[None, None]
     return jnp.einsum("...BTD,BTD->...BT", parts, direction_BTD)
@@ -91,7 +91,7 @@ class ScoreTerms(NamedTuple):
 
 
 def expand_scores(params: Params, run: FrozenRun, config: ModelConfig) -> ScoreTerms:
-    """Sources: 0 the token, 1 the position (0 with rotary positions, which have no embedding), 2 + h head h of layer 0.
+    """Sources: 0 the token, 1 the position (0 where positions have no embedding), 2 + h head h of layer 0.
 
     A number added to all scores of a query changes nothing, so each term is centred over the keys that the query sees.
     """
@@ -107,10 +107,12 @@ def expand_scores(params: Params, run: FrozenRun, config: ModelConfig) -> ScoreT
     read = frozen_norm(read_before_norm, run.scales[1], layer_weight(params, "ln1_w", 1), config)
     if config.positions == "shortformer":
         read = read.at[1].set(position_BTD)
-    q, k = (jnp.einsum("YBTD,HDE->HYBTE", read, params[name][1]) for name in ("W_Q", "W_K"))
+    weights = per_head(params, config)
+    q, k = (jnp.einsum("YBTD,HDE->HYBTE", read, weights[name][1]) for name in ("W_Q", "W_K"))
     n_heads, n_sources = q.shape[:2]
     if config.positions == "rotary":
-        q, k = (rotate(x.reshape(-1, 1, *x.shape[-2:])).reshape(x.shape) for x in (q, k))
+        frequencies = rotary_frequencies(config, layer=1)
+        q, k = (rotate(x.reshape(-1, 1, *x.shape[-2:]), frequencies).reshape(x.shape) for x in (q, k))
     if config.smeared_keys:
         by_head = jnp.moveaxis(k, 0, 2).reshape(-1, n_heads, *k.shape[-2:])
         smeared = smear(by_head, params["smear_alpha"][1]).reshape(n_sources, -1, n_heads, *k.shape[-2:])
@@ -176,9 +178,15 @@ def _run(at: Snapshot) -> tuple[Params, Array, ModelConfig, FrozenRun]:
 
 
 def _two_layers(context: Context) -> str | None:
-    if context.config.model.n_layers == 1:
+    model = context.config.model
+    if model.n_layers == 1:
         return "one layer has no pairs of heads; model.n_layers = 1"
-    return attention_only(context, MAX_LAYERS)
+    added = [name for name in ("b_Q", "b_K") if name in model.biases]
+    if added:
+        return f"biases of queries and keys are terms of scores that no pair holds; model.biases has {', '.join(added)}"
+    if model.changes_scores or model.window:
+        return "scores are the product of queries and keys only without ALiBi, a cap and a window"
+    return attention_only(context, MAX_LAYERS) or needs_plain_keys(context)
 
 
 _SOURCE = "Elhage et al. 2021, Path expansion"

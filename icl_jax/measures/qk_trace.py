@@ -1,7 +1,7 @@
 """Trace of the QK eigenvalues of the previous-token term: does a head look for its token in what stood before it?
 
 For head (l, h) with earlier heads e and their previous-token scores p_e (row vectors; query side straight from the
-embedding, key side through e; rotary positions at distance 0, smearing left out):
+embedding, key side through e; rotary positions at distance 0, smearing and biases left out):
 
     W = sum over e of p_e W_E W_QK (W_E W_OV^e)^T / sqrt(d_head)      [query token, key token]
 
@@ -22,7 +22,7 @@ from jaxtyping import Array, Complex, Float
 from icl_jax.maths.factored_matrix import FactoredMatrix, eigenvalue_sum_ratio
 from icl_jax.maths.head_scores import previous_token
 from icl_jax.measures.circuits import fold_norms
-from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
+from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable, needs_plain_keys
 from icl_jax.measures.snapshot import Snapshot
 
 
@@ -68,7 +68,7 @@ def finish(context: Context, params: StackedParams, seen: Arrays) -> Arrays:
 def _why_not(context: Context) -> str | None:
     if context.config.model.n_layers < 2:
         return f"the term goes through a head in an earlier layer; model.n_layers = {context.config.model.n_layers}"
-    return None
+    return needs_plain_keys(context)
 
 
 _HEAD = ("layer", "head")

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from icl_jax.config import ModelConfig
 from icl_jax.measures.circuits import Weights, centred_unembedding, fold_norms, seen_embedding
-from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
+from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable, needs_plain_keys
 
 TOP = 100
 # A triple counts in the check against text if its destination stands after its source so many times.
@@ -49,6 +49,8 @@ def head_circuits(weights: Weights, config: ModelConfig, head: int) -> HeadCircu
     tokens = seen_embedding(weights, config)
     W_Q, W_K, W_V, W_O = (weights[name][0, head] for name in ("W_Q", "W_K", "W_V", "W_O"))
     destination, source = tokens @ W_Q, tokens @ W_K
+    if "b_Q" in weights:
+        destination = destination + weights["b_Q"][0, head]
     source = source - source.mean(axis=0)
     value, out = tokens @ W_V, W_O @ centred_unembedding(weights)
     return HeadCircuits(destination / _rms(destination, source.T), source, value / _rms(value, out), out)
@@ -164,7 +166,7 @@ def _measure(context: Context, params: StackedParams, _seen: Arrays) -> Arrays:
 def _why_not(context: Context) -> str | None:
     if context.config.model.n_layers != 1:
         return f"skip-trigrams are what a one-layer model is made of; model.n_layers = {context.config.model.n_layers}"
-    return None
+    return needs_plain_keys(context)
 
 
 _RANKED = ("head", "rank")

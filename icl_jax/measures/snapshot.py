@@ -79,6 +79,7 @@ def predictions(
 
     def some_rows(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
         x_BTD = final_resid(params, rows[:, :-1], config)
-        return token_loss_and_rank(x_BTD, unembedding_DV(params).astype(x_BTD.dtype), rows[:, 1:], chunk)
+        W_U = unembedding_DV(params).astype(x_BTD.dtype)
+        return token_loss_and_rank(x_BTD, W_U, rows[:, 1:], chunk, params.get("b_U"), config.logit_soft_cap)
 
     return map_rows(some_rows, rows)

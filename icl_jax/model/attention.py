@@ -1,28 +1,64 @@
 """Causal attention: the readable reference, and the faster forms that `icl_jax.model.execution` chooses from.
 
-All forms take ``q, k, v`` of shape B H T E and return ``z`` of the same shape; scores are divided by sqrt(E).
+All forms take ``q, k, v`` of shape B H T E and return ``z`` of the same shape; scores are divided by sqrt(E). What else
+happens to scores in a layer, `Scores` says.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from icl_jax.config import ModelConfig
 from icl_jax.model.execution import Execution
 from icl_jax.model.kernels.blocked_attention import blocked_attention, trained_blocked_attention
+from icl_jax.model.positions import alibi_slopes
 from icl_jax.model.precision import einsum, matmul_precision
 
 AttentionFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def attn_scores(q: Float[Array, "B H T E"], k: Float[Array, "B H T E"]) -> Float[Array, "B H T T"]:
-    """Scores before the softmax, float32; minus infinity where the key stands after the query."""
+class Scores(NamedTuple):
+    """What a layer does with its scores, besides leaving out keys after the query."""
+
+    window: int = 0
+    """Keys that a query sees, its own among them; 0: all."""
+    is_alibi: bool = False
+    """They fall with the distance, by `alibi_slopes`."""
+    soft_cap: float = 0.0
+    """c tanh(s / c) in place of s, before they fall; 0: s."""
+
+    @classmethod
+    def of(cls, config: ModelConfig, layer: int) -> "Scores":
+        """Of a layer of a model."""
+        return cls(config.window_of(layer), config.positions == "alibi", config.attn_soft_cap)
+
+
+_PLAIN = Scores()
+
+
+def attn_scores(
+    q: Float[Array, "B H T E"], k: Float[Array, "B H T E"], scores: Scores = _PLAIN
+) -> Float[Array, "B H T T"]:
+    """Scores before the softmax, float32; minus infinity where the query does not see the key."""
     scores_BHQK = einsum("BHQE,BHKE->BHQK", q, k, preferred_element_type=jnp.float32)
     position_T = jnp.arange(q.shape[-2])
     is_visible_QK = position_T[:, None] >= position_T[None, :]
-    return jnp.where(is_visible_QK[None, None], scores_BHQK / math.sqrt(q.shape[-1]), -jnp.inf)
+    if scores.window:
+        is_visible_QK &= position_T[:, None] - position_T[None, :] < scores.window
+    is_visible_11QK = is_visible_QK[None, None]
+    scores_BHQK = scores_BHQK / math.sqrt(q.shape[-1])
+    if scores.soft_cap:
+        scores_BHQK = scores.soft_cap * jnp.tanh(scores_BHQK / scores.soft_cap)
+    if scores.is_alibi:
+        distance_QK = jnp.asarray(position_T[:, None] - position_T[None, :], jnp.float32)
+        slope_H = jnp.asarray(alibi_slopes(q.shape[1]), jnp.float32)
+        scores_BHQK = scores_BHQK - (slope_H[:, None, None] * distance_QK[None])[None]
+    return jnp.where(is_visible_11QK, scores_BHQK, -jnp.inf)
 
 
 def attend(pattern: Float[Array, "B H T T"], v: Float[Array, "B H T E"]) -> Float[Array, "B H T E"]:
@@ -31,10 +67,10 @@ def attend(pattern: Float[Array, "B H T T"], v: Float[Array, "B H T E"]) -> Floa
 
 
 def reference_attention(
-    q: Float[Array, "B H T E"], k: Float[Array, "B H T E"], v: Float[Array, "B H T E"]
+    q: Float[Array, "B H T E"], k: Float[Array, "B H T E"], v: Float[Array, "B H T E"], scores: Scores = _PLAIN
 ) -> Float[Array, "B H T E"]:
     """Softmax attention that materialises the pattern; every other form is tested against it."""
-    return attend(jax.nn.softmax(attn_scores(q, k), axis=-1), v)
+    return attend(jax.nn.softmax(attn_scores(q, k, scores), axis=-1), v)
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -89,12 +125,16 @@ def _splash_kernel(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return z
 
 
-def attention_fn(execution: Execution) -> AttentionFn:
-    """The form that an execution names."""
+def attention_fn(execution: Execution, scores: Scores = _PLAIN) -> AttentionFn:
+    """The form that an execution names, for a layer's scores. Raises ValueError for one that cannot do them."""
+    blocked = trained_blocked_attention if execution.own_gradients else blocked_attention
     forms: dict[str, AttentionFn] = {
-        "reference": reference_attention,
-        "blocked": trained_blocked_attention if execution.own_gradients else blocked_attention,
+        "reference": reference_attention if scores == _PLAIN else partial(reference_attention, scores=scores),
+        "blocked": partial(blocked, window=scores.window) if scores.window else blocked,
         "cudnn": _cudnn,
         "splash": _splash,
     }
+    can_do = {"reference": scores, "blocked": Scores(window=scores.window)}.get(execution.attention, _PLAIN)
+    if can_do != scores:
+        raise ValueError(f"{execution.attention} attention has no {scores}")
     return forms[execution.attention]

@@ -65,19 +65,23 @@ def resolve(
         loss_chunk=_loss_chunk(config, platform),
         n_micro_batches=n_micro,
         remat=is_deep,
-        scan_layers=is_deep,
+        scan_layers=is_deep and config.layers_are_alike,
         own_gradients=train is not None,
     )
 
 
 def _plain_attention(config: ModelConfig, platform: str) -> Literal["reference", "blocked"]:
+    if config.changes_scores:
+        return "reference"
     if config.attention in ("reference", "blocked"):
         return config.attention
     return "blocked" if platform == "cpu" or config.n_ctx > _MAX_SCORES_CTX else "reference"
 
 
 def _fast_attention(config: ModelConfig, platform: str) -> Literal["reference", "blocked", "cudnn", "splash"]:
-    """What the config names; "auto" takes the fastest measured for the platform."""
+    """What the config names; "auto" takes the fastest measured for the platform that does what the model does."""
+    if config.changes_scores or config.window:
+        return _plain_attention(config, platform)
     if config.attention != "auto":
         return config.attention
     fastest: dict[str, Literal["blocked", "cudnn", "splash"]] = {"cpu": "blocked", "gpu": "cudnn", "tpu": "splash"}

@@ -4,13 +4,14 @@ A tap is a function ``tap(name, layer, value) -> value`` that sees, and may repl
 
 ==============  =======  ==========================================
 resid_pre       B T D    residual stream entering the layer
-q, k, v         B H T E  after W_Q, W_K, W_V, rotation and smearing
-attn_scores     B H Q K  before the softmax, minus infinity above the diagonal
+q, k, v         B H T E  after W_Q, W_K, W_V, biases, norms, rotation and smearing; keys and values that heads share
+                         are there for each of them
+attn_scores     B H Q K  before the softmax, minus infinity where nothing is seen
 pattern         B H Q K  after it
 z               B H T E  values mixed by the pattern
-result          B T H D  each head's output, after W_O
-resid_mid       B T D    after attention
-mlp_out         B T D    the MLP's output (models with MLPs)
+result          B T H D  each head's output, after W_O; before b_O and a norm of what attention writes
+resid_mid       B T D    after attention (also where the MLP does not read it: parallel residual)
+mlp_out         B T D    what the MLP writes (models with MLPs)
 resid_post      B T D    residual stream leaving the layer
 ==============  =======  ==========================================
 
@@ -18,6 +19,7 @@ Not asked for, they cost nothing: a pattern and per-head results are materialise
 """
 
 from collections.abc import Callable, Container
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -25,18 +27,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
-from icl_jax.model.attention import AttentionFn, attend, attention_fn, attn_scores
+from icl_jax.model.attention import Scores, attend, attention_fn, attn_scores
 from icl_jax.model.execution import Execution, resolve
 from icl_jax.model.linear import linear
 from icl_jax.model.params import Params, layer_names
-from icl_jax.model.positions import rotate, sinusoidal
+from icl_jax.model.positions import rotary_frequencies, rotate, sinusoidal
 from icl_jax.model.precision import einsum
 from icl_jax.model.tokens import takes_tokens
 
 TapFn = Callable[[str, int, jax.Array], jax.Array]
 GatherFn = Callable[[str, jax.Array], jax.Array]
+BlockFn = Callable[[jax.Array, Params], jax.Array]
 
-NORM_EPS = 1e-5
 ACTIVATIONS = (
     "resid_pre", "q", "k", "v", "attn_scores", "pattern", "z", "result", "resid_mid", "mlp_out", "resid_post",
 )  # fmt: skip
@@ -54,7 +56,7 @@ def normalise(
         wide = wide[0]
     if config.norm == "layernorm":
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + NORM_EPS)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + config.norm_eps)
     weight = jnp.expand_dims(weight.astype(jnp.float32), range(wide.ndim - 1))
     return (wide * scale * weight).astype(x.dtype).reshape(x.shape)
 
@@ -70,11 +72,25 @@ def smear(k: Float[Array, "B H T E"], alpha: Float[Array, " H"]) -> Float[Array,
 
 
 def positions_TD(W_pos: jax.Array | None, n_ctx: int, config: ModelConfig) -> jax.Array | None:
-    """The position embeddings of the first n_ctx positions, or None for rotary; `W_pos` if they are learned."""
-    if config.positions == "rotary":
+    """The position embeddings of the first n_ctx positions, or None for others; `W_pos` if they are learned."""
+    if not config.has_position_embedding:
         return None
     table = sinusoidal(config.n_ctx, config.d_model) if W_pos is None else W_pos
     return jnp.asarray(table[:n_ctx], config.compute_dtype)
+
+
+def _normalise_heads(x: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
+    """A norm of queries or keys, [B, H, T, E]: over each head, weight [E], or over all of them, weight [H, E]."""
+    if weight.ndim == 1:
+        return normalise(x.reshape(-1, *x.shape[-2:]), weight, config).reshape(x.shape)
+    x_BTHE = jnp.swapaxes(x, 1, 2)
+    flat = x_BTHE.reshape(*x_BTHE.shape[:2], -1)
+    return jnp.swapaxes(normalise(flat, weight.reshape(-1), config).reshape(x_BTHE.shape), 1, 2)
+
+
+def _projected(x_BTD: jax.Array, layer: Params, letter: str) -> jax.Array:
+    y_BHTE = einsum("BTD,HDE->BHTE", x_BTD, layer[f"W_{letter}"])
+    return y_BHTE + layer[f"b_{letter}"][None, :, None, :] if f"b_{letter}" in layer else y_BHTE
 
 
 def _block(
@@ -82,8 +98,7 @@ def _block(
     layer: Params,
     pos_TD: jax.Array | None,
     config: ModelConfig,
-    attend_fn: AttentionFn,
-    product: Callable[[jax.Array, jax.Array], jax.Array],
+    execution: Execution,
     tap: TapFn | None,
     seen: Container[str],
     index: int,
@@ -91,40 +106,89 @@ def _block(
     def see(name: str, value: jax.Array) -> jax.Array:
         return tap(name, index, value) if tap is not None and name in seen else value
 
-    resid = see("resid_pre", resid)
+    resid = resid_pre = see("resid_pre", resid)
     x_BTD = normalise(resid, layer.get("ln1_w"), config)
     x_qk_BTD = x_BTD if pos_TD is None or config.positions != "shortformer" else x_BTD + pos_TD[None]
-    q, k = (einsum("BTD,HDE->BHTE", x_qk_BTD, layer[name]) for name in ("W_Q", "W_K"))
-    v = einsum("BTD,HDE->BHTE", x_BTD, layer["W_V"])
+    q, k = (_projected(x_qk_BTD, layer, letter) for letter in "QK")
+    v = _projected(x_BTD, layer, "V")
+    if config.qk_norm != "none":
+        q, k = (_normalise_heads(x, layer[name], config) for x, name in ((q, "q_norm_w"), (k, "k_norm_w")))
     if config.positions == "rotary":
-        q, k = rotate(q), rotate(k)
+        frequencies = rotary_frequencies(config, index)
+        q, k = rotate(q, frequencies), rotate(k, frequencies)
+    if config.key_heads < config.n_heads:
+        k, v = (jnp.repeat(x, config.n_heads // config.key_heads, axis=1) for x in (k, v))
     if config.smeared_keys:
         k = smear(k, layer["smear_alpha"])
     q, k, v = see("q", q), see("k", k), see("v", v)
+    scores = Scores.of(config, index)
     if tap is not None and ("pattern" in seen or "attn_scores" in seen):
-        scores_BHQK = see("attn_scores", attn_scores(q, k))
+        scores_BHQK = see("attn_scores", attn_scores(q, k, scores))
         z_BHTE = attend(see("pattern", jax.nn.softmax(scores_BHQK, axis=-1)), v)
     else:
-        z_BHTE = attend_fn(q, k, v)
+        z_BHTE = attention_fn(execution, scores)(q, k, v)
     z_BHTE = see("z", z_BHTE)
     if tap is not None and "result" in seen:
         attn_out = jnp.sum(see("result", einsum("BHTE,HED->BTHD", z_BHTE, layer["W_O"])), axis=2)
     else:
         attn_out = einsum("BHTE,HED->BTD", z_BHTE, layer["W_O"])
-    return _after_attention(see("resid_mid", resid + attn_out), layer, config, product, see)
+    attn_out = written(attn_out, layer, "b_O", "ln1_post_w", config)
+    return _after_attention(see("resid_mid", resid + attn_out), resid_pre, layer, config, execution, see)
+
+
+def written(
+    out_BTD: Float[Array, "B T D"], layer: Params, bias: str, norm: str, config: ModelConfig
+) -> Float[Array, "B T D"]:
+    """What attention or MLP adds to the residual stream: its output, a layer's bias and the norm, if it has them."""
+    out_BTD = with_bias(out_BTD, layer.get(bias))
+    return normalise(out_BTD, layer.get(norm), config)
+
+
+def _solu(x: jax.Array) -> jax.Array:
+    return x * jax.nn.softmax(x, axis=-1)
+
+
+def _activate(x_BTM: jax.Array, config: ModelConfig) -> jax.Array:
+    """The MLP's activation. SoLU: Elhage et al. 2022, "Softmax Linear Units"."""
+    if config.activation == "solu_ln":
+        x_BTM = _solu(x_BTM)
+        layernorm = replace(config, norm="layernorm")
+        return normalise(x_BTM, jnp.ones(x_BTM.shape[-1], jnp.float32), layernorm)
+    forms: dict[str, Callable[[jax.Array], jax.Array]] = {
+        "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+        "gelu": partial(jax.nn.gelu, approximate=False),
+        "silu": jax.nn.silu,
+        "relu": jax.nn.relu,
+        "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+        "solu": _solu,
+    }
+    return forms[config.activation](x_BTM)
 
 
 def _after_attention(
     resid: jax.Array,
+    resid_pre: jax.Array,
     layer: Params,
     config: ModelConfig,
-    product: Callable[[jax.Array, jax.Array], jax.Array],
+    execution: Execution,
     see: Callable[[str, jax.Array], jax.Array],
 ) -> jax.Array:
+    """The MLP, which reads the stream behind attention, or in a parallel block the one before it."""
     if config.d_mlp:
-        x_BTD = normalise(resid, layer.get("ln2_w"), config)
-        hidden_BTM = jax.nn.gelu(product(x_BTD, layer["W_in"]), approximate=True)
-        resid = resid + see("mlp_out", product(hidden_BTM, layer["W_out"]))
+        product = linear if execution.own_gradients else partial(einsum, "BTD,DM->BTM")
+
+        def projected(x: jax.Array, letter: str) -> jax.Array:
+            return with_bias(product(x, layer[f"W_{letter}"]), layer.get(f"b_{letter}"))
+
+        read = resid if config.parallel_residual == "none" else resid_pre
+        norm = "ln1_w" if config.parallel_residual == "one_norm" else "ln2_w"
+        x_BTD = normalise(read, layer.get(norm), config)
+        if config.gated_mlp:
+            hidden_BTM = _activate(projected(x_BTD, "gate"), config) * projected(x_BTD, "in")
+        else:
+            hidden_BTM = _activate(projected(x_BTD, "in"), config)
+        mlp_out = written(product(hidden_BTM, layer["W_out"]), layer, "b_out", "ln2_post_w", config)
+        resid = resid + see("mlp_out", mlp_out)
     return see("resid_post", resid)
 
 
@@ -136,20 +200,19 @@ def final_resid(
     *,
     tap: TapFn | None = None,
     seen: Container[str] = ACTIVATIONS,
-    start: tuple[int, Float[Array, "B T D"]] | None = None,
+    start: tuple[int, Float[Array, "B T D"]] | tuple[int, Float[Array, "B T D"], Float[Array, "B T D"]] | None = None,
     gather: GatherFn | None = None,
     execution: Execution | None = None,
 ) -> Float[Array, "B T D"]:
     """The residual stream after the last layer and the final norm: what the unembedding multiplies.
 
-    `seen`: the activations that the tap is called for. `start`, a layer and its `resid_mid`: only what lies after it is
-    computed, and of the tokens only their number is read. `gather` makes a whole parameter out of this device's shard,
+    `seen`: the activations that the tap is called for. `start`, a layer and its `resid_mid`, in a model with a parallel
+    residual its `resid_pre` as well: only what lies after it is computed, and of the tokens only their number is read.
+    `gather` makes a whole parameter out of this device's shard,
     layer by layer (fully sharded training). `execution`: None resolves that of JAX's default platform.
     """
     gather = gather or (lambda _name, value: value)
     execution = execution or resolve(config)
-    attend_fn = attention_fn(execution)
-    product = linear if execution.own_gradients else partial(einsum, "BTD,DM->BTM")
     dtype = jnp.dtype(config.compute_dtype)
 
     def load(name: str, value: jax.Array) -> jax.Array:
@@ -163,28 +226,48 @@ def final_resid(
         resid = resid + pos_TD[None]
     stacked = {name: params[name] for name in layer_names(config)}
 
-    def block(resid: jax.Array, layer: Params, index: int = -1) -> jax.Array:
+    def block(resid: jax.Array, layer: Params, index: int = 0) -> jax.Array:
         whole = {name: load(name, value) for name, value in layer.items()}
-        return _block(resid, whole, pos_TD, config, attend_fn, product, tap, seen, index)
+        return _block(resid, whole, pos_TD, config, execution, tap, seen, index)
 
     if start is not None:
-        first, resid = start
+        first, resid, *resid_pre = start
         layer = {name: load(name, value[first]) for name, value in stacked.items()}
-        resid = _after_attention(resid, layer, config, product, lambda _name, value: value)
+        resid = _after_attention(resid, (resid_pre or [resid])[0], layer, config, execution, lambda _name, value: value)
         for index in range(first + 1, config.n_layers):
             resid = block(resid, {name: value[index] for name, value in stacked.items()}, index)
     elif tap is not None or not execution.scan_layers:
         for index in range(config.n_layers):
-            resid = block(resid, {name: value[index] for name, value in stacked.items()}, index)
-    else:
-        one = jax.checkpoint(block) if execution.remat else block
-        resid, _ = jax.lax.scan(lambda x, layer: (one(x, layer), None), resid, stacked)
+            at_index: BlockFn = partial(block, index=index)
+            one = jax.checkpoint(at_index) if execution.remat and tap is None else at_index
+            resid = one(resid, {name: value[index] for name, value in stacked.items()})
+    else:  # of layers that are alike
+        each = jax.checkpoint(block) if execution.remat else block
+        resid, _ = jax.lax.scan(lambda x, layer: (each(x, layer), None), resid, stacked)
     return normalise(resid, params.get("ln_final_w"), config)
 
 
 def unembedding_DV(params: Params) -> jax.Array:
     """W_U, or the transposed embedding where it is tied."""
     return params["W_U"] if "W_U" in params else params["W_E"].T
+
+
+def to_logits(
+    x: Float[Array, "*B D"], W_U: Float[Array, "D V"], b_U: Float[Array, " V"] | None, config: ModelConfig
+) -> Float[Array, "*B V"]:
+    """Logits, float32, of what `final_resid` gives."""
+    logits = einsum("...D,DV->...V", x, W_U.astype(x.dtype), preferred_element_type=jnp.float32)
+    return soft_capped(with_bias(logits, b_U), config.logit_soft_cap)
+
+
+def with_bias(x: Float[Array, "*B D"], bias: Float[Array, " D"] | None) -> Float[Array, "*B D"]:
+    """x + bias, or x where there is none."""
+    return x if bias is None else x + jnp.expand_dims(bias, range(x.ndim - 1))
+
+
+def soft_capped(x: Float[Array, "*B"], cap: float) -> Float[Array, "*B"]:
+    """c tanh(x / c), or x where the cap is 0."""
+    return cap * jnp.tanh(x / cap) if cap else x
 
 
 @takes_tokens
@@ -198,8 +281,7 @@ def forward(
 ) -> Float[Array, "B T V"]:
     """Logits, float32, differentiable in either mode. Training never calls this: see `icl_jax.model.loss`."""
     x_BTD = final_resid(params, tokens, config, tap=tap, seen=seen)
-    W_U = unembedding_DV(params).astype(x_BTD.dtype)
-    return einsum("BTD,DV->BTV", x_BTD, W_U, preferred_element_type=jnp.float32)
+    return to_logits(x_BTD, unembedding_DV(params), params.get("b_U"), config)
 
 
 @takes_tokens

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
 from icl_jax.model.execution import Execution, resolve
-from icl_jax.model.forward import final_resid, unembedding_DV
+from icl_jax.model.forward import final_resid, soft_capped, unembedding_DV, with_bias
 from icl_jax.model.kernels import loss_kernel
 from icl_jax.model.linear import weight_grad
 from icl_jax.model.params import Params
@@ -37,8 +37,9 @@ def _chunks(x: jax.Array, targets: jax.Array, chunk: int) -> tuple[jax.Array, ja
     return x_ND.reshape(-1, chunk, d_model), targets_N.reshape(-1, chunk)
 
 
-def _chunk_logits(x_CD: jax.Array, W_U: jax.Array) -> jax.Array:
-    return einsum("CD,DV->CV", x_CD, W_U, preferred_element_type=jnp.float32)
+def _chunk_logits(x_CD: jax.Array, W_U: jax.Array, b_U: jax.Array | None, cap: float) -> jax.Array:
+    logits_CV = einsum("CD,DV->CV", x_CD, W_U, preferred_element_type=jnp.float32)
+    return soft_capped(with_bias(logits_CV, b_U), cap)
 
 
 def _chunk_loss(logits_CV: jax.Array, targets_C: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -61,28 +62,33 @@ def _loss_and_dlogits(
 
 
 def token_loss(
-    x: Float[Array, "B T D"], W_U: Float[Array, "D V"], targets: Int[Array, "B T"], chunk: int
-) -> Float[Array, "B T"]:
-    """-log p(target) in nats, float32, `chunk` tokens at a time, in derivatives of either mode too."""
+    x: Float[Array, "B T D"], W_U: Float[Array, "D V"], targets: Int[Array, "B T"], chunk: int,
+    b_U: Float[Array, " V"] | None = None, cap: float = 0.0,
+) -> Float[Array, "B T"]:  # fmt: skip
+    """-log p(target) in nats, float32, `chunk` tokens at a time, in derivatives of either mode too.
+
+    `cap`: model.logit_soft_cap.
+    """
 
     @jax.checkpoint
     def one_chunk(args: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return _chunk_loss(_chunk_logits(args[0], W_U), args[1])[0]
+        return _chunk_loss(_chunk_logits(args[0], W_U, b_U, cap), args[1])[0]
 
     loss_IC = jax.lax.map(one_chunk, _chunks(x, targets, chunk))
     return loss_IC.reshape(-1)[: targets.size].reshape(targets.shape)
 
 
 def token_loss_and_rank(
-    x: Float[Array, "B T D"], W_U: Float[Array, "D V"], targets: Int[Array, "B T"], chunk: int
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    x: Float[Array, "B T D"], W_U: Float[Array, "D V"], targets: Int[Array, "B T"], chunk: int,
+    b_U: Float[Array, " V"] | None = None, cap: float = 0.0,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:  # fmt: skip
     """`token_loss`, and each target's rank among all tokens by the same logits: 1 is the likeliest, ties count half.
 
     Ranks are in [1, V]; equal logits throughout give (V + 1) / 2. Ours.
     """
 
     def one_chunk(args: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        logits_CV, targets_C = _chunk_logits(args[0], W_U), args[1]
+        logits_CV, targets_C = _chunk_logits(args[0], W_U, b_U, cap), args[1]
         right_C1 = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=-1, mode="clip")
         above_C = jnp.sum(logits_CV > right_C1, axis=-1, dtype=jnp.float32)
         equal_C = jnp.sum(logits_CV == right_C1, axis=-1, dtype=jnp.float32)  # the right token itself among them
@@ -108,54 +114,64 @@ def losses(
     """
     execution = execution or resolve(config)
     x_BTD = final_resid(params, rows[:, :-1], config, execution=execution, **options)
-    return token_loss(x_BTD, unembedding_DV(params).astype(x_BTD.dtype), rows[:, 1:], execution.loss_chunk)
+    W_U = unembedding_DV(params).astype(x_BTD.dtype)
+    return token_loss(x_BTD, W_U, rows[:, 1:], execution.loss_chunk, params.get("b_U"), config.logit_soft_cap)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 5))
 def mean_loss(
-    x: Float[Array, "B T D"], W_U: Float[Array, "D V"], targets: Int[Array, "B T"], chunk: int
-) -> tuple[Float[Array, ""], Float[Array, " T"]]:
+    x: Float[Array, "B T D"], W_U: Float[Array, "D V"], targets: Int[Array, "B T"], chunk: int,
+    b_U: Float[Array, " V"] | None = None, cap: float = 0.0,
+) -> tuple[Float[Array, ""], Float[Array, " T"]]:  # fmt: skip
     """Mean loss over all tokens, and the mean over the batch at each position, in nats: the training step's.
 
     Reverse mode alone; gradients flow through the mean only. They are formed in the forward pass, while a chunk's
     logits are at hand, and scaled in the backward pass: one matmul less than recomputing the logits.
     """
-    loss_BT = token_loss(x, W_U, targets, chunk)
+    loss_BT = token_loss(x, W_U, targets, chunk, b_U, cap)
     return jnp.mean(loss_BT), jnp.mean(loss_BT, axis=0)
 
 
 def _mean_loss_fwd(
-    x: jax.Array, W_U: jax.Array, targets: jax.Array, chunk: int
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    x: jax.Array, W_U: jax.Array, targets: jax.Array, chunk: int, b_U: jax.Array | None, cap: float
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array | None, ...]]:
     x_ICD, targets_IC = _chunks(x, targets, chunk)
 
-    def one_chunk(dW_U: jax.Array, args: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        x_CD, targets_C = args
+    def one_chunk(grads: Any, args: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+        (dW_U, db_U), (x_CD, targets_C) = grads, args
         # Filled-up tokens have target -1: their weight is 0.
         weight_C = jnp.where(targets_C >= 0, 1.0 / targets.size, 0.0).astype(jnp.float32)
+        logits_CV = _chunk_logits(x_CD, W_U, b_U, cap)
         loss_C, dlogits_CV = jax.lax.platform_dependent(
-            _chunk_logits(x_CD, W_U),
+            logits_CV,
             targets_C,
             weight_C,
-            cuda=partial(loss_kernel.loss_and_dlogits, dtype=x.dtype),
-            default=partial(_loss_and_dlogits, dtype=x.dtype),
+            cuda=partial(loss_kernel.loss_and_dlogits, dtype=jnp.float32 if cap else x.dtype),
+            default=partial(_loss_and_dlogits, dtype=jnp.float32 if cap else x.dtype),
         )
+        if cap:
+            dlogits_CV = (dlogits_CV * (1 - jnp.square(logits_CV / cap))).astype(x.dtype)
         dx_CD = einsum("CV,DV->CD", dlogits_CV, W_U)
         dW_U = dW_U + weight_grad(x_CD, dlogits_CV, jnp.float32)
-        return dW_U, (loss_C, dx_CD)
+        if b_U is not None:
+            db_U = db_U + jnp.sum(dlogits_CV, axis=0, dtype=jnp.float32)
+        return (dW_U, db_U), (loss_C, dx_CD)
 
-    dW_U, (loss_IC, dx_ICD) = jax.lax.scan(one_chunk, jnp.zeros(W_U.shape, jnp.float32), (x_ICD, targets_IC))
+    zero = jnp.zeros(W_U.shape, jnp.float32), None if b_U is None else jnp.zeros(b_U.shape, jnp.float32)
+    (dW_U, db_U), (loss_IC, dx_ICD) = jax.lax.scan(one_chunk, zero, (x_ICD, targets_IC))
     loss_BT = loss_IC.reshape(-1)[: targets.size].reshape(targets.shape)
     dx = dx_ICD.reshape(-1, x.shape[-1])[: targets.size].reshape(x.shape)
-    return (jnp.mean(loss_BT), jnp.mean(loss_BT, axis=0)), (dx, dW_U.astype(W_U.dtype))
+    return (jnp.mean(loss_BT), jnp.mean(loss_BT, axis=0)), (dx, dW_U.astype(W_U.dtype), db_U)
 
 
 def _mean_loss_bwd(
-    _chunk: int, saved: tuple[jax.Array, jax.Array], cotangents: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array, None]:
-    dx, dW_U = saved
+    _chunk: int, _cap: float, saved: tuple[jax.Array, jax.Array, jax.Array | None],
+    cotangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array | None, ...]:  # fmt: skip
+    dx, dW_U, db_U = saved
     scale = cotangents[0]
-    return dx * scale.astype(dx.dtype), dW_U * scale.astype(dW_U.dtype), None
+    db_U = None if db_U is None else db_U * scale
+    return dx * scale.astype(dx.dtype), dW_U * scale.astype(dW_U.dtype), None, db_U
 
 
 mean_loss.defvjp(_mean_loss_fwd, _mean_loss_bwd)

@@ -5,7 +5,7 @@ docs/model.md) reads the declaration, which Flax keeps as the metadata of the `n
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -43,19 +43,32 @@ class Declaration:
         return self.axes.startswith("N")
 
 
+_BIASES = {
+    "b_Q": ("N H E", "blocks.{}.attn.b_Q"),
+    "b_K": ("N G E", "blocks.{}.attn.b_K"),
+    "b_V": ("N G E", "blocks.{}.attn.b_V"),
+    "b_O": ("N D", "blocks.{}.attn.b_O"),
+    "b_in": ("N M", "blocks.{}.mlp.b_in"),
+    "b_gate": ("N M", None),
+    "b_out": ("N D", "blocks.{}.mlp.b_out"),
+    "b_U": ("V", "unembed.b_U"),
+}
+
+
 class Parameters(nnx.Module):
     """Declares and initialises the parameters; `icl_jax.Transformer` adds the forward pass.
 
     Weights are normal with standard deviation ``config.init_std``, norm weights 1 and smear alphas 0, so that a
     smeared head begins with the mean of its own and the previous key (the paper does not disclose its start).
-    No array has size zero: a model without layers simply lacks the per-layer arrays. There are no biases.
+    No array has size zero: a model without layers simply lacks the per-layer arrays. Biases, where there are any, start
+    at 0; norms have none, since a bias of a norm is one of whatever reads it.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         self.config = config
         sizes = {
-            "N": config.n_layers, "D": config.d_model, "H": config.n_heads, "E": config.d_head, "M": config.d_mlp,
-            "T": config.n_ctx, "V": config.vocab_size,
+            "N": config.n_layers, "D": config.d_model, "H": config.n_heads, "G": config.key_heads,
+            "E": config.head_width, "M": config.d_mlp, "T": config.n_ctx, "V": config.vocab_size,
         }  # fmt: skip
 
         def declare(
@@ -72,8 +85,11 @@ class Parameters(nnx.Module):
         def weight(axes: str, hooked: str, *, multiplies: bool = True) -> nnx.Param[jax.Array]:
             return declare(axes, hooked, normal, decayed=True, sharded=True, multiplies=multiplies)
 
-        def norm(axes: str, hooked: str) -> nnx.Param[jax.Array]:
+        def norm(axes: str, hooked: str | None) -> nnx.Param[jax.Array]:
             return declare(axes, hooked, jnp.ones, decayed=False, sharded=False)
+
+        def bias(axes: str, hooked: str | None) -> nnx.Param[jax.Array]:
+            return declare(axes, hooked, jnp.zeros, decayed=False, sharded=False)
 
         def normal(shape: tuple[int, ...]) -> jax.Array:
             return jnp.float32(config.init_std) * jax.random.normal(rngs.params(), shape, jnp.float32)
@@ -84,23 +100,37 @@ class Parameters(nnx.Module):
             self.W_pos = weight("T D", "pos_embed.W_pos", multiplies=False)
         if config.n_layers > 0:
             self.W_Q = weight("N H D E", "blocks.{}.attn.W_Q")
-            self.W_K = weight("N H D E", "blocks.{}.attn.W_K")
-            self.W_V = weight("N H D E", "blocks.{}.attn.W_V")
+            self.W_K = weight("N G D E", "blocks.{}.attn.W_K")
+            self.W_V = weight("N G D E", "blocks.{}.attn.W_V")
             self.W_O = weight("N H E D", "blocks.{}.attn.W_O")
             if config.smeared_keys:
                 # The keys' mixing weight before the sigmoid.
                 self.smear_alpha = declare("N H", None, jnp.zeros, decayed=False, sharded=False)
+            if config.qk_norm != "none":
+                self.q_norm_w = norm("N E" if config.qk_norm == "head" else "N H E", None)
+                self.k_norm_w = norm("N E" if config.qk_norm == "head" else "N G E", None)
             if config.d_mlp:
                 self.W_in = weight("N D M", "blocks.{}.mlp.W_in")
                 self.W_out = weight("N M D", "blocks.{}.mlp.W_out")
-            if config.norm != "none":
+                if config.gated_mlp:
+                    self.W_gate = weight("N D M", "blocks.{}.mlp.W_gate")
+            if config.norm != "none" and config.norm_position != "post":
                 self.ln1_w = norm("N D", "blocks.{}.ln1.w")
-                if config.d_mlp:
+                if config.d_mlp and config.parallel_residual != "one_norm":
                     self.ln2_w = norm("N D", "blocks.{}.ln2.w")
+            if config.norm != "none" and config.norm_position != "pre":
+                self.ln1_post_w = norm("N D", "blocks.{}.ln1_post.w")
+                if config.d_mlp:
+                    self.ln2_post_w = norm("N D", "blocks.{}.ln2_post.w")
+            for name in config.biases:
+                if name != "b_U":
+                    setattr(self, name, bias(*_BIASES[name]))
         if config.norm != "none":
             self.ln_final_w = norm("D", "ln_final.w")
         if not config.tied_unembedding:
             self.W_U = weight("D V", "unembed.W_U")
+        if "b_U" in config.biases:
+            self.b_U = bias(*_BIASES["b_U"])
 
     @property
     def params(self) -> Params:
@@ -133,6 +163,13 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def layer_names(config: ModelConfig) -> tuple[str, ...]:
     """Names of the parameters that are stacked over layers."""
     return tuple(name for name, declared in declarations(config).items() if declared.is_stacked)
+
+
+def per_head(params: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """Parameters, of NumPy or JAX, any axes in front, with keys' and values' repeated for the heads that share them."""
+    n_shared = config.n_heads // config.key_heads
+    axes = {"W_K": -3, "W_V": -3, "b_K": -2, "b_V": -2} if n_shared > 1 else {}
+    return {name: value.repeat(n_shared, axis=axes[name]) if name in axes else value for name, value in params.items()}
 
 
 def init_params(config: ModelConfig, seed: int) -> Params:

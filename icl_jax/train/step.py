@@ -65,7 +65,8 @@ def loss_and_grads(
         name = "W_U" if "W_U" in params else "W_E"
         whole = {name: gather(name, params[name])}
         W_U = unembedding_DV(whole).astype(x_BTD.dtype)
-        return mean_loss(x_BTD, W_U, rows[:, 1:], execution.loss_chunk)
+        cap = config.model.logit_soft_cap
+        return mean_loss(x_BTD, W_U, rows[:, 1:], execution.loss_chunk, params.get("b_U"), cap)
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     n_micro = execution.n_micro_batches

@@ -74,8 +74,8 @@ BAD = {
     "MLP negative": ("[model]\nd_mlp = -1", ["model.d_mlp = -1", "must be 0 (attention-only) or more"]),
     "init 0": ("[model]\ninit_std = 0.0", ["model.init_std = 0.0", "must be greater than 0"]),
     "unknown positions": (
-        '[model]\npositions = "alibi"',
-        ["model.positions = 'alibi'", "'shortformer', 'rotary', 'standard'"],
+        '[model]\npositions = "relative"',
+        ["model.positions = 'relative'", "'shortformer', 'rotary', 'standard', 'alibi'"],
     ),
     "positions not text": ("[model]\npositions = 1", ["model.positions = 1", "'shortformer', 'rotary', 'standard'"]),
     "unknown dtype": ('[model]\ncompute_dtype = "fp8"', ["compute_dtype = 'fp8'", "'float32', 'bfloat16'"]),

@@ -47,6 +47,7 @@ SMALL = {
     "python-1l",
     "python-2l",
     "python-1l-smeared",
+    "python-llama",
     "stories-0l",
     "stories-1l",
     "stories-2l",
@@ -94,7 +95,7 @@ def test_paper_config_has_the_disclosed_values(name: str) -> None:
     config = load(name)
     model = config.model
     assert (model.n_layers, model.d_mlp, model.smeared_keys) == (n_layers, 3072 if has_mlps else 0, is_smeared)
-    assert (model.d_model, model.n_heads, model.d_head) == (768, 12, 64)
+    assert (model.d_model, model.n_heads, model.head_width) == (768, 12, 64)
     assert (model.n_ctx, model.vocab_size) == (8192, 65536)
     assert (model.positions, model.norm) == ("shortformer", "layernorm")
     assert config.train.n_steps == 10_000
@@ -111,7 +112,7 @@ def test_paper_config_has_the_disclosed_values(name: str) -> None:
 def test_full_scale_config_has_the_disclosed_values(name: str) -> None:
     config = load(name)
     model = config.model
-    assert (model.n_layers, model.d_model, model.n_heads, model.d_head) == FULL[name]
+    assert (model.n_layers, model.d_model, model.n_heads, model.head_width) == FULL[name]
     assert (model.n_ctx, model.vocab_size, model.norm) == (8192, 65536, "layernorm")
     assert config.tokens_per_step == 2**20
     assert config.train.n_steps >= 2**17

@@ -26,12 +26,14 @@ from icl_jax.config.corpora import NAMES
 from icl_jax.config.tables import flat, merge, to_tables
 from icl_jax.config.toml import build_config, field_types
 from tests.data_configs import data_config
+from tests.model.architectures import FAMILIES, OPTIONS
 
 # Every character that a file can hold, line ends and control characters among them.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 NON_EMPTY = TEXT.filter(bool)
-POSITIVE = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
-NON_NEGATIVE = st.floats(min_value=0, allow_infinity=False)
+POSITIVE = st.floats(2.0**-126, 3e38)
+NON_NEGATIVE = st.just(0.0) | POSITIVE
+BELOW_1 = st.just(0.0) | st.floats(2.0**-126, 1 - 2.0**-24)
 COUNT = st.integers(1, 2**40)
 COUNT_OR_0 = st.integers(0, 2**40)
 
@@ -43,7 +45,8 @@ def one_of(section: type, name: str) -> st.SearchStrategy[str]:
 @st.composite
 def models(draw: st.DrawFn) -> ModelConfig:
     n_heads, d_head = draw(st.integers(1, 64)), 2 * draw(st.integers(1, 128))
-    return ModelConfig(
+    architecture = draw(st.sampled_from([{}, *(OPTIONS | FAMILIES).values()]))
+    sizes: dict[str, Any] = dict(  # noqa: C408
         n_layers=draw(st.integers(0, 100)),
         d_model=n_heads * d_head,
         n_heads=n_heads,
@@ -60,6 +63,13 @@ def models(draw: st.DrawFn) -> ModelConfig:
         attention=draw(one_of(ModelConfig, "attention")),
         loss_chunk=draw(COUNT_OR_0),
     )
+    if architecture:
+        # An even width of heads, and what goes with any option.
+        sizes |= {"attention": "auto", "norm": "rmsnorm", "positions": "shortformer", "d_head": d_head, "n_heads": 12}
+        sizes |= {"d_mlp": 1 + sizes["d_mlp"], "n_layers": 2 + sizes["n_layers"]}
+    elif sizes["positions"] == "alibi":
+        sizes["attention"] = "reference"
+    return ModelConfig(**sizes | {name: value for name, value in architecture.items() if name != "d_mlp"})
 
 
 @st.composite
@@ -101,12 +111,12 @@ def configs(draw: st.DrawFn) -> Config:
         lr=draw(POSITIVE),
         warmup_steps=draw(st.integers(0, train.n_steps)),
         schedule=draw(one_of(OptimizerConfig, "schedule")),
-        final_lr_fraction=draw(st.floats(0, 1)),
-        b1=draw(st.floats(0, 1, exclude_max=True)),
-        b2=draw(st.floats(0, 1, exclude_max=True)),
+        final_lr_fraction=draw(st.just(1.0) | BELOW_1),
+        b1=draw(BELOW_1),
+        b2=draw(BELOW_1),
         eps=draw(POSITIVE),
         weight_decay=draw(NON_NEGATIVE),
-        decay_change_step=draw(st.integers(-1, 2**40)),
+        decay_change_step=draw(st.integers(-1, 2**31 - 1)),
         decay_change_factor=draw(NON_NEGATIVE),
         clip_norm=draw(NON_NEGATIVE),
     )
@@ -167,11 +177,13 @@ def test_whole_numbers_are_read_as_floats_where_floats_are_meant() -> None:
 
 def changed(value: Any, annotation: Any) -> Any:
     """Another valid value of a field."""
+    if isinstance(value, tuple):
+        return (*value, 1) if get_args(annotation)[0] is int else ("b_U",)
     if choices := get_args(annotation):
         return next(choice for choice in choices if choice != value)
     if annotation is bool:
         return not value
-    return value / 2 if annotation is float else value * 2 or 1 if annotation is int else value + "x"
+    return value / 2 or 2.0 if annotation is float else value * 2 or 1 if annotation is int else value + "x"
 
 
 FIELDS = field_types()
@@ -186,12 +198,22 @@ FREE = {
 }
 
 
+ROTARY = {"positions": "rotary"}
+# What an option of the model goes with.
+NEEDS: dict[str, dict[str, Any]] = {
+    "rotary_base": ROTARY, "rotary_dim": {**ROTARY, "rotary_dim": 2}, "rotary_scaling": ROTARY,
+    "rotary_factor": {**ROTARY, "rotary_scaling": "linear"}, "no_rotary_layers": ROTARY, "window_layers": {"window": 3},
+    "window_rotary_base": {**ROTARY, "window": 3}, "d_model": {"n_heads": 2},
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_numeric_differences_names_each_changed_field(field: str) -> None:
     section, *table, name = field.split(".")
     source = {"text": "text:a", "tfds": "tfds:a"}.get(*table, *table) if table else "text:a"
+    model = NEEDS.get(name, {}) if section == "model" else {}
     base = Config(
-        model=ModelConfig(d_mlp=16, vocab_size=12),
+        model=ModelConfig(**{"d_mlp": 16, "vocab_size": 12, **model}),
         train=TrainConfig(parallel="mesh", fsdp=1, seed=3),
         data=DataConfig(source=source, seed=3),
         optimizer=OptimizerConfig(decay_change_step=5),

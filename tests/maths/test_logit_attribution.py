@@ -12,7 +12,7 @@ import pytest
 from icl_jax.analysis import direct_logit_attribution
 from icl_jax.config import ModelConfig
 from icl_jax.maths.logit_attribution import LogitAttribution
-from icl_jax.model.forward import NORM_EPS, run_with_cache
+from icl_jax.model.forward import run_with_cache
 from tests.hand_built import GAMMA, induction_model, repeated_rows
 from tests.model.random_params import random_params, random_tokens
 
@@ -55,7 +55,7 @@ def by_hand(params: dict, config: ModelConfig, tokens: np.ndarray, part: np.ndar
         if config.norm == "layernorm":
             x, whole = x - x.mean(), whole - whole.mean()
         if config.norm != "none":
-            x = x / np.sqrt(np.mean(whole**2) + NORM_EPS) * weights["ln_final_w"]
+            x = x / np.sqrt(np.mean(whole**2) + config.norm_eps) * weights["ln_final_w"]
         logits = x @ W_U
         out[t] = logits[tokens[t + 1]] - logits.mean()
     return out

@@ -40,7 +40,7 @@ class NumpyModel:
             x = _norm(resid, params["ln1_w"][layer])
             q, k = (np.einsum("btd,hde->bhte", x + params["W_pos"], params[name][layer]) for name in ("W_Q", "W_K"))
             v = np.einsum("btd,hde->bhte", x, params["W_V"][layer])
-            scores = np.where(mask, np.einsum("bhqe,bhke->bhqk", q, k) / np.sqrt(CONFIG.d_head), -np.inf)
+            scores = np.where(mask, np.einsum("bhqe,bhke->bhqk", q, k) / np.sqrt(CONFIG.head_width), -np.inf)
             pattern = np.exp(scores - scores.max(-1, keepdims=True))
             pattern /= pattern.sum(-1, keepdims=True)
             pattern = pattern if patterns is None else patterns[layer]

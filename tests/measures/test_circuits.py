@@ -18,7 +18,7 @@ from icl_jax.measures.circuits import (
     token_std,
 )
 from icl_jax.model.forward import forward, run_with_cache
-from icl_jax.model.positions import rotate, sinusoidal
+from icl_jax.model.positions import rotary_frequencies, rotate, sinusoidal
 from tests.analysis.random_snapshots import check, context, stacked
 from tests.model.random_params import random_params, random_tokens
 
@@ -121,13 +121,14 @@ def test_token_and_position_blocks_make_up_the_scores_of_a_model_without_norms()
 
 
 def test_rotary_positions_have_a_rotation_in_place_of_a_position_circuit() -> None:
-    config = ModelConfig(positions="rotary")
+    config = ModelConfig(positions="rotary", d_head=6, rotary_dim=4)
     with pytest.raises(ValueError, match="rotary"):
         position_circuit(stacked(config, n_snapshots=1), config)
+    frequencies = rotary_frequencies(config)
     rng = np.random.default_rng(0)
     q, k = (jnp.asarray(rng.normal(size=(1, 1, 9, 6)), jnp.float32) for _ in range(2))
-    scores = np.asarray(rotate(q) @ rotate(k).mT)[0, 0]
-    expected = np.asarray(q)[0, 0, 7] @ rotation(5, 6) @ np.asarray(k)[0, 0, 2]
+    scores = np.asarray(rotate(q, frequencies) @ rotate(k, frequencies).mT)[0, 0]
+    expected = np.asarray(q)[0, 0, 7] @ rotation(5, config) @ np.asarray(k)[0, 0, 2]
     np.testing.assert_allclose(scores[7, 2], expected, atol=1e-5)
 
 

@@ -11,9 +11,9 @@ def random_params(config: ModelConfig, seed: int = 0) -> Params:
     rng = np.random.default_rng(seed)
     params = {}
     for name, shape in param_shapes(config).items():
-        if name.startswith("ln"):
+        if name.startswith("ln") or name.endswith("norm_w"):
             value = rng.uniform(0.5, 1.5, shape)
-        elif name == "smear_alpha":
+        elif name == "smear_alpha" or name.startswith("b_"):
             value = rng.normal(0, 1, shape)
         else:
             # Small enough that rounding does not grow from layer to layer where nothing is normalised.

@@ -1,5 +1,6 @@
 """Every fast form of attention against the reference, in value and gradient."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 
 from icl_jax.config import ModelConfig, TrainConfig
 from icl_jax.model import attention as attention_module
-from icl_jax.model.attention import AttentionFn, attend, attention_fn, attn_scores, reference_attention
+from icl_jax.model.attention import AttentionFn, Scores, attend, attention_fn, attn_scores, reference_attention
 from icl_jax.model.execution import resolve
 from icl_jax.model.kernels.blocked_attention import blocked_attention, trained_blocked_attention
 from tests import float32_bounds
@@ -92,6 +93,28 @@ def test_the_reference_equals_numpy(shape: tuple[int, ...]) -> None:
 def test_blocked_equals_reference(n_rows: int, n_heads: int, n_ctx: int, d_head: int, seed: int) -> None:
     for attention in (trained_blocked_attention, blocked_attention, reference_attention):
         _assert_exact_up_to_rounding(attention, (n_rows, n_heads, n_ctx, d_head), seed)
+
+
+@pytest.mark.parametrize("window", [1, 5, 64, 70, 200])
+def test_blocked_equals_the_reference_with_a_window(window: int) -> None:
+    """Windows within a block, of a block, over two, and of more than the row; in value and gradients."""
+    shape = (1, 3, 193, 5)
+    qkv, dz = _qkv(shape), _qkv(shape, 1)[0]
+    expected = _value_and_grads(partial(reference_attention, scores=Scores(window=window)), qkv, dz)
+    seen = np.tril(np.ones((193, 193), bool)) & ~np.tril(np.ones((193, 193), bool), -window)
+    np.testing.assert_array_equal(np.isfinite(attn_scores(*qkv[:2], Scores(window=window))[0, 0]), seen)
+    for form in (trained_blocked_attention, blocked_attention):
+        found = _value_and_grads(partial(form, window=window), qkv, dz)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["blocked", "cudnn", "splash"])
+@pytest.mark.parametrize("scores", [Scores(soft_cap=2.0), Scores(is_alibi=True, window=3)])
+def test_a_form_refuses_scores_that_it_cannot_do(name: Any, scores: Scores) -> None:
+    execution = replace(resolve(ModelConfig(), "cpu"), attention=name)
+    with pytest.raises(ValueError, match=f"{name} attention has no Scores"):
+        attention_fn(execution, scores)
 
 
 @pytest.mark.parametrize("implementation", ["cudnn", "splash", "blocked"])

@@ -83,3 +83,24 @@ def test_cuts_are_equal_and_as_small_as_the_caches_want(
     shape: tuple[int, int], accum_steps: int, platform: str, expected: int
 ) -> None:
     assert n_micro_batches(shape, accum_steps, platform) == expected
+
+
+@pytest.mark.parametrize("train", [None, TrainConfig()])
+@pytest.mark.parametrize(
+    ("fields", "platform", "attention", "is_scanned"),
+    [
+        ({"window": 5}, "cpu", "blocked", True),
+        ({"window": 5, "n_ctx": 4096}, "gpu", "blocked", True),
+        ({"window": 5}, "tpu", "reference", True),
+        ({"window": 5, "window_layers": (0, 3)}, "cpu", "blocked", False),
+        ({"positions": "rotary", "no_rotary_layers": (2,)}, "cpu", "blocked", False),
+        ({"positions": "rotary", "no_rotary_layers": tuple(range(9))}, "cpu", "blocked", True),
+        ({"positions": "alibi"}, "cpu", "reference", True),
+        ({"attn_soft_cap": 5.0}, "tpu", "reference", True),
+    ],
+)
+def test_what_kernels_do_not_do_takes_plain_forms_and_unlike_layers_are_not_scanned(
+    fields: Any, platform: str, attention: str, is_scanned: bool, train: TrainConfig | None
+) -> None:
+    found = resolve(ModelConfig(n_layers=9, **fields), platform, train)
+    assert (found.attention, found.scan_layers, found.remat) == (attention, is_scanned, True)

@@ -16,26 +16,63 @@ from icl_jax.config import ModelConfig
 from icl_jax.model import execution
 from icl_jax.model import forward as forward_module
 from icl_jax.model.forward import final_resid, forward, unembedding_DV
-from icl_jax.model.params import Params
+from icl_jax.model.params import Params, param_shapes
+from tests.model.architectures import FAMILIES, OPTIONS
 from tests.model.random_params import random_params, random_tokens
 
 B, T, N_CTX, H, E, M, V = 2, 11, 13, 5, 4, 17, 29
 D = H * E
+ARCHITECTURES = OPTIONS | FAMILIES
 
 
-def _norm(x: np.ndarray, weight: np.ndarray | None, kind: str) -> np.ndarray:
-    if kind == "none":
+def _norm(x: np.ndarray, weight: np.ndarray | None, kind: str, eps: float = 1e-5) -> np.ndarray:
+    if weight is None:
         return x
     if kind == "layernorm":
         x = x - x.mean(-1, keepdims=True)
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * weight
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight
 
 
-def _rotated(x: np.ndarray, position: int) -> np.ndarray:
-    half = len(x) // 2
-    out = np.empty_like(x)
-    for i in range(half):
-        angle = position / 10_000 ** (i / half)
+def _frequencies(config: ModelConfig, layer: int) -> list[float]:
+    """Of each pair of a head, as the code of `transformers` has them, a pair at a time."""
+    n = config.rotary_dim or config.head_width
+    is_windowed = bool(config.window) and (not config.window_layers or layer in config.window_layers)
+    base = config.window_rotary_base if is_windowed and config.window_rotary_base else config.rotary_base
+    found = []
+    for i in range(n // 2):
+        plain = 1 / base ** (2 * i / n)
+        scaling = "none" if base != config.rotary_base else config.rotary_scaling
+        wavelength, ctx = 2 * math.pi / plain, config.rotary_original_ctx
+        if scaling == "linear":
+            plain /= config.rotary_factor
+        elif scaling == "llama3":
+            if wavelength > ctx / config.rotary_low_turns:
+                plain /= config.rotary_factor
+            elif wavelength > ctx / config.rotary_high_turns:
+                smooth = (ctx / wavelength - config.rotary_low_turns) / (
+                    config.rotary_high_turns - config.rotary_low_turns
+                )
+                plain = (1 - smooth) * plain / config.rotary_factor + smooth * plain
+        elif scaling == "yarn":
+
+            def dim(turns: float) -> float:
+                return n * math.log(ctx / (turns * 2 * math.pi)) / (2 * math.log(base))  # noqa: B023
+
+            low, high = (
+                max(math.floor(dim(config.rotary_high_turns)), 0),
+                min(math.ceil(dim(config.rotary_low_turns)), n - 1),
+            )
+            ramp = min(max((i - low) / (high - low), 0), 1)
+            plain = plain / config.rotary_factor * ramp + plain * (1 - ramp)
+        found.append(plain)
+    return found
+
+
+def _rotated(x: np.ndarray, position: int, frequencies: list[float]) -> np.ndarray:
+    half = len(frequencies)
+    out = x.copy()
+    for i, frequency in enumerate(frequencies):
+        angle = position * frequency
         out[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
         out[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
     return out
@@ -52,37 +89,95 @@ def _positions(w: dict[str, np.ndarray], config: ModelConfig) -> np.ndarray:
     return table
 
 
+def _activated(x: np.ndarray, config: ModelConfig) -> np.ndarray:
+    if config.activation == "gelu_tanh":
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    if config.activation == "gelu":
+        return x * np.vectorize(lambda y: 0.5 * (1 + math.erf(y / math.sqrt(2))))(x)
+    if config.activation == "silu":
+        return x / (1 + np.exp(-x))
+    if config.activation.startswith("relu"):
+        return np.maximum(x, 0) ** (2 if config.activation == "relu2" else 1)
+    x = x * np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+    return _norm(x, np.ones(x.shape[-1]), "layernorm", config.norm_eps) if config.activation == "solu_ln" else x
+
+
+def _capped(x: np.ndarray, cap: float) -> np.ndarray:
+    return cap * np.tanh(x / cap) if cap else x
+
+
+def _slope(head: int, n_heads: int) -> float:
+    """ALiBi's, of 2, 3, 4 or 5 heads."""
+    of_4 = [1 / 4, 1 / 16, 1 / 64, 1 / 256]
+    return {2: [1 / 16, 1 / 256], 3: [1 / 16, 1 / 256, 1 / 4], 4: of_4, 5: [*of_4, 1 / 2]}[n_heads][head]
+
+
 def numpy_logits(params: Params, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
     """One row at a time, one head at a time, one query at a time, float64."""
     w = {name: np.asarray(value, np.float64) for name, value in params.items()}
-    pos = None if config.positions == "rotary" else _positions(w, config)[: tokens.shape[1]]
+    pos = _positions(w, config)[: tokens.shape[1]] if config.positions in ("shortformer", "standard") else None
+
+    def norm(x: np.ndarray, name: str, n: int | None = None) -> np.ndarray:
+        weight = w.get(name)
+        return _norm(x, weight if weight is None or n is None else weight[n], config.norm, config.norm_eps)
+
+    def bias(name: str, *index: int) -> Any:
+        return w[name][index] if name in w else 0
+
     out = []
     for row in tokens:
         resid = w["W_E"][row]
         if config.positions == "standard":
             resid = resid + pos
         for n in range(config.n_layers):
-            x = _norm(resid, w["ln1_w"][n] if "ln1_w" in w else None, config.norm)
+            pre = resid
+            x = norm(resid, "ln1_w", n)
             x_qk = x + pos if config.positions == "shortformer" else x
-            attn_out = np.zeros_like(resid)
+            n_shared = config.n_heads // config.key_heads
+            qs = np.stack([x_qk @ w["W_Q"][n, h] + bias("b_Q", n, h) for h in range(config.n_heads)], 1)
+            ks = np.stack([x_qk @ w["W_K"][n, g] + bias("b_K", n, g) for g in range(config.key_heads)], 1)
+            if config.qk_norm == "head":
+                qs, ks = norm(qs, "q_norm_w", n), norm(ks, "k_norm_w", n)
+            elif config.qk_norm == "all":
+                qs, ks = (
+                    _norm(y.reshape(len(row), -1), w[name][n].reshape(-1), config.norm, config.norm_eps).reshape(
+                        y.shape
+                    )
+                    for y, name in ((qs, "q_norm_w"), (ks, "k_norm_w"))
+                )
+            attn_out = np.zeros_like(resid) + bias("b_O", n)
             for h in range(config.n_heads):
-                q, k, v = x_qk @ w["W_Q"][n, h], x_qk @ w["W_K"][n, h], x @ w["W_V"][n, h]
-                if config.positions == "rotary":
-                    q, k = (np.stack([_rotated(y[t], t) for t in range(len(row))]) for y in (q, k))
+                q, k = qs[:, h], ks[:, h // n_shared]
+                v = x @ w["W_V"][n, h // n_shared] + bias("b_V", n, h // n_shared)
+                if config.positions == "rotary" and n not in config.no_rotary_layers:
+                    frequencies = _frequencies(config, n)
+                    q, k = (np.stack([_rotated(y[t], t, frequencies) for t in range(len(row))]) for y in (q, k))
                 if config.smeared_keys:
                     own = 1 / (1 + math.exp(-w["smear_alpha"][n, h]))
                     k = np.stack([k[0]] + [own * k[j] + (1 - own) * k[j - 1] for j in range(1, len(row))])
                 for t in range(len(row)):
-                    weight = np.exp(k[: t + 1] @ q[t] / math.sqrt(config.d_head))
-                    attn_out[t] += (weight / weight.sum()) @ v[: t + 1] @ w["W_O"][n, h]
-            resid = resid + attn_out
+                    is_windowed = config.window and (not config.window_layers or n in config.window_layers)
+                    first = max(0, t + 1 - config.window) if is_windowed else 0
+                    score = _capped(k[first : t + 1] @ q[t] / math.sqrt(config.head_width), config.attn_soft_cap)
+                    if config.positions == "alibi":
+                        score = score - _slope(h, config.n_heads) * np.arange(t - first, -1, -1)
+                    weight = np.exp(score)
+                    attn_out[t] += (weight / weight.sum()) @ v[first : t + 1] @ w["W_O"][n, h]
+            resid = resid + norm(attn_out, "ln1_post_w", n)
             if config.d_mlp:
-                x = _norm(resid, w["ln2_w"][n] if "ln2_w" in w else None, config.norm)
-                hidden = x @ w["W_in"][n]
-                gelu = 0.5 * hidden * (1 + np.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
-                resid = resid + gelu @ w["W_out"][n]
-        x = _norm(resid, w.get("ln_final_w"), config.norm)
-        out.append(x @ (w["W_E"].T if config.tied_unembedding else w["W_U"]))
+                if config.parallel_residual == "none":
+                    x = norm(resid, "ln2_w", n)
+                else:
+                    x = norm(pre, "ln2_w" if config.parallel_residual == "two_norms" else "ln1_w", n)
+                hidden = x @ w["W_in"][n] + bias("b_in", n)
+                if config.gated_mlp:
+                    hidden = _activated(x @ w["W_gate"][n] + bias("b_gate", n), config) * hidden
+                else:
+                    hidden = _activated(hidden, config)
+                resid = resid + norm(hidden @ w["W_out"][n] + bias("b_out", n), "ln2_post_w", n)
+        x = norm(resid, "ln_final_w")
+        logits = x @ (w["W_E"].T if config.tied_unembedding else w["W_U"]) + w.get("b_U", 0)
+        out.append(_capped(logits, config.logit_soft_cap))
     return np.stack(out)
 
 
@@ -113,6 +208,20 @@ def test_logits_equal_the_independent_ones(positions: Any, position_embedding: A
         params, tokens = random_params(config, seed=n_layers), random_tokens(config, B, T)
         expected = numpy_logits(params, np.asarray(tokens), config)
         np.testing.assert_allclose(forward(params, tokens, config), expected, rtol=1e-6, atol=1e-5, err_msg=str(config))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_option_gives_the_independent_logits(name: str) -> None:
+    for attention in ("auto", "reference"):
+        config = model_config(n_layers=2, attention=attention, **ARCHITECTURES[name])
+        params, tokens = random_params(config), random_tokens(config, B, T)
+        expected = numpy_logits(params, np.asarray(tokens), config)
+        np.testing.assert_allclose(forward(params, tokens, config), expected, rtol=1e-6, atol=2e-5, err_msg=attention)
+    # What an option does not change is not there.
+    plain = model_config(n_layers=2, n_heads=config.n_heads, d_mlp=config.d_mlp)
+    assert params.keys() != param_shapes(plain).keys() or not np.allclose(
+        expected, numpy_logits(random_params(plain), np.asarray(tokens), plain), rtol=0, atol=3e-5
+    )
 
 
 @pytest.mark.parametrize("attention", ["blocked", "cudnn", "splash", "auto"])

@@ -1,5 +1,6 @@
 """Against TransformerLens, the same weights in both: an implementation that shares no code with this one."""
 
+import contextlib
 import dataclasses
 import itertools
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from icl_jax.analysis import ablate, direct_logit_attribution, duplicate_token, induction_stripe, previous_token
-from icl_jax.config import ModelConfig
+from icl_jax.config import ModelConfig, UserError
+from icl_jax.export.transformer_lens import hooked_config
 from icl_jax.measures.circuits import centred_unembedding, fold_norms, ov_circuit, ov_matrix, qk_matrix
 from icl_jax.measures.composition import composition_scores
 from icl_jax.measures.copying import copying_eigenvalue
@@ -19,6 +21,7 @@ from icl_jax.model.forward import forward, run_with_cache
 from icl_jax.model.params import Params
 from tests.analysis.small_runs import random_run
 from tests.hand_built import induction_model, repeated_rows
+from tests.model.architectures import FAMILIES, OPTIONS
 from tests.model.random_params import random_params, random_tokens
 from tests.parity.hooked import hooked_transformer, import_transformer_lens, to_jax, to_torch
 from tests.train.runs import command
@@ -40,6 +43,18 @@ def _config(**changes: Any) -> ModelConfig:
     return ModelConfig(**(fields | changes))
 
 
+def _exported() -> list[ModelConfig]:
+    """Every architecture that TransformerLens has a form for."""
+    found = []
+    for fields in (OPTIONS | FAMILIES).values():
+        with contextlib.suppress(UserError):
+            config = _config(**fields)
+            hooked_config(config)
+            found.append(config)
+    assert len(found) >= 15
+    return found
+
+
 CONFIGS = [
     *(
         _config(positions=positions, norm=norm, d_mlp=d_mlp)
@@ -50,6 +65,9 @@ CONFIGS = [
     _config(position_embedding="sinusoidal", tied_unembedding=True, norm="layernorm"),
     _config(n_layers=0),
     _config(n_layers=3),
+    *_exported(),
+    _config(positions="alibi", n_heads=4),
+    _config(activation="solu_ln", d_mlp=29, norm="layernorm"),
 ]
 
 
@@ -62,7 +80,7 @@ def test_logits_and_activations(config: ModelConfig) -> None:
     for layer in range(config.n_layers):
         np.testing.assert_allclose(cache["pattern", layer], to_jax(theirs["pattern", layer]), atol=1e-5)
         np.testing.assert_allclose(cache["resid_post", layer], to_jax(theirs["resid_post", layer]), atol=1e-4)
-        if config.d_mlp:
+        if config.d_mlp and config.parallel_residual == "none":
             np.testing.assert_allclose(cache["resid_mid", layer], to_jax(theirs["resid_mid", layer]), atol=1e-4)
             np.testing.assert_allclose(cache["mlp_out", layer], to_jax(theirs["mlp_out", layer]), atol=1e-4)
         for name in ("q", "k", "v", "z"):

@@ -1,11 +1,12 @@
 """Causal attention for CPUs: a few heads at a time so that scores stay in cache, and no work above the diagonal.
 
-Heads of all rows are taken a few at a time by `lax.map`; queries are cut into blocks, and block i reads only the keys
-up to its own end. The training step's backward pass recomputes the pattern from the saved log-sum-exp, so that nothing
-of size T x T outlives a block.
+Heads of all rows are taken a few at a time by `lax.map`; queries are cut into blocks, and a block reads only the keys
+that one of its queries sees. The training step's backward pass recomputes the pattern from the saved log-sum-exp, so
+that nothing of size T x T outlives a block.
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,34 +24,39 @@ def _sizes(n_ctx: int) -> tuple[int, int]:
     return (4, 64) if n_ctx <= 512 else (1, 128)
 
 
-def _blocks(n_ctx: int) -> list[tuple[int, int]]:
+def _blocks(n_ctx: int, window: int) -> list[tuple[int, int, int]]:
+    """Of each block of queries the first key that one of them sees, the first query, and where both end."""
     block = _sizes(n_ctx)[1]
-    return [(start, min(start + block, n_ctx)) for start in range(0, n_ctx, block)]
+    starts = range(0, n_ctx, block)
+    return [(max(0, start + 1 - window) if window else 0, start, min(start + block, n_ctx)) for start in starts]
 
 
-def _masked_scores(q_GQE: jax.Array, k_GKE: jax.Array, start: int) -> jax.Array:
-    """Scaled float32 scores of the queries from `start` on against all keys up to the last query."""
+def _masked_scores(q_GQE: jax.Array, k_GKE: jax.Array, first: int, start: int, window: int) -> jax.Array:
+    """Scaled float32 scores of the queries from `start` on against the keys from `first` up to the last query."""
     scores_GQK = einsum("GQE,GKE->GQK", q_GQE, k_GKE, preferred_element_type=jnp.float32)
     n_queries, n_keys = scores_GQK.shape[1:]
-    is_visible_QK = np.arange(n_keys)[None, :] <= np.arange(start, start + n_queries)[:, None]
+    query_Q1, key_1K = np.arange(start, start + n_queries)[:, None], np.arange(first, first + n_keys)[None, :]
+    is_visible_QK = key_1K <= query_Q1
+    if window:
+        is_visible_QK &= query_Q1 - key_1K < window
     return jnp.where(is_visible_QK[None], scores_GQK * np.float32(1 / math.sqrt(q_GQE.shape[-1])), -jnp.inf)
 
 
-def _forward_group(qkv: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _forward_group(qkv: tuple[jax.Array, jax.Array, jax.Array], window: int) -> tuple[jax.Array, jax.Array]:
     q, k, v = qkv
     z, log_sums = [], []
-    for start, end in _blocks(q.shape[1]):
-        scores_GQK = _masked_scores(q[:, start:end], k[:, :end], start)
+    for first, start, end in _blocks(q.shape[1], window):
+        scores_GQK = _masked_scores(q[:, start:end], k[:, first:end], first, start, window)
         highest = jnp.max(scores_GQK, axis=-1, keepdims=True)
         unnormalised = jnp.exp(scores_GQK - highest)
         total = jnp.sum(unnormalised, axis=-1, keepdims=True)
-        mixed = einsum("GQK,GKE->GQE", unnormalised.astype(v.dtype), v[:, :end])
+        mixed = einsum("GQK,GKE->GQE", unnormalised.astype(v.dtype), v[:, first:end])
         z.append((mixed / total.astype(v.dtype)).astype(v.dtype))
         log_sums.append((highest + jnp.log(total))[..., 0])
     return jnp.concatenate(z, axis=1), jnp.concatenate(log_sums, axis=1)
 
 
-def _backward_group(args: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _backward_group(args: tuple[jax.Array, ...], window: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     q, k, v, z, log_sum_GT, dz = args
     scale = np.float32(1 / math.sqrt(q.shape[-1]))
     # Transposed here once, or each product for dk and dv is one that sums over the first axis of both, twice as slow.
@@ -59,13 +65,14 @@ def _backward_group(args: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, 
     dk_GET = jnp.zeros(q_GET.shape, jnp.float32)
     dv_GET = jnp.zeros(q_GET.shape, jnp.float32)
     inner_GT = jnp.sum(dz.astype(jnp.float32) * z.astype(jnp.float32), axis=-1)
-    for start, end in _blocks(q.shape[1]):
-        pattern_GQK = jnp.exp(_masked_scores(q[:, start:end], k[:, :end], start) - log_sum_GT[:, start:end, None])
-        dpattern = einsum("GQE,GKE->GQK", dz[:, start:end], v[:, :end], preferred_element_type=jnp.float32)
+    for first, start, end in _blocks(q.shape[1], window):
+        scores_GQK = _masked_scores(q[:, start:end], k[:, first:end], first, start, window)
+        pattern_GQK = jnp.exp(scores_GQK - log_sum_GT[:, start:end, None])
+        dpattern = einsum("GQE,GKE->GQK", dz[:, start:end], v[:, first:end], preferred_element_type=jnp.float32)
         dscores = (pattern_GQK * (dpattern - inner_GT[:, start:end, None]) * scale).astype(q.dtype)
-        dq.append(einsum("GQK,GKE->GQE", dscores, k[:, :end]))
-        dk_GET = dk_GET.at[:, :, :end].add(_mixed(q_GET[:, :, start:end], dscores))
-        dv_GET = dv_GET.at[:, :, :end].add(_mixed(dz_GET[:, :, start:end], pattern_GQK.astype(dz.dtype)))
+        dq.append(einsum("GQK,GKE->GQE", dscores, k[:, first:end]))
+        dk_GET = dk_GET.at[:, :, first:end].add(_mixed(q_GET[:, :, start:end], dscores))
+        dv_GET = dv_GET.at[:, :, first:end].add(_mixed(dz_GET[:, :, start:end], pattern_GQK.astype(dz.dtype)))
     dk, dv = (jnp.swapaxes(x, 1, 2).astype(q.dtype) for x in (dk_GET, dv_GET))
     return jnp.concatenate(dq, axis=1), dk, dv
 
@@ -82,34 +89,34 @@ def _grouped(x: jax.Array) -> jax.Array:
     return x.reshape(n_heads // in_group, in_group, *x.shape[2:])
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    z, log_sum = jax.lax.map(_forward_group, (_grouped(q), _grouped(k), _grouped(v)))
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, window: int) -> tuple[jax.Array, jax.Array]:
+    z, log_sum = jax.lax.map(partial(_forward_group, window=window), (_grouped(q), _grouped(k), _grouped(v)))
     return z.reshape(q.shape), log_sum.reshape(q.shape[:-1])
 
 
 def blocked_attention(
-    q: Float[Array, "B H T E"], k: Float[Array, "B H T E"], v: Float[Array, "B H T E"]
+    q: Float[Array, "B H T E"], k: Float[Array, "B H T E"], v: Float[Array, "B H T E"], window: int = 0
 ) -> Float[Array, "B H T E"]:
     """Equal to `reference_attention` up to rounding, in value and derivatives of either mode."""
-    return _forward(q, k, v)[0]
+    return _forward(q, k, v, window)[0]
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def trained_blocked_attention(
-    q: Float[Array, "B H T E"], k: Float[Array, "B H T E"], v: Float[Array, "B H T E"]
+    q: Float[Array, "B H T E"], k: Float[Array, "B H T E"], v: Float[Array, "B H T E"], window: int = 0
 ) -> Float[Array, "B H T E"]:
     """The same with a gradient of its own, for reverse mode alone."""
-    return _forward(q, k, v)[0]
+    return _forward(q, k, v, window)[0]
 
 
-def _fwd(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    z, log_sum = _forward(q, k, v)
+def _fwd(q: jax.Array, k: jax.Array, v: jax.Array, window: int) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    z, log_sum = _forward(q, k, v, window)
     return z, (q, k, v, z, log_sum)
 
 
-def _bwd(saved: tuple[jax.Array, ...], dz: jax.Array) -> tuple[jax.Array, ...]:
+def _bwd(window: int, saved: tuple[jax.Array, ...], dz: jax.Array) -> tuple[jax.Array, ...]:
     grouped = tuple(_grouped(x) for x in (*saved, dz))
-    return tuple(d.reshape(dz.shape) for d in jax.lax.map(_backward_group, grouped))
+    return tuple(d.reshape(dz.shape) for d in jax.lax.map(partial(_backward_group, window=window), grouped))
 
 
 trained_blocked_attention.defvjp(_fwd, _bwd)
