@@ -101,7 +101,11 @@ class OpenedRun:
             "snapshots": f"{len(self.snapshots)}",
         }
         curve = ""
-        scores = self.record["icl_windowed"].values if "icl_windowed" in self.record else np.zeros(0)
+        imported = self._run.imported
+        if imported is not None:
+            facts["training"] = f"elsewhere; imported from {imported['source']}"
+        is_recorded = imported is None and "icl_windowed" in self.record
+        scores = self.record["icl_windowed"].values if is_recorded else np.zeros(0)
         if len(scores) > 1 and np.isfinite(scores).all():
             facts["ICL score"] = f"{scores[0]:.2f} at first, {scores[-1]:.2f} at last (nats, windowed, held-out rows)"
             facts["phase change"] = self.phase_change.words() if self.phase_change is not None else ""

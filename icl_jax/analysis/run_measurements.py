@@ -84,6 +84,8 @@ def make_context(run: RunDir, n_rows: int | None = None) -> Context:
 
 
 def _recorded(run: RunDir) -> Recorded | None:
+    if run.imported is not None:
+        return None
     record = run.load_record()
     if not record.sizes["step"]:
         return None

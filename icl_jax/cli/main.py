@@ -29,6 +29,14 @@ def _train(args: Sequence[str], console: Console) -> int:
     return train(parsed, console, args)
 
 
+def _import(args: Sequence[str], console: Console) -> int:
+    """Make a run of others' checkpoints. Example: icl-jax import hf:EleutherAI/pythia-70m --run runs/pythia"""
+    from icl_jax.cli.import_verb import ImportArgs, import_checkpoints
+
+    parsed = parse(ImportArgs, args, prog="icl-jax import", description=_import.__doc__ or "")
+    return import_checkpoints(parsed, console)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _VerifyArgs:
     run: Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
@@ -159,6 +167,7 @@ _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
     "report": _report,
     "probe": _probe,
     "export": _export,
+    "import": _import,
     "verify": _verify,
     "data": _data,
     "reproduce": _reproduce,

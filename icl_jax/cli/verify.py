@@ -21,6 +21,9 @@ def verify(path: str, console: Console) -> int:
         say(console, problem)
     if n_problems:
         return 1
+    if run.imported is not None:
+        say(console, f"{run.path}: good: imported from {run.imported['source']}, {_checked(tally)}")
+        return 0
     record = run.load_record()
     steps = f"{record.sizes['step']} of {run.config.train.n_steps} steps x {record.sizes['position']} positions"
     say(console, f"{run.path}: good: {steps} recorded, {_checked(tally)}")

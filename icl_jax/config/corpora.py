@@ -13,7 +13,7 @@ from icl_jax.config.checks import require
 if TYPE_CHECKING:
     from icl_jax.config.schema import Config
 
-NAMES = ("repeats", "patterns", "stories", "markov", "triggers", "classes", "python", "text", "tfds")
+NAMES = ("repeats", "patterns", "stories", "markov", "triggers", "classes", "python", "manual", "text", "tfds")
 """Files of ``icl_jax/data/corpora`` that hold a ``CORPUS``."""
 
 

@@ -102,7 +102,12 @@ class ReportedRun:
 
     @cached_property
     def training_loss(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [stretch] and mean loss [stretch, position] of training batches, in up to 300 stretches of steps."""
+        """Tokens [stretch] and mean loss [stretch, position] of training batches, in up to 300 stretches of steps.
+
+        None of an imported run: it has no record.
+        """
+        if self.run.imported is not None:
+            return np.zeros(0), np.zeros((0, self.config.model.n_ctx))
         record = self.record
         loss, tokens = record["loss"].values, record["tokens"].values
         bounds = np.unique(np.linspace(0, len(loss), min(_N_STRETCHES, len(loss)) + 1).astype(int))
@@ -234,13 +239,19 @@ class ReportedRun:
         heads = f"{model.n_heads} heads, " if model.n_layers else ""
         tokens = config.train.n_steps * config.tokens_per_step
         same = f"; the same run as in {', '.join(self.also)}" if self.also else ""
-        n_again = self.record.attrs.get(HELD_OUT_AGAIN, 0)
+        n_again = 0
+        if self.run.imported is not None:
+            tokens = self.run.manifest.read()[-1].tokens
+        else:
+            n_again = self.record.attrs.get(HELD_OUT_AGAIN, 0)
         again = f"; {n_again} of {config.data.held_out_rows} held-out rows are also in training" if n_again else ""
         length = f"context {model.n_ctx}, {config.data.source}, {millions(tokens)} tokens"
         return f"{heads}d_model {model.d_model}, {length}{again}{same}"
 
     @property
     def seeds(self) -> str:
+        if self.run.imported is not None:
+            return f"imported from {self.run.imported['source']}"
         train, data = self.config.train.seed, self.config.data.seed
         return f"seed {train}" if train == data else f"seed {train}, data seed {data}"
 

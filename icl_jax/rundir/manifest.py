@@ -71,6 +71,6 @@ class Manifest:
         """Replace the file. Lines carry no times, so that a resumed run's manifest equals an unbroken run's."""
         replace_text(self.path, "".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
 
-    def append(self, entry: SnapshotEntry) -> None:
-        """Add one entry. The file is small and is replaced whole: object stores cannot append."""
-        self.write([*self.read(), entry])
+    def add(self, entry: SnapshotEntry) -> None:
+        """Add one entry, in its place. The file is small and is replaced whole: object stores cannot append."""
+        self.write(sorted([*self.read(), entry], key=lambda one: one.step))

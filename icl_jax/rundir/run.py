@@ -58,10 +58,12 @@ class RunDir:
         tokenizer_json: str | None = None,
         record_attributes: dict[str, object] | None = None,
         held_out: HeldOut | None = None,
+        imported: dict[str, Any] | None = None,
     ) -> "RunDir":
         """Make a new run directory. Raises UserError if the folder holds something else or cannot be written.
 
-        Without `held_out` it can be trained in, but not analyzed.
+        Without `held_out` it can be trained in, but not analyzed. `imported`: where its snapshots are from; such a run
+        has no record.
         """
         root = epath.Path(path)
         environment = {
@@ -72,6 +74,8 @@ class RunDir:
             | ({} if tokenizer_json is None else {"tokenizer.json": sha256_of(tokenizer_json)}),
             "starts": [],
         }
+        if imported is not None:
+            environment["imported"] = imported
         with _writing(root):
             cls.check_free(path)
             root.mkdir(parents=True, exist_ok=True)
@@ -79,7 +83,9 @@ class RunDir:
             replace_text(root / "environment.json", json.dumps(environment, indent=1))
             if tokenizer_json is not None:
                 (root / "tokenizer.json").write_bytes(tokenizer_json.encode())
-            Record.create(root / "record.zarr", config, {"schema_version": SCHEMA_VERSION, **(record_attributes or {})})
+            if imported is None:
+                attributes = {"schema_version": SCHEMA_VERSION, **(record_attributes or {})}
+                Record.create(root / "record.zarr", config, attributes)
             if held_out is not None:
                 held_out.save(root / "held_out.zarr")
             # Last: a folder is a run directory once it has a config.
@@ -150,6 +156,12 @@ class RunDir:
         return str(self.environment["run_id"])
 
     @property
+    def imported(self) -> dict[str, Any] | None:
+        """Where the snapshots are from, of a run that was not trained here; see docs/run-directory.md."""
+        found = self.environment.get("imported")
+        return found if isinstance(found, dict) else None
+
+    @property
     def manifest(self) -> Manifest:
         return Manifest(self.path / "manifest.jsonl")
 
@@ -170,6 +182,10 @@ class RunDir:
     def add_start(self, start: dict[str, Any]) -> None:
         """Note a start or resume: time, step, versions, devices, processes, commit, command line, changed fields."""
         self.environment["starts"].append(start)
+        self.save_environment()
+
+    def save_environment(self) -> None:
+        """Write `environment` as it is now. Raises UserError if it cannot be written."""
         with _writing(self.path):
             replace_text(self.path / "environment.json", json.dumps(self.environment, indent=1))
 
@@ -178,22 +194,27 @@ class RunDir:
         return Record(self.path / "record.zarr", self.config)
 
     def load_record(self, tally: Tally | None = None) -> "xr.Dataset":
-        """The record so far, see `icl_jax.rundir.record.load_record`."""
+        """The record so far, see `icl_jax.rundir.record.load_record`. Raises UserError for an imported run."""
+        if self.imported is not None:
+            raise UserError(f"{self.path}: has no record: its snapshots were imported, not trained here")
         return load_record(self.path / "record.zarr", tally)
 
     def load_held_out(self, tally: Tally | None = None) -> HeldOut:
         """The rows and tokens that analysis measures on. Raises UserError if the run has none."""
         return load_held_out(self.path / "held_out.zarr", tally)
 
-    def save_snapshot(self, step: int, params: Arrays) -> None:
-        """Save parameters and then add them to the manifest. The manifest never names half a snapshot."""
+    def save_snapshot(self, step: int, params: Arrays, tokens: int | None = None) -> None:
+        """Save parameters and then add them to the manifest. The manifest never names half a snapshot.
+
+        tokens: predicted in training before; None: what the config says.
+        """
         save_arrays(self.path / "snapshots" / str(step), params)
         n_bytes = sum(array.nbytes for array in params.values())
-        tokens = step * self.config.tokens_per_step
-        self.manifest.append(SnapshotEntry(step, tokens, params_sha256(params), n_bytes))
+        tokens = step * self.config.tokens_per_step if tokens is None else tokens
+        self.manifest.add(SnapshotEntry(step, tokens, params_sha256(params), n_bytes))
 
     def load_params(self, step: int) -> Arrays:
-        """The parameters after `step` updates, checked against the manifest.
+        """The parameters after `step` updates, checked against the manifest; float32, however they are saved.
 
         Raises UserError if there is no such snapshot, or if it is damaged or not the one that the manifest names.
         """
@@ -207,7 +228,7 @@ class RunDir:
             twin = next((entry.step for entry in entries.values() if entry.sha256 == found), None)
             what = f"it holds the parameters of step {twin}" if twin is not None else "its contents have changed"
             raise UserError(f"{self.path / 'snapshots' / str(step)}: SHA-256 differs from the manifest: {what}")
-        return params
+        return {name: array.astype(np.float32, copy=False) for name, array in params.items()}
 
     def save_state(self, step: int, state: Mapping[str, Any]) -> None:
         """Save the full state of one process, and wait until it is on disk. See `begin_state`."""
@@ -299,6 +320,14 @@ class RunDir:
                 for later in saved_steps(folder):
                     if later >= first_gone:
                         remove_arrays(folder / str(later))
+
+    def remove_unlisted(self) -> None:
+        """Remove snapshots that a killed import left out of the manifest. Raises UserError as `remove_partial` does."""
+        self.remove_partial()
+        listed = {entry.step for entry in self.manifest.read()}
+        with _writing(self.path):
+            for step in set(saved_steps(self.path / "snapshots")) - listed:
+                remove_arrays(self.path / "snapshots" / str(step))
 
     def remove_partial(self) -> None:
         """Remove what a killed save or removal left. Raises UserError if the directory cannot be written."""

@@ -39,16 +39,18 @@ def _run_problems(run: RunDir, tally: Tally) -> Iterator[str]:
     # Read before the manifest: a run that is being trained adds to the manifest before it adds to the record.
     n_recorded, state_step, folders = 0, run.last_state_step() or 0, saved_steps(run.path / "snapshots")
     try:
-        record = run.load_record(tally)
-        with unusable(run.path / "record.zarr", "damaged"):
-            record.load()
-        n_recorded = record.sizes["step"]
-        yield from _record_problems(run, record, state_step)
+        if run.imported is None:
+            record = run.load_record(tally)
+            with unusable(run.path / "record.zarr", "damaged"):
+                record.load()
+            n_recorded = record.sizes["step"]
+            yield from _record_problems(run, record, state_step)
     except UserError as error:
         yield str(error)
     entries = run.manifest.read()
     yield from _snapshot_problems(run, entries, tally)
     yield from listing_problems(run, entries, n_recorded, state_step, folders)
+    yield from _origin_problems(run, entries)
     run.read_tokenizer()
 
 
@@ -118,7 +120,7 @@ def _snapshot_problems(run: RunDir, entries: list[SnapshotEntry], tally: Tally) 
     by_hash = {entry.sha256: entry.step for entry in entries}
     for entry in entries:
         path, tokens = folder / str(entry.step), entry.step * run.config.tokens_per_step
-        if entry.tokens != tokens:
+        if entry.tokens != tokens and run.imported is None:
             yield f"{run.manifest.path}: step {entry.step}: tokens = {entry.tokens}: the config says {tokens}"
         try:
             params = load_arrays(path)
@@ -172,3 +174,16 @@ def _analysis_problems(run: RunDir, tally: Tally) -> Iterator[str]:
                 is_whole = False
             if not is_whole:
                 yield f"{parts / name}: damaged; icl-jax analyze takes its measurements anew"
+
+
+def _origin_problems(run: RunDir, entries: list[SnapshotEntry]) -> Iterator[str]:
+    """Of an imported run: each snapshot must say what files it is from, and follow the others in tokens."""
+    if run.imported is None:
+        return
+    known = run.imported.get("snapshots", {})
+    for before, entry in zip([None, *entries], entries, strict=False):
+        if not known.get(str(entry.step), {}).get("files"):
+            yield f"{run.path / 'environment.json'}: does not say what files the snapshot of step {entry.step} is from"
+        if before is not None and entry.tokens < before.tokens:
+            less = f"tokens = {entry.tokens}: less than those of step {before.step}"
+            yield f"{run.manifest.path}: step {entry.step}: {less}"

@@ -20,6 +20,8 @@ def may_start(path: str, config: Config, n_processes: int = 1) -> RunDir | None:
         check_disk(config, path)
         return None
     run = RunDir.open(path)
+    if run.imported is not None:
+        raise UserError(f"{run.path}: was imported and has no training state: give --run another path")
     differences = numeric_differences(run.config, config)
     if differences:
         raise UserError(f"{run.path}: is a run with another config ({'; '.join(differences)}): give --run another path")

@@ -200,14 +200,15 @@ def find_bos(tokenizer: Tokenizer, name: str) -> int:
 
 
 def encode_documents(
-    tokenizer: Tokenizer, documents: Documents, n_bytes: int, name: str, progress: Progress | None = None
-) -> Iterator[NDArray[np.int64]]:
+    tokenizer: Tokenizer, documents: Documents, n_bytes: int, name: str, progress: Progress | None = None,
+    bos_id: int | None = None,
+) -> Iterator[NDArray[np.int64]]:  # fmt: skip
     """Ids of all documents in a row, BOS before each, in arrays of some documents each. ``n_bytes``: of all documents.
 
-    Text that looks like a special token is encoded as the text that it is. Raises UserError if the tokenizer would
-    write BOS for a text, or has no token for some of it.
+    Text that looks like a special token is encoded as the text that it is. ``bos_id``: None takes what ``find_bos``
+    finds. Raises UserError if the tokenizer would write BOS for a text, or has no token for some of it.
     """
-    bos_id = find_bos(tokenizer, name)
+    bos_id = find_bos(tokenizer, name) if bos_id is None else bos_id
     tokenizer.encode_special_tokens = True
     lost = LostCharacters(tokenizer)
     done = 0

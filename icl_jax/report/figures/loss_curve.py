@@ -9,10 +9,9 @@ from icl_jax.report.reported_run import ReportedRun, millions
 
 def _chart(run: ReportedRun) -> Chart:
     tokens, training = run.training_loss
-    series = [
-        Series(label="training batches", x=tokens, y=training.mean(axis=1), colour=5, width=1),
-        Series(label="held-out tokens", x=run.tokens, y=run.data["loss_curve"].values),
-    ]
+    series = [Series(label="held-out tokens", x=run.tokens, y=run.data["loss_curve"].values)]
+    if len(tokens):
+        series.insert(0, Series(label="training batches", x=tokens, y=training.mean(axis=1), colour=5, width=1))
     return Chart(x=TOKENS, y=Axis(label="loss (nats)"), series=series, bands=run.bands, legend=True)
 
 

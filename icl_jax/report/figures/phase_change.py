@@ -13,7 +13,8 @@ def _charts(runs: list[ReportedRun]) -> list[Chart]:
         icl = run.data["icl_windowed"].values
         tokens, training = run.training_loss[0], run.training_icl
         label = f"{run.name}: training batches"
-        score.append(Series(label=label, x=tokens, y=training, colour=colour, width=0.8, in_legend=False))
+        if len(tokens):
+            score.append(Series(label=label, x=tokens, y=training, colour=colour, width=0.8, in_legend=False))
         score += [
             Series(label=run.name, x=run.tokens, y=icl, colour=colour, model=colour, width=2),
             *change_stretch(run, icl, colour),

@@ -1,0 +1,150 @@
+"""One checkpoint: what its config.json says, and its tensors."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from icl_jax.config import UserError
+from icl_jax.importing.formats.tensor import Tensors
+from icl_jax.rundir.files import reason
+
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_GGUF, _PTH = ".gguf", (".pth", ".pt")
+WEIGHTS = (
+    "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin",
+)  # fmt: skip
+"""Where `transformers` puts weights, the first that is there."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in files."""
+
+    path: Path
+    """The folder, or the one file that holds all."""
+    config: dict[str, Any]
+    """config.json, or what stands for it."""
+    tensors: Tensors
+    files: dict[str, str]
+    """SHA-256 of each file that was read, by its name."""
+    tokenizer_json: str | None = field(default=None, repr=False)
+    """In the format of the `tokenizers` library, where the file itself holds one (GGUF)."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the files."""
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return sum((folder / name).stat().st_size for name in self.files)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether this holds one model: a folder with a config.json and weights, or one file of a known kind."""
+    if path.is_file():
+        return path.suffix == _GGUF
+    return (path / "config.json").is_file() or len(list(path.glob(f"*{_GGUF}"))) == 1
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read all but the tensors' numbers, and take the SHA-256 of the files.
+
+    Raises UserError, naming the file, where one is missing, damaged, not what its hash says, or of no known kind.
+    """
+    if path.is_dir() and not (path / "config.json").is_file() and is_checkpoint(path):
+        (path,) = path.glob(f"*{_GGUF}")
+    if path.suffix == _GGUF:
+        from icl_jax.importing.formats.gguf_file import load_gguf  # its library is an extra
+
+        config, tensors, tokenizer_json = load_gguf(path)
+        return Checkpoint(path, config, tensors, {path.name: file_sha256(path)}, tokenizer_json)
+    config = load_config_json(path)
+    files = _weight_files(path)
+    hashes = {name: file_sha256(path / name) for name in ["config.json", *files]}
+    tensors = {}
+    for name in files:
+        found = _loader(path / name)(path / name)
+        if twice := tensors.keys() & found.keys():
+            raise UserError(f"{path / name}: {min(twice)} is in another of its files too")
+        tensors |= found
+    return Checkpoint(path, config, tensors, hashes)
+
+
+def load_config_json(path: Path) -> dict[str, Any]:
+    """config.json of a folder. Raises UserError if it is missing or not a JSON object."""
+    file = path / "config.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}; a checkpoint needs it") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON: {reason(error)}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: must be a JSON object")
+    return found
+
+
+def _weight_files(path: Path) -> list[str]:
+    """Names of the files of one folder that hold its weights. Raises UserError for a shard that is missing."""
+    name = next((name for name in WEIGHTS if (path / name).is_file()), None)
+    if name is None:
+        shards = sorted(p.name for p in path.iterdir() if _SHARD.fullmatch(p.name))
+        if not shards:
+            raise UserError(f"{path}: has no weights: must hold one of {', '.join(WEIGHTS)}")
+        match = _SHARD.fullmatch(shards[0])
+        assert match is not None
+        stem, _, n, suffix = match.groups()
+        files = [f"{stem}-{i:05}-of-{n}{suffix}" for i in range(1, int(n) + 1)]
+    elif name.endswith(".index.json"):
+        try:
+            files = sorted(set(json.loads((path / name).read_text(encoding="utf-8"))["weight_map"].values()))
+            is_plain = all(Path(file).name == file for file in files)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            is_plain = False
+        if not is_plain:
+            raise UserError(f"{path / name}: damaged: must name the file of each tensor (weight_map)")
+    else:
+        files = [name]
+    missing = [file for file in files if not (path / file).is_file()]
+    if missing:
+        raise UserError(f"{path / missing[0]}: missing: {len(missing)} of the {len(files)} files of its weights")
+    return files
+
+
+def _loader(path: Path) -> Callable[[Path], Tensors]:
+    if path.suffix == ".safetensors":
+        from icl_jax.importing.formats.safetensors_file import load_safetensors
+
+        return load_safetensors
+    from icl_jax.importing.formats.pytorch_file import load_pytorch
+
+    return load_pytorch
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file. Raises UserError where it is not what the hub's own files beside it say that it is."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    promised = _promised_sha256(path)
+    if promised is not None and promised != found:
+        raise UserError(f"{path}: damaged: its SHA-256 is {found[:12]}, the hub says {promised[:12]}")
+    return found
+
+
+def _promised_sha256(path: Path) -> str | None:
+    """What the hub said: large files of its cache are links to blobs named by it; a download into a folder notes it."""
+    blob = path.resolve()
+    if path.is_symlink() and blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
+        return blob.name
+    note = path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
+    try:
+        _commit, etag, *_ = note.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return None
+    return etag if _SHA256.fullmatch(etag) else None

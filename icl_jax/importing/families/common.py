@@ -1,0 +1,172 @@
+"""What many families share: words of config.json, rotary embeddings, windows, the tensors of Llama."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from icl_jax.config import ModelConfig, UserError
+from icl_jax.importing.families.family import Arrays, Fields, Options, Part
+from icl_jax.importing.families.layouts import head_vectors, heads_in, heads_out, transposed
+
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu",
+    "gelu_python": "gelu", "silu": "silu", "swish": "silu", "relu": "relu", "relu2": "relu2",
+}  # fmt: skip
+"""Of config.json, and what we call them."""
+ATTENTION_BIASES = ("b_Q", "b_K", "b_V", "b_O")
+ALL_BIASES = (*ATTENTION_BIASES, "b_in", "b_out", "b_U")
+"""Of a model whose layers and LayerNorms all have biases: those of the norms are folded into the others."""
+
+DECODER = {
+    "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False,
+    "max_position_embeddings": 2048, "attention_bias": False, "mlp_bias": False,
+}  # fmt: skip
+"""Defaults that most families after Llama have."""
+
+
+def sizes(options: Options) -> Fields:
+    """Layers, widths, heads, vocabulary and context, as families after Llama name them."""
+    n_heads = options.number("num_attention_heads")
+    return {
+        "n_layers": options.number("num_hidden_layers"),
+        "d_model": options.number("hidden_size"),
+        "n_heads": n_heads,
+        "n_kv_heads": options.get("num_key_value_heads") or n_heads,
+        "d_head": options.get("head_dim") or options.number("hidden_size") // n_heads,
+        "d_mlp": options.number("intermediate_size"),
+        "vocab_size": options.number("vocab_size"),
+        "n_ctx": options.number("max_position_embeddings"),
+        "tied_unembedding": bool(options.get("tie_word_embeddings")),
+    }
+
+
+def decoder(options: Options) -> Fields:
+    """A model after Llama: RMSNorm, gated MLP, rotary embeddings, grouped keys."""
+    found = sizes(options)
+    biases = ATTENTION_BIASES if options.get("attention_bias") else ()
+    biases = (*biases, "b_in", "b_gate", "b_out") if options.get("mlp_bias") else biases
+    return found | rotary(options, found["d_head"]) | {
+        "norm": "rmsnorm",
+        "norm_eps": options.number("rms_norm_eps"),
+        "activation": options.choice("hidden_act", ACTIVATIONS),
+        "gated_mlp": True,
+        "biases": biases,
+    }  # fmt: skip
+
+
+def rotary(options: Options, d_head: int) -> Fields:
+    """The fields of rotary embeddings, as transformers 4 and 5 write them. Raises UserError for a kind of scaling."""
+    given = (options.get("rope_scaling") or {}) | (options.get("rope_parameters") or {})
+    options.ignore("original_max_position_embeddings")
+    return rotary_of(given, options, d_head)
+
+
+def rotary_of(given: Mapping[str, Any], options: Options, d_head: int) -> Fields:
+    """The same, of what one kind of layers is given."""
+    share = given.get("partial_rotary_factor") or options.get("partial_rotary_factor", "rotary_pct") or 1.0
+    n_rotated = int(d_head * share)
+    base = options.number("rope_theta", "rotary_emb_base")  # read even where it is given
+    fields = {
+        "positions": "rotary",
+        "rotary_base": float(given.get("rope_theta") or base),
+        "rotary_dim": 0 if n_rotated == d_head else n_rotated,
+    }
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind == "default":
+        return fields
+    if kind not in ("linear", "llama3", "yarn"):
+        allowed = "not represented here, must be default, linear, llama3 or yarn"
+        raise UserError(f"{options.where}: rope_type = {kind!r}: {allowed}")
+    known = {
+        "rope_type", "type", "factor", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings",
+        "low_freq_factor", "high_freq_factor", "beta_slow", "beta_fast", "attention_factor", "truncate",
+    }  # fmt: skip
+    for name, value in given.items():
+        if name not in known or (name == "truncate" and value is not True):
+            raise UserError(f"{options.where}: rope_scaling.{name} = {value!r}: not represented here")
+    if not isinstance(given.get("factor"), int | float):
+        raise UserError(f"{options.where}: rope_scaling.factor = {given.get('factor')!r}: must be a number")
+    low, high = ("low_freq_factor", "high_freq_factor") if kind == "llama3" else ("beta_slow", "beta_fast")
+    original = given.get("original_max_position_embeddings") or options.number("max_position_embeddings")
+    return fields | {
+        "rotary_scaling": kind,
+        "rotary_factor": float(given["factor"]),
+        "rotary_original_ctx": 0 if kind == "linear" else original,
+        "rotary_low_turns": float(given.get(low) or 1.0),
+        "rotary_high_turns": float(given.get(high) or (4.0 if kind == "llama3" else 32.0)),
+    }
+
+
+def yarn_amplitude(arrays: Arrays, model: ModelConfig, options: Options) -> None:
+    """YaRN multiplies cosines and sines by a factor, and so the scores by its square."""
+    given = (options.get("rope_scaling") or {}) | (options.get("rope_parameters") or {})
+    if model.rotary_scaling != "yarn":
+        return
+    amplitude = given.get("attention_factor") or 0.1 * math.log(model.rotary_factor) + 1.0
+    n = model.rotary_dim or model.head_width
+    scale = np.where(np.arange(model.head_width) < n, amplitude**2, 1).astype(np.float32)
+    for name in ("q_norm_w",) if model.qk_norm == "head" else ("W_Q", "b_Q"):
+        if name in arrays:
+            arrays[name] = arrays[name] * scale
+
+
+def windows(options: Options, n_layers: int) -> Fields:
+    """Layers that see a window alone, by `layer_types` of transformers 5 or what stood in their place."""
+    window = options.get("sliding_window")
+    types = options.get("layer_types")
+    options.ignore("max_window_layers", "use_sliding_window")
+    if window is None or (types is None and options.get("use_sliding_window") is False):
+        return {}
+    if types is None and options.get("use_sliding_window"):
+        first = options.number("max_window_layers")
+        types = ["full_attention" if layer < first else "sliding_attention" for layer in range(n_layers)]
+    return {"window": int(window)} | window_layers(options, types, n_layers, "sliding_attention", "full_attention")
+
+
+def window_layers(options: Options, types: Any, n_layers: int, windowed: str, full: str) -> Fields:
+    """The layers of one of two kinds; all layers where no kinds are given."""
+    if types is None:
+        return {}
+    if len(types) != n_layers or not set(types) <= {windowed, full}:
+        raise UserError(f"{options.where}: layer_types = {types!r}: must be {windowed} or {full} of each layer")
+    layers = tuple(i for i, kind in enumerate(types) if kind == windowed)
+    return {"window": 0} if not layers else {"window_layers": () if len(layers) == n_layers else layers}
+
+
+def first_positions(array: np.ndarray, model: ModelConfig) -> np.ndarray:
+    """W_pos: [positions, D] of the positions that are used."""
+    return array[: model.n_ctx]
+
+
+_LAYER = "layers.{}."
+ATTENTION = {
+    "W_Q": Part(name=f"{_LAYER}self_attn.q_proj.weight", layout=heads_in),
+    "W_K": Part(name=f"{_LAYER}self_attn.k_proj.weight", layout=heads_in),
+    "W_V": Part(name=f"{_LAYER}self_attn.v_proj.weight", layout=heads_in),
+    "W_O": Part(name=f"{_LAYER}self_attn.o_proj.weight", layout=heads_out),
+    "b_Q": Part(name=f"{_LAYER}self_attn.q_proj.bias", layout=head_vectors),
+    "b_K": Part(name=f"{_LAYER}self_attn.k_proj.bias", layout=head_vectors),
+    "b_V": Part(name=f"{_LAYER}self_attn.v_proj.bias", layout=head_vectors),
+    "b_O": Part(name=f"{_LAYER}self_attn.o_proj.bias"),
+}
+GATED_MLP = {
+    "W_gate": Part(name=f"{_LAYER}mlp.gate_proj.weight", layout=transposed),
+    "W_in": Part(name=f"{_LAYER}mlp.up_proj.weight", layout=transposed),
+    "W_out": Part(name=f"{_LAYER}mlp.down_proj.weight", layout=transposed),
+    "b_gate": Part(name=f"{_LAYER}mlp.gate_proj.bias"),
+    "b_in": Part(name=f"{_LAYER}mlp.up_proj.bias"),
+    "b_out": Part(name=f"{_LAYER}mlp.down_proj.bias"),
+}
+ENDS = {
+    "W_E": Part(name="embed_tokens.weight"),
+    "W_U": Part(name="lm_head.weight", layout=transposed),
+    "ln_final_w": Part(name="norm.weight"),
+}
+PRE_NORMS = {
+    "ln1_w": Part(name=f"{_LAYER}input_layernorm.weight"),
+    "ln2_w": Part(name=f"{_LAYER}post_attention_layernorm.weight"),
+}
+LLAMA_PARTS = ENDS | PRE_NORMS | ATTENTION | GATED_MLP
+ROTARY_TABLES = r".*rotary_emb\..*"

@@ -1,0 +1,1 @@
+"""How checkpoints lie in files: names, shapes and arrays that are read when asked for, one file a format."""
