@@ -13,6 +13,7 @@ import jaxtyping
 import pytest
 from _pytest.terminal import TerminalReporter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 # Before jax is used first. JAX_PLATFORMS in the environment takes the tests to another platform.
@@ -108,11 +109,11 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
         for report in terminalreporter.stats.get(outcome, []):
             if outcome != "passed" and re.search("tests/faults/|::test_one_process_lost_", report.nodeid):
                 n_failed += 1
-                table.add_row(report.nodeid.rpartition("::")[2], "", "", "NOT SURVIVED")
+                table.add_row(escape(report.nodeid.rpartition("::")[2]), "", "", "NOT SURVIVED")
             elif outcome == "passed" and report.when == "call":
                 for _, row in (found for found in report.user_properties if found[0] == "fault"):
                     n_survived += 1
-                    table.add_row(*row)
+                    table.add_row(*map(escape, row))
     if n_survived + n_failed == 0:
         return
     terminalreporter.write_line("")

@@ -36,10 +36,8 @@ def check_disk(config: Config, path: str) -> None:
     free = free_bytes(_nearest(Path(path)))
     for name, value, what, n_bytes in _disk(config):
         if n_bytes > free:
-            needs = (
-                f"{what} would take {format_bytes(n_bytes)}, and {_nearest(Path(path))} has {format_bytes(free)} free"
-            )
-            raise UserError(f"{name} = {value}: {needs}")
+            needs = f"{what} would take {format_bytes(n_bytes)}, and {format_bytes(free)} are free"
+            raise UserError(f"{path}: cannot write the run directory: {name} = {value}: {needs}")
 
 
 def least_params(config: Config) -> int:

@@ -45,11 +45,13 @@ HOSTILE: dict[str, tuple[tuple[str, ...], str]] = {
     },
     "steps beyond the disk": (
         (*_TRAIN, "--train.n-steps", "2147483647"),
-        "train.n_steps = 2147483647: the record of every step and position would take 172 GB, and … has 50 GB free",
+        "…: cannot write the run directory: train.n_steps = 2147483647: the record of every step and position would"
+        " take 172 GB, and 50 GB are free",
     ),
     "snapshots beyond the disk": (
         (*_TRAIN, "--snapshots.n-linear", "1000000", "--train.n-steps", "1000000", "--model.d-mlp", "65536"),
-        "snapshots.n_linear = 1000000: 1000000 snapshots would take … TB, and … has 50 GB free",
+        "…: cannot write the run directory: snapshots.n_linear = 1000000: 1000000 snapshots would take … TB, and 50 GB"
+        " are free",
     ),
     "steps beyond 31 bits": (
         (*_TRAIN, "--train.n-steps", "2147483648"),
