@@ -73,5 +73,5 @@ FAMILY = Family(
     folds=(norm_biases, scale_by_layer),
     prefixes=("transformer.",),
     left_out=r"h\.\d+\.attn\.(masked_)?bias",
-    series=(Series(names="*-gpt2-*-x*", tokens_per_step=2**19),),
+    series=(Series(names="*-gpt2-*-x*", tokens_per_step=512 * 1024),),  # rows of Mistral's batch by their length
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """Llama 1 to 3.2, and whatever is saved as one: SmolLM, SmolLM2, TinyLlama, Amber."""
 
 from icl_jax.importing.families.common import DECODER, LLAMA_PARTS, ROTARY_TABLES, decoder, yarn_amplitude
-from icl_jax.importing.families.family import Family, Series
+from icl_jax.importing.families.family import Family
 
 FAMILY = Family(
     name="llama",
@@ -12,9 +12,4 @@ FAMILY = Family(
     folds=(yarn_amplitude,),
     prefixes=("model.",),
     left_out=ROTARY_TABLES,
-    series=(
-        Series(names="SmolLM2-135M-intermediate*", tokens_per_step=2**20),
-        Series(names="SmolLM2-360M-intermediate*", tokens_per_step=2**20),
-        Series(names="SmolLM2-1.7B-intermediate*", tokens_per_step=2**21),
-    ),
 )
