@@ -54,7 +54,7 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "not a table": (("train", "table.toml"), ("table.toml: model = 3: must be a table",)),
     "unknown option": (
         ("train", "tiny.toml", "--model.n-layer", "3"),
-        ("--model.n-layer: no such option; did you mean --model.n-layers?", "icl-jax train --help"),
+        ("--model.n-layer: no such option; did you mean --model.n-layers", "icl-jax train --help"),
     ),
     "option without its section": (
         ("train", "tiny.toml", "--seed", "3"),
@@ -122,7 +122,10 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "empty folder": ((*_TEXT[:-1], "text:nothing"), ("'text:nothing'", "holds no .txt file")),
     "empty corpus": ((*_TEXT[:-1], "text:empty.txt"), ("text:empty.txt",)),
     "text not UTF-8": ((*_TEXT[:-1], "text:latin1.txt"), ("latin1.txt: not UTF-8 text (byte 3)",)),
-    "short corpus": ((*_TEXT[:-1], "text:short.txt"), ("model.n_ctx = 17: must be less than", "text:short.txt")),
+    "short corpus": (
+        (*_TEXT[:-1], "text:short.txt"),
+        ("text:short.txt", "holds 2 tokens: too few for a row to train on and one held out"),
+    ),
     "held-out rows": (
         (*_TEXT, "--data.held-out-rows", "5000"),
         ("data.held_out_rows = 5000: must be less than", "'text:text.txt'"),
