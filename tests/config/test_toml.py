@@ -30,6 +30,8 @@ from tests.model.architectures import FAMILIES, OPTIONS
 
 # Every character that a file can hold, line ends and control characters among them.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+# What W&B takes as a project or an entity.
+WANDB_NAME = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\\#?%:"), max_size=12)
 NON_EMPTY = TEXT.filter(bool)
 POSITIVE = st.floats(2.0**-126, 3e38)
 NON_NEGATIVE = st.just(0.0) | POSITIVE
@@ -132,8 +134,8 @@ def configs(draw: st.DrawFn) -> Config:
     )
     tracker = TrackerConfig(
         wandb=draw(one_of(TrackerConfig, "wandb")),
-        project=draw(NON_EMPTY),
-        entity=draw(TEXT),
+        project=draw(WANDB_NAME.filter(bool)),
+        entity=draw(WANDB_NAME),
         group=draw(TEXT),
         every_steps=draw(COUNT),
     )

@@ -218,7 +218,7 @@ def test_every_option_gives_the_independent_logits(name: str) -> None:
         expected = numpy_logits(params, np.asarray(tokens), config)
         np.testing.assert_allclose(forward(params, tokens, config), expected, rtol=1e-6, atol=2e-5, err_msg=attention)
     # What an option does not change is not there.
-    plain = model_config(n_layers=2, n_heads=config.n_heads, d_mlp=config.d_mlp)
+    plain = model_config(n_layers=2, n_heads=config.n_heads, d_head=config.d_head, d_mlp=config.d_mlp)
     assert params.keys() != param_shapes(plain).keys() or not np.allclose(
         expected, numpy_logits(random_params(plain), np.asarray(tokens), plain), rtol=0, atol=3e-5
     )
