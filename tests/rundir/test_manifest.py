@@ -43,9 +43,10 @@ def test_what_is_written_is_read(path: epath.Path, entries: list[SnapshotEntry])
 
 
 @given(entries=ENTRIES.filter(bool))
-def test_append_adds_one_line(path: epath.Path, entries: list[SnapshotEntry]) -> None:
-    Manifest(path).write(entries[:-1])
-    Manifest(path).append(entries[-1])
+def test_an_entry_is_added_in_its_place(path: epath.Path, entries: list[SnapshotEntry]) -> None:
+    middle = len(entries) // 2
+    Manifest(path).write(entries[:middle] + entries[middle + 1 :])
+    Manifest(path).add(entries[middle])
     assert Manifest(path).read() == entries
 
 
