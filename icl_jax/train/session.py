@@ -59,8 +59,6 @@ def run(
     tell = functools.partial(say, console)
 
     def open_here() -> Corpus:
-        if is_first():
-            may_start(path, config, jax.process_count())
         corpus = open_corpus(config, console)
         check_vocabulary(config, corpus)
         return corpus
@@ -74,6 +72,9 @@ def run(
         return make_tracker(config, str(run_dir.path), run_dir.run_id, tell, is_first(), known)
 
     with _failures_explained():
+        all_or_none(
+            "cannot use this run directory", lambda: is_first() and may_start(path, config, jax.process_count())
+        )
         corpus = all_or_none("cannot open the corpus", open_here)
         with StopSignal() as stop, held_run(path, config, corpus) as run_dir:
             start_step = run_dir.last_state_step() or 0

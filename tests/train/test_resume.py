@@ -111,7 +111,7 @@ def _kill_at(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *, aft
 @pytest.mark.parametrize("call", [1, 5])
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(run_module, "save_arrays"), (Manifest, "append"), (Record, "write_steps"), (Record, "write_probe")],
+    [(run_module, "save_arrays"), (Manifest, "add"), (Record, "write_steps"), (Record, "write_probe")],
     ids=["save_arrays", "manifest", "steps", "probe"],
 )
 def test_killed_around_a_write(unbroken: Path, tmp_path: Path, owner: Any, name: str, call: int, after: bool) -> None:
@@ -195,7 +195,7 @@ def test_what_came_after_the_state_is_cut_off(tmp_path: Path) -> None:
     run = tmp_path / "run"
     train_here(tiny_config(), run, stop_at=3)
     with pytest.MonkeyPatch.context() as patch:
-        _kill_at(patch, Manifest, "append", 3, after=True)
+        _kill_at(patch, Manifest, "add", 3, after=True)
         with pytest.raises(UserError, match="_Killed"):
             train_here(tiny_config(), run)
     longer = RunDir.open(str(run)).load_record()
