@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import tyro
 from etils import epath
 from rich.console import Console
 
@@ -206,16 +207,24 @@ def snapshot(path: Path, step: int) -> dict[str, np.ndarray]:
 
 def command(*args: str | Path) -> tuple[int, str, str]:
     """`icl-jax ARGS` in this process, which has its devices already: exit status, stdout and stderr."""
-    # What a failed save left must not be finalised while tyro parses source: Python 3.11 then fails (gh-106905).
-    gc.collect()
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(process, "configure_jax", lambda _n_cpu_devices: None)
+        patch.setattr(tyro, "cli", functools.partial(_without_collecting, tyro.cli))
         try:
             status = main.run([str(arg) for arg in args])
         except SystemExit as error:  # --help
             status = int(error.code or 0)
     return status, out.getvalue(), err.getvalue()
+
+
+def _without_collecting(parse: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What a failed save left must not be finalised while tyro parses source: Python 3.11 then fails (gh-106905)."""
+    gc.disable()
+    try:
+        return parse(*args, **options)
+    finally:
+        gc.enable()
 
 
 def only_line(err: str) -> str:
