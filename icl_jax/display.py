@@ -102,7 +102,7 @@ class StepsDisplay(_Display):
         self._start_step = start_step
         self._step = start_step
         self._loss = float("nan")
-        self._icl_score: float | None = None
+        self._icl: float | None = None
         self._start_s = clock()
         self._next_s = self._start_s
         self._n_drawn = 0
@@ -125,7 +125,7 @@ class StepsDisplay(_Display):
         """Tell that ``step_done`` steps are finished; ``icl_score`` is the latest, None before the first."""
         self._step = step_done
         self._loss = loss
-        self._icl_score = icl_score
+        self._icl = icl_score
         now = self._clock()
         if now < self._next_s:
             return
@@ -166,7 +166,7 @@ class StepsDisplay(_Display):
 
     def _show(self, steps_per_s: float, time_text: str) -> None:
         speed = f"{format_count(steps_per_s * self._tokens_per_step)} tokens/s" if steps_per_s > 0 else ""
-        icl = "" if self._icl_score is None else f"ICL {self._icl_score:.2f}"
+        icl = "" if self._icl is None else f"ICL {self._icl:.2f}"
         parts = [speed, f"loss {self._loss:.2f}", icl, time_text]
         if self._bar is not None:
             status = "  ".join(part for part in parts if part)

@@ -137,7 +137,8 @@ def _measured(path: Path) -> list[str]:
     from icl_jax.report.changes import window_words
     from icl_jax.train.session import seen_induction_head
 
-    record, head = run.load_record(), seen_induction_head(run)
+    record = run.load_record()
+    head = seen_induction_head(record)
     change = find_in_record(record)
     icl = f"{float(record['icl_windowed'][-1]):.3f}" if "icl_windowed" in record else "no probes"
     formed = str(head.tokens) if head else "never"

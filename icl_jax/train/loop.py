@@ -137,7 +137,7 @@ class _Keeper:
             platform=parallel.platform,
             flush_every_s=config.train.flush_every_s,
         )
-        self._icl_score: float | None = None
+        self._icl: float | None = None
         self._last_state = time.monotonic()
         self._saving: Future[None] | None = None
 
@@ -182,7 +182,7 @@ class _Keeper:
         self.recorder.settle()
         result = probe_fn(step, self.parallel.replicate(params))
         # Over windows: the single positions of the other are noise on few rows.
-        self._icl_score = result.icl_windowed
+        self._icl = result.icl_windowed
         if self.record is not None:
             self.writer.submit(self.record.write_probe, result)
         self.tracker.log_probe(step * self.run.config.tokens_per_step, result)
@@ -201,7 +201,7 @@ class _Keeper:
     def _seen(self, step: int, loss_T: np.ndarray, lr: float, grad_norm: float, step_s: float) -> None:
         self.stop.begin()
         loss = float(loss_T.mean())
-        self.progress.update(step + 1, loss, self._icl_score)
+        self.progress.update(step + 1, loss, self._icl)
         if step % self.run.config.tracker.every_steps == 0:
             tokens_per_step = self.run.config.tokens_per_step
             scalars = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens_per_s": tokens_per_step / step_s}

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Iterator
 
 import jax
+import xarray as xr
 from rich.console import Console
 
 from icl_jax import process
@@ -133,12 +134,11 @@ def seen(run: RunDir) -> Seen:
     record = run.load_record()
     names = ("tokens", "lr", "probe_tokens", "icl_windowed")
     curves = (tuple(record[name].values.tolist()) if name in record else () for name in names)
-    return Seen(seen_induction_head(run), *curves)
+    return Seen(seen_induction_head(record), *curves)
 
 
-def seen_induction_head(run: RunDir) -> InductionHead | None:
-    """What the probes of the record have seen so far."""
-    record = run.load_record()
+def seen_induction_head(record: xr.Dataset) -> InductionHead | None:
+    """What the probes of a record have seen so far."""
     if "prefix_matching" not in record:
         return None
     return first_induction_head(record["probe_tokens"].values, record["prefix_matching"].values)

@@ -16,7 +16,8 @@ _SCHEDULED_BYTES = 100
 def check_memory(config: Config, n_processes: int = 1) -> None:
     """Raise UserError where the run cannot fit in this machine's memory.
 
-    What is compared is the least that any platform needs: the parameters once, the rows of one step. What is refused
+    What is compared is the least that any platform needs: the parameters once, over the processes that share them where
+    they are sharded, and the rows of one step. What is refused
     here would fail later; what is not may do so still.
     """
     has = process.memory_bytes()
@@ -43,7 +44,8 @@ def check_disk(config: Config, path: str) -> None:
 def least_params(config: Config) -> int:
     """Parameters that the model has at least: its matrices, without norms and biases."""
     model = config.model
-    layer = 4 * model.d_model**2 + 2 * model.d_model * model.d_mlp
+    attention = 2 * model.d_model * model.head_width * (model.n_heads + model.key_heads)
+    layer = attention + (3 if model.gated_mlp else 2) * model.d_model * model.d_mlp
     return model.vocab_size * model.d_model * (1 if model.tied_unembedding else 2) + model.n_layers * layer
 
 
@@ -53,7 +55,8 @@ def _memory(config: Config, n_processes: int) -> Iterator[tuple[str, int, str, i
     row = 4 * (model.n_ctx + 1)
     sizes = {f"model.{name}": getattr(model, name) for name in ("n_layers", "d_model", "d_mlp", "vocab_size")}
     largest = max(sizes, key=lambda name: sizes[name])
-    yield largest, sizes[largest], "the parameters", 4 * least_params(config)
+    n_sharing = min(config.train.fsdp, n_processes)
+    yield largest, sizes[largest], "the parameters", 4 * least_params(config) // n_sharing
     yield "model.n_ctx", model.n_ctx, "one row and its activations", row + 4 * model.n_ctx * model.d_model
     yield (
         "train.batch_size",

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+
 from icl_jax.config import Config, UserError
 from icl_jax.data import Corpus
 from icl_jax.data.corpora.text import TextCorpus
@@ -24,7 +26,7 @@ def open_or_create(path: str, config: Config, corpus: Corpus) -> RunDir:
     Raises UserError if the folder is not a run, is one whose config or corpus would give other numbers, or cannot be
     written.
     """
-    run = may_start(path, config)
+    run = may_start(path, config, jax.process_count())  # again: this process now holds the folder
     return _create(path, config, corpus) if run is None else _resume(run, corpus)
 
 

@@ -1,7 +1,7 @@
 """One list of architectures: every option of `ModelConfig` by itself and in the company of its families.
 
-The tests of the forward pass, of the step, of resuming, of several devices, of causality, of compiled steps, of
-derivatives, of measurements and of export take their models from here: a new option is a line.
+The tests of the forward pass, of the step, of resuming, of several devices, of measurements, of export and of sizes
+take their models from here.
 """
 
 from typing import Any

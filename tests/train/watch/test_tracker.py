@@ -127,7 +127,7 @@ def test_induction_heads_are_one_alert_and_stand_in_the_summary(tmp_path: Path) 
 
 def test_a_resumed_run_knows_its_heads_from_the_record(tmp_path: Path) -> None:
     run = RunDir.create(str(tmp_path / "run"), tiny_config(), corpus_sha256="0" * 64)
-    assert session.seen_induction_head(run) is None
+    assert session.seen_induction_head(run.load_record()) is None
     for i, step in enumerate(probe_steps(run.config)[:3]):
         score_NH = np.zeros((2, 3), np.float32)
         score_NH[1, 2] = (0.3, 0.4, 0.9)[i]
@@ -140,7 +140,7 @@ def test_a_resumed_run_knows_its_heads_from_the_record(tmp_path: Path) -> None:
             )
         )  # fmt: skip
     tokens = probe_steps(run.config)[1] * run.config.tokens_per_step
-    assert session.seen_induction_head(run) == (tokens, 0, 1, pytest.approx(0.7))
+    assert session.seen_induction_head(run.load_record()) == (tokens, 0, 1, pytest.approx(0.7))
 
 
 def _score(n: int, size: float) -> np.ndarray:
