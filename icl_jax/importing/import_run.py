@@ -1,5 +1,6 @@
 """A source's checkpoints, one at a time, into a run directory."""
 
+import contextlib
 import datetime
 import fnmatch
 import time
@@ -26,6 +27,7 @@ from icl_jax.importing.map_weights import map_weights, read_config
 from icl_jax.importing.sources.revision import Revision, choose_steps
 from icl_jax.importing.sources.source import Fetched, Source
 from icl_jax.rundir import RunDir
+from icl_jax.rundir.lock import exclusive
 from icl_jax.telling import format_bytes, format_duration
 
 Tell = Callable[[str], None]
@@ -58,6 +60,7 @@ class _Import:
         self._source, self._path, self._settings, self._tell = source, path, settings, tell
         self._run = self._existing()
         self._missing: dict[int, str] = {}
+        self._held = contextlib.ExitStack()
 
     def _existing(self) -> RunDir | None:
         """The run that is there. Raises UserError where it is another's, or something else."""
@@ -78,7 +81,13 @@ class _Import:
         return run
 
     def all(self) -> RunDir:
-        """Every step that is wanted."""
+        """Every step that is wanted, the run held against others from where it is there."""
+        with self._held:
+            if self._run is not None:
+                self._held.enter_context(exclusive(self._path))
+            return self._all()
+
+    def _all(self) -> RunDir:
         chosen = self._chosen()
         done = set() if self._run is None else {entry.step for entry in self._run.manifest.read()}
         todo = [revision for revision in chosen if self._step(revision) not in done]
@@ -193,6 +202,7 @@ class _Import:
         shape = f"{model.n_layers} layers of {model.n_heads} heads, d_model {model.d_model}"
         rows = f"{n_rows} rows of {model.n_ctx} tokens of {text_source}"
         self._tell(f"{self._path}: {imported['family']}, {shape}, vocabulary {model.vocab_size:,}; {rows}")
+        self._held.enter_context(exclusive(self._path))
         return RunDir.create(
             self._path, config, corpus_sha256=documents_sha256(documents), tokenizer_json=tokenizer_json,
             held_out=held_out, imported=imported,

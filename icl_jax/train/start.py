@@ -1,10 +1,8 @@
 """Making a run directory, or picking an existing one up where it stopped."""
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 
@@ -13,7 +11,7 @@ from icl_jax.data import Corpus
 from icl_jax.data.corpora.text import TextCorpus
 from icl_jax.maths.icl_score import icl_positions
 from icl_jax.rundir import RunDir
-from icl_jax.rundir.files import is_bucket
+from icl_jax.rundir.lock import exclusive
 from icl_jax.rundir.record import HELD_OUT_AGAIN
 from icl_jax.train.held_out import take_held_out
 from icl_jax.train.may_start import may_start
@@ -38,34 +36,12 @@ def held_run(path: str, config: Config, corpus: Corpus) -> Iterator[RunDir]:
         def open_first() -> RunDir | None:
             if not is_first():
                 return None
-            held.enter_context(_exclusive(path))
+            held.enter_context(exclusive(path))
             return open_or_create(path, config, corpus)
 
         what = f"cannot use this run directory, {path}"
         run = all_or_none(what, open_first)
         yield all_or_none(what, lambda: run or replace(RunDir.open(path), config=config))
-
-
-@contextlib.contextmanager
-def _exclusive(path: str) -> Iterator[None]:
-    """Hold the run directory against a second trainer on this machine.
-
-    The kernel drops the lock with the process, so a killed run leaves nothing to clean up. Bucket paths are not locked.
-    """
-    if is_bucket(path):
-        yield
-        return
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        lock = (Path(path) / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"{path}: cannot write the run directory: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{path}: another process is training in this run directory") from None
-        yield
 
 
 def _create(path: str, config: Config, corpus: Corpus) -> RunDir:

@@ -95,7 +95,7 @@ def test_second_trainer_is_refused(config_file: Path, tmp_path: Path, note: Note
         first.terminate()
         first_status, out, first_err = finish(first)
     assert status == 2
-    assert only_line(err) == f"icl-jax: {run}: another process is training in this run directory"
+    assert only_line(err) == f"icl-jax: {run}: another process is writing into this run directory"
     # The first one did not notice.
     assert (first_status, first_err) == (0, "")
     assert "SIGTERM: state saved at step" in out

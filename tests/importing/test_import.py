@@ -11,6 +11,7 @@ import pytest
 
 from icl_jax.model.forward import forward
 from icl_jax.rundir import RunDir
+from icl_jax.rundir.lock import exclusive
 from tests.importing import written
 from tests.importing.conftest import STEPS
 from tests.train.runs import command
@@ -142,3 +143,10 @@ def test_steps_that_are_asked_for_and_not_there_are_named(series: Path, text: Pa
     assert "step 1: left out:" in out
     assert [json.loads(line)["tokens"] for line in _lines(tmp_path / "run")] == [400]
     assert RunDir.open(str(tmp_path / "run")).config.model.n_ctx == 37  # all that the model takes
+
+
+def test_two_imports_into_one_run_are_refused(imported: Path, series: Path) -> None:
+    with exclusive(str(imported)):
+        status, _, err = command("import", series, "--run", imported)
+    assert (status, err) == (2, f"icl-jax: {imported}: another process is writing into this run directory\n")
+    assert command("import", series, "--run", imported)[0] == 0
