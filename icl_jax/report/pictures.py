@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.figure
+import matplotlib.transforms
 import numpy as np
 
 from icl_jax.report.chart import Axis, Band, Chart, Series, table_of
@@ -26,6 +27,7 @@ _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 _MARKS = ("", "o", "^")
 _N_MARKS = 9
 _PER_ROW = 4
+_UNDER_AXIS_POINTS = 26
 _TITLE_CHARS, _LEGEND_CHARS = 40, 48
 _STYLE: Any = {
     "font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "pdf.fonttype": 42,
@@ -125,7 +127,9 @@ def _draw(title: str, charts: list[tuple[Panel, Chart]], paths: list[Path]) -> N
 def _draw_legend(axes: Any, *, is_beside: bool) -> None:
     """Beside the chart, or below it where others are beside: it hides no curve."""
     lines, labels = axes.get_legend_handles_labels()
-    where: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
+    # Below in points, as the axis' numbers and label are, which take the more of a chart the smaller it is.
+    below = mpl.transforms.offset_copy(axes.transAxes, axes.figure, y=-_UNDER_AXIS_POINTS, units="points")
+    where: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
     if is_beside:
         where = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
     axes.legend(

@@ -14,14 +14,14 @@ from icl_jax.report.chart import Axis, Chart, Series
 from icl_jax.report.seeds import MOST, choose
 
 
-def _drawn(chart: Chart, *, is_beside: bool = True) -> Any:
-    figure = mpl.figure.Figure(figsize=(4, 3), layout="constrained")
-    axes = figure.subplots()
+def _drawn(chart: Chart, *, is_beside: bool = True, size: tuple[float, float] = (4, 3)) -> Any:
     with mpl.rc_context(pictures._STYLE):
+        figure = mpl.figure.Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
         pictures._draw_chart(axes, chart)
         if chart.legend:
             pictures._draw_legend(axes, is_beside=is_beside)
-        figure.canvas.draw()
+        figure.draw_without_rendering()
     return axes
 
 
@@ -90,3 +90,13 @@ def test_of_many_runs_one_of_each_config_is_shown_first() -> None:
     shown = [run.name for run in choose(runs)]  # type: ignore[arg-type]
     assert shown == ["200-0", "200-1", "200-2", *(f"{n_steps}-0" for n_steps in range(201, 210))]
     assert choose(runs[:12]) == runs[:12]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [(2.7, 1.6), (4, 3), (6.5, 6.5)])
+def test_a_legend_below_hides_neither_the_numbers_of_the_axis_nor_its_label(size: tuple[float, float]) -> None:
+    chart = _chart(Axis(label="token index", is_log=True), 1, 128, legend=True)
+    axes = _drawn(chart, is_beside=False, size=size)
+    legend = axes.get_legend().get_window_extent()
+    below_axis = [axes.xaxis.label, *(text for text in axes.get_xticklabels() if text.get_text())]
+    assert legend.y1 < min(text.get_window_extent().y0 for text in below_axis)
+    assert legend.y0 > 0

@@ -21,10 +21,20 @@ def _charts(runs: list[ReportedRun]) -> list[Chart]:
         ]
         heads += _heads(run, colour)
     axis = Axis(label="ICL score (nats)")
-    charts = [Chart(title="thin: training batches", x=TOKENS, y=axis, series=score, wide=True, zero=True, legend=True)]
+    charts = [
+        Chart(
+            title="thin: training batches; thickest: the phase change",
+            x=TOKENS,
+            y=axis,
+            series=score,
+            wide=True,
+            zero=True,
+            legend=True,
+        )
+    ]
     if heads:
         axis = Axis(label="attention of the best head")
-        title = "thick: prefix matching; thin, dashed: previous token, layer 0"
+        title = "prefix matching; thin, dashed: previous token, layer 0"
         charts.append(Chart(title=title, x=TOKENS, y=axis, series=heads, wide=True))
     losses = [run.data["loss_by_position"].values[list(run.before_after)] for run in runs]
     span = (float(min(loss.min() for loss in losses)), float(max(loss.max() for loss in losses)))
