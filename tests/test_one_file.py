@@ -1,4 +1,7 @@
-"""What is one file is one file: added to a copy of the package with its name in one table, it is there."""
+"""What is one file is one file: added to a copy of the package with its name in one table, it is there.
+
+An option of the architecture is none: it is a field, a parameter and a branch, a place each, and nothing else.
+"""
 
 import re
 import shutil
@@ -142,3 +145,38 @@ def test_a_figure_is_one_file_and_its_name(checkout: Path, copy: Path) -> None:
     done = python(copy, program)
     assert (done.returncode, done.stderr) == (0, "")
     assert "composition first_and_last head_location" in done.stdout
+
+
+def test_an_architecture_option_is_a_field_a_parameter_and_a_branch(copy: Path) -> None:
+    """A trained factor for what each head has mixed: everything else reads the three places."""
+    package = copy / "icl_jax"
+    field = '    head_gain: bool = False\n    """Multiply what each head has mixed by a trained number."""\n'
+    add_line(package / "config" / "model.py", 'Argument 2)."""\n', field)
+    parameter = (
+        "            if config.head_gain:\n"
+        '                self.head_gain = declare("N H", None, jnp.ones, decayed=False, sharded=False)\n'
+    )
+    add_line(
+        package / "model" / "params.py", '            self.W_O = weight("N H E D", "blocks.{}.attn.W_O")\n', parameter
+    )
+    branch = (
+        "    if config.head_gain:\n"
+        '        z_BHTE = z_BHTE * layer["head_gain"][None, :, None, None]\n'
+    )  # fmt: skip
+    add_line(package / "model" / "forward.py", "        z_BHTE = attention_fn(execution, scores)(q, k, v)\n", branch)
+    program = """if True:
+        import contextlib, sys
+        import icl_jax
+        from icl_jax.cli.main import main
+        with contextlib.suppress(SystemExit):
+            main()
+        run = icl_jax.open_run("run")
+        start, end = (run.params(step)["head_gain"] for step in (0, 2))
+        print(run.config.model.head_gain, start.tolist() == [[1.0] * 2] * 2, bool((start != end).any()))
+    """
+    done = python(
+        copy, program, "train", "smoke", "--model.head-gain", "--run", "run", "--train.n-steps", "2",
+        "--optimizer.warmup-steps", "1", "--probes.n-probes", "1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "True True True"

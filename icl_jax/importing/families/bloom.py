@@ -3,7 +3,7 @@
 import numpy as np
 
 from icl_jax.config import ModelConfig
-from icl_jax.importing.families.common import ALL_BIASES
+from icl_jax.importing.families.common import ALL_BIASES, fused, layer_norms, linear
 from icl_jax.importing.families.family import Arrays, Family, Fields, Options, Part
 from icl_jax.importing.families.folds import norm_biases, untie
 from icl_jax.importing.families.layouts import heads_out, interleaved_in, interleaved_vectors, transposed
@@ -40,7 +40,6 @@ def embedding_norm(arrays: Arrays, model: ModelConfig, _options: Options) -> Non
     arrays["W_E"] = x * scale * arrays.pop("embedding_norm_w_") + arrays.pop("embedding_norm_b_")
 
 
-_ATTENTION, _MLP = "h.{}.self_attention.", "h.{}.mlp."
 FAMILY = Family(
     name="bloom",
     model_types=("bloom",),
@@ -51,25 +50,11 @@ FAMILY = Family(
         "embedding_norm_w_": Part(name="word_embeddings_layernorm.weight"),
         "embedding_norm_b_": Part(name="word_embeddings_layernorm.bias"),
         "W_U": Part(name="lm_head.weight", layout=transposed),
-        "W_Q": Part(name=f"{_ATTENTION}query_key_value.weight", layout=interleaved_in(0)),
-        "W_K": Part(name=f"{_ATTENTION}query_key_value.weight", layout=interleaved_in(1)),
-        "W_V": Part(name=f"{_ATTENTION}query_key_value.weight", layout=interleaved_in(2)),
-        "b_Q": Part(name=f"{_ATTENTION}query_key_value.bias", layout=interleaved_vectors(0)),
-        "b_K": Part(name=f"{_ATTENTION}query_key_value.bias", layout=interleaved_vectors(1)),
-        "b_V": Part(name=f"{_ATTENTION}query_key_value.bias", layout=interleaved_vectors(2)),
-        "W_O": Part(name=f"{_ATTENTION}dense.weight", layout=heads_out),
-        "b_O": Part(name=f"{_ATTENTION}dense.bias"),
-        "W_in": Part(name=f"{_MLP}dense_h_to_4h.weight", layout=transposed),
-        "b_in": Part(name=f"{_MLP}dense_h_to_4h.bias"),
-        "W_out": Part(name=f"{_MLP}dense_4h_to_h.weight", layout=transposed),
-        "b_out": Part(name=f"{_MLP}dense_4h_to_h.bias"),
-        "ln1_w": Part(name="h.{}.input_layernorm.weight"),
-        "ln1_b_": Part(name="h.{}.input_layernorm.bias"),
-        "ln2_w": Part(name="h.{}.post_attention_layernorm.weight"),
-        "ln2_b_": Part(name="h.{}.post_attention_layernorm.bias"),
-        "ln_final_w": Part(name="ln_f.weight"),
-        "ln_final_b_": Part(name="ln_f.bias"),
-    },
+    }
+    | fused("h.{}.self_attention.query_key_value", interleaved_in, interleaved_vectors)
+    | linear({"O": "h.{}.self_attention.dense"}, heads_out)
+    | linear({"in": "h.{}.mlp.dense_h_to_4h", "out": "h.{}.mlp.dense_4h_to_h"})
+    | layer_norms({"ln1": "h.{}.input_layernorm", "ln2": "h.{}.post_attention_layernorm", "ln_final": "ln_f"}),
     folds=(embedding_norm, norm_biases),
     prefixes=("transformer.",),
 )  # fmt: skip

@@ -1,13 +1,13 @@
 """What many families share: words of config.json, rotary embeddings, windows, the tensors of Llama."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from icl_jax.config import ModelConfig, UserError
-from icl_jax.importing.families.family import Arrays, Fields, Options, Part
+from icl_jax.importing.families.family import Arrays, Fields, Layout, Options, Part
 from icl_jax.importing.families.layouts import head_vectors, heads_in, heads_out, transposed
 
 ACTIVATIONS = {
@@ -140,25 +140,52 @@ def first_positions(array: np.ndarray, model: ModelConfig) -> np.ndarray:
     return array[: model.n_ctx]
 
 
+def heads(prefix: str, out: str = "o_proj") -> dict[str, Part]:
+    """Weights of queries, keys, values and output that lie in one tensor each."""
+    of = {f"W_{letter}": Part(name=f"{prefix}{letter.lower()}_proj.weight", layout=heads_in) for letter in "QKV"}
+    return of | {"W_O": Part(name=f"{prefix}{out}.weight", layout=heads_out)}
+
+
+def head_biases(prefix: str, out: str = "o_proj") -> dict[str, Part]:
+    """Their biases."""
+    of = {f"b_{letter}": Part(name=f"{prefix}{letter.lower()}_proj.bias", layout=head_vectors) for letter in "QKV"}
+    return of | {"b_O": Part(name=f"{prefix}{out}.bias")}
+
+
+def fused(name: str, weights: Callable[[int], Layout], vectors: Callable[[int], Layout]) -> dict[str, Part]:
+    """Weights and biases of queries, keys and values, of which each kind lies in one tensor."""
+    of = {f"W_{letter}": Part(name=f"{name}.weight", layout=weights(i)) for i, letter in enumerate("QKV")}
+    return of | {f"b_{letter}": Part(name=f"{name}.bias", layout=vectors(i)) for i, letter in enumerate("QKV")}
+
+
+def linear(names: Mapping[str, str], layout: Layout | None = transposed) -> dict[str, Part]:
+    """Weights and biases: `{"in": "mlp.fc1"}` is where W_in and b_in lie."""
+    of = {f"W_{ours}": Part(name=f"{theirs}.weight", layout=layout) for ours, theirs in names.items()}
+    return of | {f"b_{ours}": Part(name=f"{theirs}.bias") for ours, theirs in names.items()}
+
+
+def layer_norms(names: Mapping[str, str]) -> dict[str, Part]:
+    """Weights, and biases for `norm_biases` to fold: `{"ln1": "ln_1"}` is where ln1_w and ln1_b_ lie."""
+    of = {f"{ours}_w": Part(name=f"{theirs}.weight") for ours, theirs in names.items()}
+    return of | {f"{ours}_b_": Part(name=f"{theirs}.bias") for ours, theirs in names.items()}
+
+
+def gpt2_sizes(options: Options) -> Fields:
+    """Layers, widths, heads, vocabulary and context, as GPT-2 and GPT-J name them."""
+    d_model = options.number("n_embd")
+    return {
+        "n_layers": options.number("n_layer"),
+        "d_model": d_model,
+        "n_heads": options.number("n_head"),
+        "d_mlp": options.get("n_inner") or 4 * d_model,
+        "vocab_size": options.number("vocab_size"),
+        "n_ctx": options.number("n_positions"),
+    }
+
+
 _LAYER = "layers.{}."
-ATTENTION = {
-    "W_Q": Part(name=f"{_LAYER}self_attn.q_proj.weight", layout=heads_in),
-    "W_K": Part(name=f"{_LAYER}self_attn.k_proj.weight", layout=heads_in),
-    "W_V": Part(name=f"{_LAYER}self_attn.v_proj.weight", layout=heads_in),
-    "W_O": Part(name=f"{_LAYER}self_attn.o_proj.weight", layout=heads_out),
-    "b_Q": Part(name=f"{_LAYER}self_attn.q_proj.bias", layout=head_vectors),
-    "b_K": Part(name=f"{_LAYER}self_attn.k_proj.bias", layout=head_vectors),
-    "b_V": Part(name=f"{_LAYER}self_attn.v_proj.bias", layout=head_vectors),
-    "b_O": Part(name=f"{_LAYER}self_attn.o_proj.bias"),
-}
-GATED_MLP = {
-    "W_gate": Part(name=f"{_LAYER}mlp.gate_proj.weight", layout=transposed),
-    "W_in": Part(name=f"{_LAYER}mlp.up_proj.weight", layout=transposed),
-    "W_out": Part(name=f"{_LAYER}mlp.down_proj.weight", layout=transposed),
-    "b_gate": Part(name=f"{_LAYER}mlp.gate_proj.bias"),
-    "b_in": Part(name=f"{_LAYER}mlp.up_proj.bias"),
-    "b_out": Part(name=f"{_LAYER}mlp.down_proj.bias"),
-}
+ATTENTION = heads(f"{_LAYER}self_attn.") | head_biases(f"{_LAYER}self_attn.")
+GATED_MLP = linear({"gate": f"{_LAYER}mlp.gate_proj", "in": f"{_LAYER}mlp.up_proj", "out": f"{_LAYER}mlp.down_proj"})
 ENDS = {
     "W_E": Part(name="embed_tokens.weight"),
     "W_U": Part(name="lm_head.weight", layout=transposed),

@@ -3,7 +3,15 @@
 import numpy as np
 
 from icl_jax.config import ModelConfig
-from icl_jax.importing.families.common import ACTIVATIONS, ALL_BIASES, first_positions
+from icl_jax.importing.families.common import (
+    ACTIVATIONS,
+    ALL_BIASES,
+    first_positions,
+    fused,
+    gpt2_sizes,
+    layer_norms,
+    linear,
+)
 from icl_jax.importing.families.family import Arrays, Family, Fields, Options, Part, Series
 from icl_jax.importing.families.folds import norm_biases
 from icl_jax.importing.families.layouts import block_in, block_vectors, rows_out, transposed
@@ -13,14 +21,7 @@ def model(options: Options) -> Fields:
     options.only("scale_attn_weights", True)
     options.only("add_cross_attention", False)
     options.ignore("n_ctx", "reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx")  # the last is folded
-    d_model = options.number("n_embd")
-    return {
-        "n_layers": options.number("n_layer"),
-        "d_model": d_model,
-        "n_heads": options.number("n_head"),
-        "d_mlp": options.get("n_inner") or 4 * d_model,
-        "vocab_size": options.number("vocab_size"),
-        "n_ctx": options.number("n_positions"),
+    return gpt2_sizes(options) | {
         "positions": "standard",
         "position_embedding": "learned",
         "norm": "layernorm",
@@ -51,25 +52,11 @@ FAMILY = Family(
         "W_E": Part(name="wte.weight"),
         "W_pos": Part(name="wpe.weight", layout=first_positions),
         "W_U": Part(name="lm_head.weight", layout=transposed),
-        "W_Q": Part(name="h.{}.attn.c_attn.weight", layout=block_in(0)),
-        "W_K": Part(name="h.{}.attn.c_attn.weight", layout=block_in(1)),
-        "W_V": Part(name="h.{}.attn.c_attn.weight", layout=block_in(2)),
-        "b_Q": Part(name="h.{}.attn.c_attn.bias", layout=block_vectors(0)),
-        "b_K": Part(name="h.{}.attn.c_attn.bias", layout=block_vectors(1)),
-        "b_V": Part(name="h.{}.attn.c_attn.bias", layout=block_vectors(2)),
-        "W_O": Part(name="h.{}.attn.c_proj.weight", layout=rows_out),
-        "b_O": Part(name="h.{}.attn.c_proj.bias"),
-        "W_in": Part(name="h.{}.mlp.c_fc.weight"),
-        "b_in": Part(name="h.{}.mlp.c_fc.bias"),
-        "W_out": Part(name="h.{}.mlp.c_proj.weight"),
-        "b_out": Part(name="h.{}.mlp.c_proj.bias"),
-        "ln1_w": Part(name="h.{}.ln_1.weight"),
-        "ln1_b_": Part(name="h.{}.ln_1.bias"),
-        "ln2_w": Part(name="h.{}.ln_2.weight"),
-        "ln2_b_": Part(name="h.{}.ln_2.bias"),
-        "ln_final_w": Part(name="ln_f.weight"),
-        "ln_final_b_": Part(name="ln_f.bias"),
-    },
+    }
+    | fused("h.{}.attn.c_attn", block_in, block_vectors)
+    | linear({"O": "h.{}.attn.c_proj"}, rows_out)
+    | linear({"in": "h.{}.mlp.c_fc", "out": "h.{}.mlp.c_proj"}, None)
+    | layer_norms({"ln1": "h.{}.ln_1", "ln2": "h.{}.ln_2", "ln_final": "ln_f"}),
     folds=(norm_biases, scale_by_layer),
     prefixes=("transformer.",),
     left_out=r"h\.\d+\.attn\.(masked_)?bias",

@@ -1,10 +1,18 @@
 """GPT-Neo and TinyStories: windows in every other layer, scores that are not scaled."""
 
 from icl_jax.config import UserError
-from icl_jax.importing.families.common import ACTIVATIONS, ALL_BIASES, first_positions, window_layers
+from icl_jax.importing.families.common import (
+    ACTIVATIONS,
+    ALL_BIASES,
+    first_positions,
+    heads,
+    layer_norms,
+    linear,
+    window_layers,
+)
 from icl_jax.importing.families.family import Family, Fields, Options, Part
 from icl_jax.importing.families.folds import no_scale, norm_biases
-from icl_jax.importing.families.layouts import heads_in, heads_out, transposed
+from icl_jax.importing.families.layouts import transposed
 
 
 def model(options: Options) -> Fields:
@@ -33,7 +41,6 @@ def model(options: Options) -> Fields:
     } | window_layers(options, kinds, n_layers, "local", "global")
 
 
-_ATTENTION = "h.{}.attn.attention."
 FAMILY = Family(
     name="gpt_neo",
     model_types=("gpt_neo",),
@@ -46,22 +53,11 @@ FAMILY = Family(
         "W_E": Part(name="wte.weight"),
         "W_pos": Part(name="wpe.weight", layout=first_positions),
         "W_U": Part(name="lm_head.weight", layout=transposed),
-        "W_Q": Part(name=f"{_ATTENTION}q_proj.weight", layout=heads_in),
-        "W_K": Part(name=f"{_ATTENTION}k_proj.weight", layout=heads_in),
-        "W_V": Part(name=f"{_ATTENTION}v_proj.weight", layout=heads_in),
-        "W_O": Part(name=f"{_ATTENTION}out_proj.weight", layout=heads_out),
-        "b_O": Part(name=f"{_ATTENTION}out_proj.bias"),
-        "W_in": Part(name="h.{}.mlp.c_fc.weight", layout=transposed),
-        "b_in": Part(name="h.{}.mlp.c_fc.bias"),
-        "W_out": Part(name="h.{}.mlp.c_proj.weight", layout=transposed),
-        "b_out": Part(name="h.{}.mlp.c_proj.bias"),
-        "ln1_w": Part(name="h.{}.ln_1.weight"),
-        "ln1_b_": Part(name="h.{}.ln_1.bias"),
-        "ln2_w": Part(name="h.{}.ln_2.weight"),
-        "ln2_b_": Part(name="h.{}.ln_2.bias"),
-        "ln_final_w": Part(name="ln_f.weight"),
-        "ln_final_b_": Part(name="ln_f.bias"),
-    },
+        "b_O": Part(name="h.{}.attn.attention.out_proj.bias"),
+    }
+    | heads("h.{}.attn.attention.", "out_proj")
+    | linear({"in": "h.{}.mlp.c_fc", "out": "h.{}.mlp.c_proj"})
+    | layer_norms({"ln1": "h.{}.ln_1", "ln2": "h.{}.ln_2", "ln_final": "ln_f"}),
     folds=(norm_biases, no_scale),
     prefixes=("transformer.",),
     left_out=r"h\.\d+\.attn\.attention\.(masked_)?bias",

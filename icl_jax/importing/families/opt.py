@@ -3,10 +3,10 @@
 import numpy as np
 
 from icl_jax.config import ModelConfig
-from icl_jax.importing.families.common import ACTIVATIONS, ALL_BIASES
+from icl_jax.importing.families.common import ACTIVATIONS, ALL_BIASES, head_biases, heads, layer_norms, linear
 from icl_jax.importing.families.family import Family, Fields, Options, Part
 from icl_jax.importing.families.folds import norm_biases
-from icl_jax.importing.families.layouts import head_vectors, heads_in, heads_out, transposed
+from icl_jax.importing.families.layouts import transposed
 
 _UNUSED_POSITIONS = 2
 
@@ -38,7 +38,6 @@ def _positions(array: np.ndarray, model: ModelConfig) -> np.ndarray:
     return array[_UNUSED_POSITIONS : _UNUSED_POSITIONS + model.n_ctx]
 
 
-_ATTENTION = "layers.{}.self_attn."
 FAMILY = Family(
     name="opt",
     model_types=("opt",),
@@ -51,25 +50,13 @@ FAMILY = Family(
         "W_E": Part(name="embed_tokens.weight"),
         "W_pos": Part(name="embed_positions.weight", layout=_positions),
         "W_U": Part(name="lm_head.weight", layout=transposed),
-        "W_Q": Part(name=f"{_ATTENTION}q_proj.weight", layout=heads_in),
-        "W_K": Part(name=f"{_ATTENTION}k_proj.weight", layout=heads_in),
-        "W_V": Part(name=f"{_ATTENTION}v_proj.weight", layout=heads_in),
-        "b_Q": Part(name=f"{_ATTENTION}q_proj.bias", layout=head_vectors),
-        "b_K": Part(name=f"{_ATTENTION}k_proj.bias", layout=head_vectors),
-        "b_V": Part(name=f"{_ATTENTION}v_proj.bias", layout=head_vectors),
-        "W_O": Part(name=f"{_ATTENTION}out_proj.weight", layout=heads_out),
-        "b_O": Part(name=f"{_ATTENTION}out_proj.bias"),
-        "W_in": Part(name="layers.{}.fc1.weight", layout=transposed),
-        "b_in": Part(name="layers.{}.fc1.bias"),
-        "W_out": Part(name="layers.{}.fc2.weight", layout=transposed),
-        "b_out": Part(name="layers.{}.fc2.bias"),
-        "ln1_w": Part(name="layers.{}.self_attn_layer_norm.weight"),
-        "ln1_b_": Part(name="layers.{}.self_attn_layer_norm.bias"),
-        "ln2_w": Part(name="layers.{}.final_layer_norm.weight"),
-        "ln2_b_": Part(name="layers.{}.final_layer_norm.bias"),
-        "ln_final_w": Part(name="final_layer_norm.weight"),
-        "ln_final_b_": Part(name="final_layer_norm.bias"),
-    },
+    }
+    | heads("layers.{}.self_attn.", "out_proj")
+    | head_biases("layers.{}.self_attn.", "out_proj")
+    | linear({"in": "layers.{}.fc1", "out": "layers.{}.fc2"})
+    | layer_norms({
+        "ln1": "layers.{}.self_attn_layer_norm", "ln2": "layers.{}.final_layer_norm", "ln_final": "final_layer_norm",
+    }),
     folds=(norm_biases,),
     prefixes=("model.decoder.", "decoder."),
 )  # fmt: skip

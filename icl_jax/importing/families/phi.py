@@ -1,9 +1,18 @@
 """Phi 1, 1.5 and 2: attention and MLP side by side after one norm, half of each head rotated."""
 
-from icl_jax.importing.families.common import ACTIVATIONS, ALL_BIASES, ATTENTION, ROTARY_TABLES, rotary, sizes
+from icl_jax.importing.families.common import (
+    ACTIVATIONS,
+    ALL_BIASES,
+    ATTENTION,
+    ROTARY_TABLES,
+    layer_norms,
+    linear,
+    rotary,
+    sizes,
+)
 from icl_jax.importing.families.family import Family, Fields, Options, Part
 from icl_jax.importing.families.folds import norm_biases
-from icl_jax.importing.families.layouts import heads_out, transposed
+from icl_jax.importing.families.layouts import heads_out
 
 
 def model(options: Options) -> Fields:
@@ -26,21 +35,11 @@ FAMILY = Family(
         "rope_theta": 10_000.0, "max_position_embeddings": 2048, "tie_word_embeddings": False,
     },
     model=model,
-    parts=ATTENTION | {
-        "W_O": Part(name="layers.{}.self_attn.dense.weight", layout=heads_out),
-        "b_O": Part(name="layers.{}.self_attn.dense.bias"),
-        "W_E": Part(name="embed_tokens.weight"),
-        "W_U": Part(name="lm_head.weight", layout=transposed),
-        "b_U": Part(name="lm_head.bias"),
-        "W_in": Part(name="layers.{}.mlp.fc1.weight", layout=transposed),
-        "b_in": Part(name="layers.{}.mlp.fc1.bias"),
-        "W_out": Part(name="layers.{}.mlp.fc2.weight", layout=transposed),
-        "b_out": Part(name="layers.{}.mlp.fc2.bias"),
-        "ln1_w": Part(name="layers.{}.input_layernorm.weight"),
-        "ln1_b_": Part(name="layers.{}.input_layernorm.bias"),
-        "ln_final_w": Part(name="final_layernorm.weight"),
-        "ln_final_b_": Part(name="final_layernorm.bias"),
-    },
+    parts=ATTENTION
+    | {"W_E": Part(name="embed_tokens.weight")}
+    | linear({"O": "layers.{}.self_attn.dense"}, heads_out)
+    | linear({"U": "lm_head", "in": "layers.{}.mlp.fc1", "out": "layers.{}.mlp.fc2"})
+    | layer_norms({"ln1": "layers.{}.input_layernorm", "ln_final": "final_layernorm"}),
     folds=(norm_biases,),
     prefixes=("model.",),
     left_out=ROTARY_TABLES,

@@ -1,8 +1,9 @@
 """pico-lm: Llama with rotary embeddings of neighbours, under names of its own."""
 
+from icl_jax.importing.families.common import heads
 from icl_jax.importing.families.family import Family, Fields, Options, Part
 from icl_jax.importing.families.folds import halves_of_pairs
-from icl_jax.importing.families.layouts import heads_in, heads_out, transposed
+from icl_jax.importing.families.layouts import transposed
 
 
 def model(options: Options) -> Fields:
@@ -33,17 +34,14 @@ FAMILY = Family(
     parts={
         "W_E": Part(name="embedding_proj.weight"),
         "W_U": Part(name="de_embedding_proj.weight", layout=transposed),
-        "W_Q": Part(name=f"{_LAYER}attention.q_proj.weight", layout=heads_in),
-        "W_K": Part(name=f"{_LAYER}attention.k_proj.weight", layout=heads_in),
-        "W_V": Part(name=f"{_LAYER}attention.v_proj.weight", layout=heads_in),
-        "W_O": Part(name=f"{_LAYER}attention.o_proj.weight", layout=heads_out),
         "W_gate": Part(name=f"{_LAYER}swiglu.w_0.weight", layout=transposed),
         "W_in": Part(name=f"{_LAYER}swiglu.w_1.weight", layout=transposed),
         "W_out": Part(name=f"{_LAYER}swiglu.w_2.weight", layout=transposed),
         "ln1_w": Part(name=f"{_LAYER}attention_norm.weight"),
         "ln2_w": Part(name=f"{_LAYER}swiglu_norm.weight"),
         "ln_final_w": Part(name="output_norm.weight"),
-    },
+    }
+    | heads(f"{_LAYER}attention."),
     folds=(halves_of_pairs,),
     prefixes=("pico_decoder.",),
 )

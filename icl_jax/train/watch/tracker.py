@@ -2,6 +2,8 @@
 
 W&B runs in a thread of its own: a point costs the training loop some microseconds however slow W&B is, and
 whatever W&B raises is raised there. A failure is one warning, after which training goes on without tracking.
+It is not :class:`~icl_jax.train.writer.Writer`, whose jobs hold training up while the disk is slow, end it where they
+fail and are waited for: a W&B that hangs must do none of the three.
 
 Points carry the axis ``tokens`` and no explicit W&B step: W&B drops points whose step goes backwards, as the steps
 do that a resumed run takes again after a crash. Such points are sent twice and are equal.
