@@ -9,8 +9,9 @@ import xarray as xr
 from icl_jax.analysis.choose_snapshots import choose_entries, choose_few
 from icl_jax.analysis.dataset import build_dataset, note_asked, save_dataset
 from icl_jax.analysis.finished_work import FinishedWork, work_key
+from icl_jax.analysis.recorded import recorded_of
 from icl_jax.config import UserError
-from icl_jax.measures.measurement import Context, Derived, Measurement, Recorded, StackedParams, measure_all
+from icl_jax.measures.measurement import Context, Derived, Measurement, StackedParams, measure_all
 from icl_jax.measures.table import TABLE
 from icl_jax.model.params import param_shapes
 from icl_jax.read_ahead import ReadAhead
@@ -79,19 +80,8 @@ def make_context(run: RunDir, n_rows: int | None = None) -> Context:
     return Context(
         config, held_out.rows[:n_rows], held_out.candidates, held_out.bos_id, config.data.seed,
         held_out.bigram_counts, held_out.label_names, None if held_out.labels is None else held_out.labels[:n_rows],
-        None if held_out.chains is None else held_out.chains[:n_rows], _recorded(run),
+        None if held_out.chains is None else held_out.chains[:n_rows], recorded_of(run),
     )  # fmt: skip
-
-
-def _recorded(run: RunDir) -> Recorded | None:
-    if run.imported is not None:
-        return None
-    record = run.load_record()
-    if not record.sizes["step"]:
-        return None
-    probes = ("probe_tokens", "icl_windowed") if "icl_windowed" in record else None
-    tokens, icl = (np.zeros(0), np.zeros(0)) if probes is None else (record[name].values for name in probes)
-    return Recorded((record["tokens"].values, record["lr"].values), tokens, icl.astype(np.float64))
 
 
 def with_needs(only: Sequence[str] | None, table: tuple[Measurement | Derived, ...]) -> set[str]:

@@ -151,13 +151,7 @@ def changes(
     neighbouring points share (held-out rows that are the same) is not meant. `alpha`: chance of a first change in a
     smooth curve. `most`: changes to look for. Raises ValueError if tokens do not increase.
     """
-    is_known = np.isfinite(curve)
-    u, y = np.asarray(tokens, np.float64)[is_known], np.asarray(curve, np.float64)[is_known]
-    if np.any(np.diff(u) <= 0):
-        raise ValueError("tokens do not increase")
-    if direction and len(y) >= _FEWEST:
-        first = _turn(u, direction * y)
-        u, y = u[first:], y[first:]
+    u, y = _read(tokens, curve, direction)
     if len(y) < _FEWEST:
         return [], float("nan")
     if (span := float(np.ptp(y))) == 0:
@@ -170,6 +164,54 @@ def changes(
     best = int(np.argmin([fitted.rss.min() for _, fitted in firsts]))
     steps, p_value = _find_steps(searches[best], *firsts[best], alpha, most)
     return _worth_the_name(searches[best], steps, signs[best] * span, u, least), p_value
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A curve as the detector reads it, without the points that it leaves out."""
+
+    tokens: Real[np.ndarray, " R"]
+    smooth: Float[np.ndarray, " R"]
+    """The best smooth curve: the null hypothesis."""
+    fitted: Float[np.ndarray, " R"]
+    """The best of a smooth curve and the changes; without any it is `smooth`."""
+
+
+def explained(
+    tokens: Real[np.ndarray, " S"], curve: Float[np.ndarray, " S"], found: Sequence[Change], *,
+    schedule: Schedule | None = None, direction: int,
+) -> Explained | None:  # fmt: skip
+    """What `changes` has fitted, for a picture: least squares beside changes that are known, direction -1 or 1.
+
+    None for a curve of fewer than eight points.
+    """
+    u, y = _read(tokens, curve, direction)
+    if len(y) < _FEWEST:
+        return None
+    span = float(np.ptp(y)) or 1.0
+    search = _Search((u - u[0]) / (u[-1] - u[0]), -direction * y / span, _smooth_columns(u, schedule), _cells(u), None)
+    steps: list[_Step] = []
+    for change in found:
+        start, end = ((x - u[0]) / (u[-1] - u[0]) for x in (change.start, change.end))
+        is_known = np.isfinite(end) and start > 0
+        end = end if np.isfinite(end) else 2 - start
+        step = _Step((start + end) / 2, max(end - start, 1e-4), np.empty((len(u), 0)))
+        steps.append(step if is_known else search.moved(step, steps))
+    steps = [search.with_tail(step, [other for other in steps if other is not step]) for step in steps]
+    smooth, fitted = (y.mean() - direction * span * search.fitted(some) for some in ([], steps))
+    return Explained(u, smooth, fitted)
+
+
+def _read(tokens: np.ndarray, curve: np.ndarray, direction: int) -> tuple[np.ndarray, np.ndarray]:
+    """The points that are known, with a direction from the curve's turn on."""
+    is_known = np.isfinite(curve)
+    u, y = np.asarray(tokens, np.float64)[is_known], np.asarray(curve, np.float64)[is_known]
+    if np.any(np.diff(u) <= 0):
+        raise ValueError("tokens do not increase")
+    if direction and len(y) >= _FEWEST:
+        first = _turn(u, direction * y)
+        u, y = u[first:], y[first:]
+    return u, y
 
 
 def _turn(u: np.ndarray, y: np.ndarray) -> int:

@@ -43,7 +43,10 @@ class Finding:
         """In a line: where each change is and how large, or why there is none."""
         if self.changes:
             return "; ".join(change_words(change, unit) for change in self.changes)
-        return _WORDS[self.status] + ("" if np.isnan(self.p_value) else f" (p = {self.p_value:.1g})")
+        if np.isnan(self.p_value):
+            return _WORDS[self.status]
+        but = ", but no step is large enough or out of a smooth curve's reach" if self.p_value <= ALPHA else ""
+        return f"{_WORDS[self.status]} (p = {self.p_value:.1g}{but})"
 
 
 def change_words(change: Change, unit: str = " nats") -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import jax
@@ -48,6 +48,10 @@ class Recorded:
     probe_tokens: np.ndarray
     probe_icl: np.ndarray
     """The windowed ICL score at each live probe, nats."""
+    probe_loss: np.ndarray | None = None
+    """Mean loss of the held-out tokens at each, nats."""
+    probe_heads: dict[str, np.ndarray] = field(default_factory=dict)
+    """[probe, layer, head] scores of heads, by name."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ stretch in any curve.
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float, Real
+from jaxtyping import Real
 
 from icl_jax.maths.finding import MOST_CHANGES, Finding, arrays_of, find_changes, finding_from
+from icl_jax.measures.curves import icl_curve
 from icl_jax.measures.measurement import Context, Derived, Variable
 
 _FEWER = f"fewer than {MOST_CHANGES} changes"
@@ -51,15 +52,6 @@ def finding_of(dataset: xr.Dataset, prefix: str = "change", **at: int) -> Findin
     return finding_from({name: dataset[f"{prefix}_{name}"].isel(at).values for name in names})
 
 
-def icl_curve(context: Context, dataset: xr.Dataset) -> tuple[Real[np.ndarray, " S"], Float[np.ndarray, " S"]]:
-    """Tokens and windowed ICL score, at the probes or at the snapshots, whichever are more."""
-    tokens, icl = dataset["tokens"].values, dataset["icl_windowed"].values.astype(np.float64)
-    recorded = context.recorded
-    if recorded is not None and len(recorded.probe_tokens) > len(tokens):
-        return recorded.probe_tokens, recorded.probe_icl
-    return tokens, icl
-
-
 def snapshots_around(tokens: Real[np.ndarray, " S"], start: float, end: float) -> tuple[int, int]:
     """Indexes of the last snapshot up to the start and of the first from the end on."""
     first = int(np.searchsorted(tokens, start, side="right")) - 1
@@ -80,7 +72,7 @@ def before_and_after(tokens: Real[np.ndarray, " S"], finding: Finding) -> tuple[
 
 def derive(context: Context, dataset: xr.Dataset) -> dict[str, np.ndarray]:
     schedule = None if context.recorded is None else context.recorded.schedule
-    finding = find_changes(*icl_curve(context, dataset), schedule=schedule, direction=-1)
+    finding = find_changes(*icl_curve(context.recorded, dataset), schedule=schedule, direction=-1)
     steps = dataset["snapshot"].values
     before, after = before_and_after(dataset["tokens"].values, finding)
     return {

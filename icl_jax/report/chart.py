@@ -47,6 +47,7 @@ class Series:
     model: int | None = None
     """Index of the model among those of the chart: dashes and marks tell up to 12 apart where there is no colour."""
     width: float = 1.5
+    """Of the line; dots grow with it."""
     dashed: bool = False
     text: str = ""
     """Written beside the last point."""

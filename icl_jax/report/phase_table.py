@@ -8,6 +8,7 @@ import xarray as xr
 
 from icl_jax.maths.finding import change_words
 from icl_jax.maths.head_scores import HEAD_THRESHOLD
+from icl_jax.measures.curves import SCORES, best_head_of
 from icl_jax.measures.phase_change import finding_of
 from icl_jax.report.reported_run import HAS_LABEL
 
@@ -20,9 +21,11 @@ def phase_table(dataset: xr.Dataset) -> list[str]:
     lines = [
         *_dimensions(dataset),
         *_window(dataset),
+        *_loss(dataset),
         *_tokens(dataset),
         *_labels(dataset),
         *_heads(dataset),
+        *_head_changes(dataset),
         *_own_corpus(dataset),
     ]
     return [*lines, *_composition(dataset), *_ablations(dataset), *_absent(dataset)]
@@ -78,6 +81,11 @@ def _plus_minus(error: float) -> str:
     return f" ±{error:.3f}" if np.isfinite(error) else ""
 
 
+def _loss(dataset: xr.Dataset) -> Iterator[str]:
+    if "loss_change_p" in dataset:
+        yield _line("held-out loss", finding_of(dataset, "loss_change").words())
+
+
 def _tokens(dataset: xr.Dataset) -> Iterator[str]:
     names = {"induction_correct": "induction right", "induction_wrong": "induction wrong", "new_prefix": "new prefix"}
     if "induction_correct_change" in dataset:
@@ -111,6 +119,15 @@ def _heads(dataset: xr.Dataset) -> Iterator[str]:
         best = _named(scores)
         text = ", ".join(best[:n_above]) if n_above else f"none; the highest {', '.join(best[:3])}"
         yield _line(title, f"{text}  ({name} {HEAD_THRESHOLD} or more at the end; {untrained:.3f} at the start)")
+
+
+def _head_changes(dataset: xr.Dataset) -> Iterator[str]:
+    """Of each score its best head at the end: whether that forms abruptly."""
+    for i, (score, words) in enumerate(SCORES.items()):
+        if score in dataset and "head_change_p" in dataset:
+            layer, head = best_head_of(dataset[score].values[-1])
+            finding = finding_of(dataset, "head_change", score=i, layer=layer, head=head)
+            yield _line(f"{words} of {layer}.{head}", finding.words(""))
 
 
 def _own_corpus(dataset: xr.Dataset) -> Iterator[str]:

@@ -210,7 +210,7 @@ def _draw_heat(axes: Any, chart: Chart) -> None:
 def _draw_series(axes: Any, series: Series) -> None:
     colour = _ROLES[series.role] if series.role else COLOURS[series.colour % len(COLOURS)]
     if series.dots:
-        axes.plot(series.x, series.y, "o", color=colour, ms=13 if series.node else 4, zorder=3)
+        axes.plot(series.x, series.y, "o", color=colour, ms=13 if series.node else 4 * series.width / 1.5, zorder=3)
     else:
         model = series.model or 0
         axes.plot(

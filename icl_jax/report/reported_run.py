@@ -11,10 +11,11 @@ import numpy as np
 import xarray as xr
 
 from icl_jax.analysis.dataset import load_dataset
+from icl_jax.analysis.recorded import recorded_of
 from icl_jax.config import Config
 from icl_jax.maths.finding import Finding
 from icl_jax.maths.head_scores import HEAD_THRESHOLD
-from icl_jax.measures.measurement import Derived
+from icl_jax.measures.measurement import Derived, Recorded
 from icl_jax.measures.phase_change import finding_of
 from icl_jax.measures.table import TABLE
 from icl_jax.report.chart import Band, Gap, Role
@@ -58,6 +59,11 @@ class ReportedRun:
     def record(self) -> xr.Dataset:
         """record.zarr, so far."""
         return self.run.load_record()
+
+    @cached_property
+    def recorded(self) -> Recorded | None:
+        """Learning rate and live probes; None without a record."""
+        return recorded_of(self.run)
 
     @cached_property
     def absent(self) -> dict[str, str]:
@@ -153,15 +159,7 @@ class ReportedRun:
     def bands(self) -> tuple[Band, ...]:
         """The phase changes as they are drawn."""
 
-        def inside(interval: tuple[float, float]) -> tuple[float, float]:
-            low, high = np.minimum(interval, self.tokens[-1]).tolist()
-            return low, high
-
-        return tuple(
-            Band(*inside((change.start, change.end)), inside(change.start_interval), inside(change.end_interval),
-                 change.is_open)
-            for change in (() if self.phase is None else self.phase.changes)
-        )  # fmt: skip
+        return bands_of(self.phase, float(self.tokens[-1]))
 
     def stretch(self, band: Band, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and values of the part of a [snapshot] curve inside a band, interpolated at its ends."""
@@ -254,6 +252,20 @@ class ReportedRun:
             return f"imported from {self.run.imported['source']}"
         train, data = self.config.train.seed, self.config.data.seed
         return f"seed {train}" if train == data else f"seed {train}, data seed {data}"
+
+
+def bands_of(finding: Finding | None, last: float) -> tuple[Band, ...]:
+    """Changes as they are drawn, up to the curve's last point."""
+
+    def inside(interval: tuple[float, float]) -> tuple[float, float]:
+        low, high = np.minimum(interval, last).tolist()
+        return low, high
+
+    return tuple(
+        Band(*inside((change.start, change.end)), inside(change.start_interval), inside(change.end_interval),
+             change.is_open)
+        for change in (() if finding is None else finding.changes)
+    )  # fmt: skip
 
 
 def open_runs(paths: list[str]) -> list[ReportedRun]:

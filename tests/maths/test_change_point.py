@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import change_points as benchmark
-from icl_jax.maths.change_point import change_points, changes
+from icl_jax.maths.change_point import change_points, changes, explained
 from icl_jax.maths.steepest_fall import steepest_fall
 
 END = 5_120_000
@@ -285,3 +285,22 @@ def test_the_calibration_counts_what_is_there(
     monkeypatch.setattr(benchmark, "detect", lambda truth: change_points(truth.run.tokens, 0 * truth.curve))
     found = benchmark.of_steps(4, 0, "")
     assert found["step, no noise"]["found"] == 0
+
+
+@pytest.mark.parametrize("end", [0.55, 1.08])
+def test_the_fit_of_a_picture_follows_what_was_found(end: float) -> None:
+    u = np.linspace(0, 1, 60)
+    curve = np.exp(-6 * u) - step(u, end - 0.15, end) + noise(60, 3, 0.01)
+    curve[:2] = np.nan, 1.0
+    found, _ = changes(u * END, curve, direction=-1)
+    assert [change.is_open for change in found] == [end > 1]
+    fit = explained(u * END, curve, found, direction=-1)
+    assert fit is not None
+    np.testing.assert_array_equal(fit.tokens, (u * END)[1:])
+    beside, alone = (np.std(curve[1:] - y) for y in (fit.fitted, fit.smooth))
+    assert beside < 0.013
+    assert alone > 2.5 * beside
+    same = explained(u * END, curve, [], direction=-1)
+    assert same is not None
+    np.testing.assert_array_equal(same.fitted, fit.smooth)
+    assert explained(u[:7], curve[:7], [], direction=-1) is None

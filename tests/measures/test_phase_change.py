@@ -8,7 +8,7 @@ import xarray as xr
 
 from icl_jax.config import ModelConfig
 from icl_jax.maths.finding import LEAST, arrays_of, find_changes, finding_from
-from icl_jax.measures import label_changes, phase_change
+from icl_jax.measures import head_changes, label_changes, loss_changes, phase_change
 from icl_jax.measures.measurement import Recorded
 from icl_jax.measures.phase_change import finding_of
 from tests.analysis.random_snapshots import context
@@ -110,3 +110,32 @@ def test_labels_share_one_chance_of_a_false_change() -> None:
             break
     assert 0.03 / 5 < p < 0.03
     assert not find_changes(U * END, curve, schedule=None, direction=-1, n_tests=5).changes
+
+
+def test_heads_share_one_chance_of_a_false_change_and_are_read_at_the_probes() -> None:
+    scores = np.full((60, 2, 3), 0.03)
+    scores[:, 1, 0] += 0.5 * step(U, 0.4, 0.5)
+    scores[:, 1, 1] += 0.4 * (1 - np.exp(-6 * U))
+    scores += np.random.default_rng(9).normal(scale=0.005, size=scores.shape)
+    heads = ("snapshot", "layer", "head")
+    few = slice(None, None, 4)
+    at_snapshots = dict.fromkeys(("prefix_matching", "previous_token", "copying_eigenvalue"), (heads, scores[few]))
+    found = dataset((U * END)[few], np.zeros(15)).assign(at_snapshots)
+    recorded = Recorded((U * END, np.full(60, 0.1)), U * END, np.zeros(60), None, {"prefix_matching": scores})
+    answer = head_changes.derive(dataclasses.replace(context(ModelConfig(n_ctx=64)), recorded=recorded), found)
+    status, p = answer["head_change_status"], answer["head_change_p"]
+    assert status.shape == (3, 2, 3)
+    assert status[0].tolist() == [["none"] * 3, ["found", "none", "none"]]
+    # Seven of the sixty points lie inside: of the fifteen snapshots one or two.
+    assert answer["head_change_start"][0, 1, 0, 0] / END == pytest.approx(0.4, abs=0.02)
+    assert p[0, 1, 0] < 0.03 / 18
+    # One that hardly moves is not tested, and stays a part of the family.
+    assert p[0, 0].tolist() == [1.0] * 3
+
+
+def test_the_loss_is_looked_at_too() -> None:
+    loss = (4 - step(U, 0.4, 0.5) + noise(10))[:, None] + np.array([[0.5, -0.5]])
+    found = dataset(U * END, np.zeros(60)).assign(loss_by_position=(("snapshot", "position"), loss))
+    answer = loss_changes.derive(context(ModelConfig(n_ctx=64)), found)
+    assert str(answer["loss_change_status"]) == "found"
+    assert answer["loss_change_size"][0] == pytest.approx(-1.0, abs=0.05)

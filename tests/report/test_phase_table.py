@@ -3,6 +3,9 @@
 import numpy as np
 import xarray as xr
 
+from icl_jax.maths.change_point import Change
+from icl_jax.maths.finding import Finding, arrays_of
+from icl_jax.measures.curves import SCORES
 from icl_jax.report.phase_table import phase_table
 from tests.report.made_runs import no_change, open_change, window
 
@@ -27,6 +30,26 @@ def test_a_change_none_and_one_that_goes_on() -> None:
     still = _shown(open_change(70))
     assert "phase change                 from 0.07 M tokens on, still going on at the end, -0.50 nats" in still
     assert "inf" not in still
+
+
+def test_changes_of_the_best_heads_and_of_the_loss() -> None:
+    scores = np.zeros((11, 2, 2))
+    scores[-1, 1, 0] = 0.9
+    finding = Finding((Change(4e4, 6e4, 0.9, 1.0, (0, 0), (0, 0), (0, 0), (0, 0)),), 1e-9)
+    all_heads = [finding if i == 2 else Finding((), 1.0) for i in range(12)]
+    heads = {name: values.reshape(3, 2, 2, *values.shape[1:]) for name, values in arrays_of(all_heads).items()}
+    dims = ("score", "layer", "head", "change", "bound")
+    found = {f"head_change_{name}": (dims[: values.ndim], values) for name, values in heads.items()}
+    found |= dict.fromkeys(SCORES, (("snapshot", "layer", "head"), scores))
+    loss = {name: values[0] for name, values in arrays_of([Finding((), 1e-5)]).items()}
+    found |= {f"loss_change_{name}": (dims[3 : 3 + values.ndim], values) for name, values in loss.items()}
+    lines = _shown(no_change() | found).splitlines()
+    assert "  prefix matching of 1.0       0.04 M to 0.06 M tokens, +0.90 (100 % of the run's change)" in lines
+    assert "  copying of 1.0               no change found (p = 1)" in lines
+    # A p-value that is small, and still no change: why is said.
+    assert "  held-out loss                no change found (p = 1e-05, but no step is large enough or out of" in (
+        next(line for line in lines if "held-out loss" in line)
+    )
 
 
 def test_heads_that_match_in_their_own_corpus_are_named_by_label() -> None:

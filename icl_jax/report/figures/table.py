@@ -4,6 +4,7 @@ from icl_jax.report.figures import (
     ablation_along_change,
     ablation_icl,
     behaviours,
+    changes,
     classes,
     composition,
     full_ablation,
@@ -35,6 +36,7 @@ COMPARISONS: tuple[ComparisonFigure, ...] = (
 )
 MODEL_ANALYSIS: tuple[RunFigure, ...] = (
     icl_score.FIGURE,
+    changes.FIGURE,
     loss_curve.FIGURE,
     loss_by_position.FIGURE,
     loss_derivative.FIGURE,

@@ -179,7 +179,7 @@ function tracesOf(chart) {
       type: "scatter", x, y, name: plain(series.label), meta: series.head ? { head: series.head } : {},
       mode: (series.dots ? "markers" : style.mode) + (texts ? "+text" : ""), text: texts, textposition: series.node ? "middle center" : "top center",
       textfont: { size: 10, color: series.node ? css("--paper") : css("--ink") }, cliponaxis: !texts,
-      line: { color, width: series.width, dash: style.dash }, marker: { color, size: series.node ? 24 : 8, ...style.marker },
+      line: { color, width: series.width, dash: style.dash }, marker: { color, size: series.node ? 24 : 8 * series.width / 1.5, ...style.marker },
       hovertemplate: `${plain(series.label)}<br>%{x:.4~g}, %{y:.4~g}<extra></extra>`.replace("%{x:.4~g}", chart.x.tokens ? "%{x:.3s} tokens" : "%{x:.4~g}"),
       showlegend: series.in_legend,
     });
