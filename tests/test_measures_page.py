@@ -184,12 +184,17 @@ def _phase_change() -> Found:
 
 def _label_changes() -> Found:
     (change,) = find_changes(TOKENS, 0.1 + 0.8 * RISE, schedule=None, direction=1).changes
-    (fall,) = find_changes(TOKENS, 4 - 0.5 * RISE, schedule=None, direction=-1).changes
-    return {
-        ("label_change_size", "a probability that steps from 0.1 to 0.9"): change.size,
-        ("head_change_size", "a score that steps from 0.1 to 0.9"): change.size,
-        ("loss_change_size", "a loss that steps from 4 to 3.5 nats"): fall.size,
-    }
+    return {("label_change_size", "a probability that steps from 0.1 to 0.9"): change.size}
+
+
+def _head_changes() -> Found:
+    (change,) = find_changes(TOKENS, 0.1 + 0.8 * RISE, schedule=None, direction=1, n_tests=96).changes
+    return {("head_change_size", "a score that steps from 0.1 to 0.9"): change.size}
+
+
+def _loss_changes() -> Found:
+    (change,) = find_changes(TOKENS, 4 - 0.5 * RISE, schedule=None, direction=-1).changes
+    return {("loss_change_size", "a loss that steps from 4 to 3.5 nats"): change.size}
 
 
 def _steepest_fall() -> Found:

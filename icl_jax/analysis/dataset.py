@@ -12,7 +12,6 @@ from etils import epath
 from icl_jax.analysis.finished_work import FinishedWork, work_key
 from icl_jax.config import UserError
 from icl_jax.maths.icl_score import icl_positions
-from icl_jax.measures.curves import SCORES
 from icl_jax.measures.measurement import Context, Derived, Measurement, UndefinedError, Variable
 from icl_jax.measures.table import TABLE
 from icl_jax.rundir import SCHEMA_VERSION, RunDir, SnapshotEntry
@@ -135,7 +134,6 @@ def _coordinates(context: Context, chosen: list[SnapshotEntry], few: list[Snapsh
     if model.n_layers:
         coordinates["layer"] = coordinate("layer", np.arange(model.n_layers), "layer")
         coordinates["head"] = coordinate("head", np.arange(model.n_heads), "head within its layer")
-        coordinates["score"] = coordinate("score", list(SCORES), "which score of a head")
     if few:
         coordinates["selected"] = coordinate("selected", [e.step for e in few], "updates before the snapshot")
         text = "tokens predicted in training before"

@@ -37,5 +37,5 @@ def derive(context: Context, dataset: xr.Dataset) -> dict[str, np.ndarray]:
 
 DERIVED = Derived(
     name="head_changes", source="ours", needs=tuple(SCORES),
-    variables=change_variables(_PREFIX, _DIMS, "1", "the head's score"), derive=derive,
+    variables=change_variables(_PREFIX, _DIMS, "1", f"the head's score: {', '.join(SCORES)}"), derive=derive,
 )  # fmt: skip
