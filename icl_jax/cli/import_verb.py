@@ -24,6 +24,8 @@ class ImportArgs:
     """Run directory; one that is there goes on where it stopped."""
     steps: str = ""
     """Steps and ranges of steps, such as 0,512,1000-4000. Default: all. Of a checkpoint that does not say: its step."""
+    stage: str = ""
+    """Of several stages of training, such as 2 or 1,2-ingredient3, in the order of training. Default: the first."""
     text: str = ""
     """Held-out rows: manual (Python's own), python (its library's source), a file, folder or glob. Default: manual."""
     n_ctx: int = 0
@@ -32,6 +34,8 @@ class ImportArgs:
     """tokenizer.json of the model, where its folder has none."""
     tokens_per_step: int = 0
     """Tokens that a step of its training had; 0: what is known of the series."""
+    audit: bool = True
+    """Look for damaged, swapped and repeated checkpoints at the end, as icl-jax audit does; reads all once more."""
     ignore: str = ""
     """Options of config.json that change nothing, with commas between: unknown ones are refused otherwise."""
 
@@ -50,9 +54,14 @@ def import_checkpoints(args: ImportArgs, console: Console) -> int:
         tokens_per_step=args.tokens_per_step,
         ignored=tuple(name.strip() for name in args.ignore.split(",") if name.strip()),
     )  # fmt: skip
-    source = open_source(args.source, Path(platformdirs.user_cache_dir("icl_jax")) / "hub")
+    source = open_source(args.source, Path(platformdirs.user_cache_dir("icl_jax")) / "hub", args.stage)
     run = import_run(source, args.run, settings, lambda line: say(console, line))
     steps = [entry.step for entry in run.manifest.read()]
+    if args.audit and len(steps) > 1:
+        from icl_jax.audit.audit import audit_run
+        from icl_jax.cli.audit import tell
+
+        tell(audit_run(run, lambda line: say(console, line)), console, str(run.path / "audit.png"))
     what = f"{len(steps)} snapshots, step {steps[0]}" + (f" to {steps[-1]}" if len(steps) > 1 else "")
     missing = (run.imported or {}).get("missing")
     lacking = f"; {len(missing)} left out: {', '.join(sorted(missing, key=int)[:8])}" if missing else ""

@@ -51,6 +51,13 @@ def _verify(args: Sequence[str], console: Console) -> int:
     return verify(parsed.run, console)
 
 
+def _audit(args: Sequence[str], console: Console) -> int:
+    """Look for damaged, swapped and repeated checkpoints. Example: icl-jax audit hf:EleutherAI/pythia-70m"""
+    from icl_jax.cli.audit import AuditArgs, audit
+
+    return audit(parse(AuditArgs, args, prog="icl-jax audit", description=_audit.__doc__ or ""), console)
+
+
 def _analyze(args: Sequence[str], console: Console) -> int:
     """Take the papers' measurements over a run's snapshots. Example: icl-jax analyze runs/repeats-2l --show"""
     from icl_jax.cli.analyze import AnalyzeArgs, analyze
@@ -169,6 +176,7 @@ _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
     "export": _export,
     "import": _import,
     "verify": _verify,
+    "audit": _audit,
     "data": _data,
     "reproduce": _reproduce,
     "sweep": _sweep,
@@ -231,8 +239,8 @@ def _escape_what_terminals_lack() -> None:
 def run(argv: Sequence[str]) -> int:
     """Run one command and return its exit status.
 
-    0; 1 where `compile` finds that something does not fit, or the output could not be written; 2 for a user's mistake;
-    3 for a loss that is not finite.
+    0; 1 where `compile` finds that something does not fit, `verify` or `audit` a fault, or the output could not be
+    written; 2 for a user's mistake; 3 for a loss that is not finite.
     """
     args = [arg for arg in argv if arg != "--debug"]
     is_debug = len(args) < len(argv)

@@ -13,6 +13,7 @@ from icl_jax.importing.formats.tensor import Tensors
 from icl_jax.rundir.files import reason
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
+_WEIGHTS_NAME = re.compile(r"(?!training_args|optimizer|scheduler|rng_state).*\.(safetensors|bin|pth|pt|gguf)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GGUF, _PTH = ".gguf", (".pth", ".pt")
 WEIGHTS = (
@@ -126,15 +127,25 @@ def _loader(path: Path) -> Callable[[Path], Tensors]:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file. Raises UserError where it is not what the hub's own files beside it say that it is."""
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    found = content_sha256(path)
     promised = _promised_sha256(path)
     if promised is not None and promised != found:
         raise UserError(f"{path}: damaged: its SHA-256 is {found[:12]}, the hub says {promised[:12]}")
     return found
+
+
+def content_sha256(path: Path) -> str:
+    """SHA-256 of a file, whatever it should be. Raises UserError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file holds weights, by its name; a trainer's own states do not count."""
+    return bool(_WEIGHTS_NAME.fullmatch(name))
 
 
 def _promised_sha256(path: Path) -> str | None:

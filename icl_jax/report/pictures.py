@@ -55,6 +55,11 @@ def save_picture(figure: Figure, runs: list[ReportedRun], path: Path) -> bool:
     return bool(charts)
 
 
+def save_charts(title: str, charts: list[Chart], path: Path) -> None:
+    """Write charts that are of no figure of the table side by side, as the suffix says (PNG, PDF, SVG)."""
+    _draw(title, [(Panel(run=None, chart=chart), chart) for chart in charts], [path])
+
+
 def _charts(figure: Figure, runs: list[ReportedRun]) -> list[tuple[Panel, Chart]]:
     return [(panel, panel.chart) for panel in figure.panels(runs) if isinstance(panel.chart, Chart)]
 

@@ -15,6 +15,8 @@ from tests.train.runs import CLI, TINY, command, finish, start_cli, tiny_config,
 _VERBS = [
     ("train",),
     ("verify",),
+    ("audit",),
+    ("import",),
     ("probe",),
     ("export",),
     ("data",),

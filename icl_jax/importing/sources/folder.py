@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from icl_jax.config import UserError
-from icl_jax.importing.checkpoint import is_checkpoint, load_config_json
+from icl_jax.importing.checkpoint import content_sha256, is_checkpoint, is_weights, load_config_json
 from icl_jax.importing.sources.revision import Revision, revision_of, series_of
 from icl_jax.importing.sources.source import Fetched
 
@@ -17,13 +17,14 @@ from icl_jax.importing.sources.source import Fetched
 class FolderSource:
     """A path or a glob. Folders are named by their steps: step1000, checkpoint-1000 and the like."""
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, stage: str = "") -> None:
+        self._stage = stage
         self._pattern = pattern
         expanded = os.path.expanduser(pattern)
         root = Path(expanded)
         if root.exists():
             self._is_one = is_checkpoint(root)
-            found = [root] if self._is_one else [path for path in root.iterdir() if is_checkpoint(path)]
+            found = [root] if self._is_one else [path for path in root.iterdir() if _may_be_one(path)]
             allowed = "must hold a config.json with weights, a .gguf file, or a folder of such for each step"
         else:
             found = [path for path in map(Path, glob.glob(expanded)) if is_checkpoint(path)]
@@ -32,6 +33,10 @@ class FolderSource:
         if not found:
             raise UserError(f"{pattern}: {allowed}")
         self._paths = {path.name if path.is_dir() else path.stem: path for path in found}
+
+    @property
+    def is_local(self) -> bool:
+        return True
 
     @property
     def name(self) -> str:
@@ -46,7 +51,7 @@ class FolderSource:
         if self._is_one:
             (name,) = self._paths
             return [replace(revision_of(name), stage=(1, 0))], []
-        series, words = series_of(list(self._paths))
+        series, words = series_of(list(self._paths), self._stage)
         if not series:
             shown = ", ".join(sorted(self._paths)[:3])
             raise UserError(f"{self._pattern}: no folder is named by its step, such as step1000; there are {shown}")
@@ -59,7 +64,20 @@ class FolderSource:
         path = self._paths[revision.name]
         return load_config_json(path) if (path / "config.json").is_file() else None
 
+    def files(self, revision: Revision) -> dict[str, str]:
+        """See `Source`. A hash that is not what the hub's notes say is no error here, but another one."""
+        path = self._paths[revision.name]
+        if path.is_file():
+            return {path.suffix: content_sha256(path)}
+        found = {file.name: file for file in sorted(path.iterdir()) if file.is_file()}
+        return {name: content_sha256(file) if is_weights(name) else "" for name, file in found.items()}
+
     @contextmanager
     def fetch(self, revision: Revision) -> Iterator[Fetched]:
         """See `Source`."""
         yield Fetched(path=self._paths[revision.name])
+
+
+def _may_be_one(path: Path) -> bool:
+    """A checkpoint, or a folder that is named as one: what it lacks is then said."""
+    return is_checkpoint(path) or (path.is_dir() and revision_of(path.name).step is not None)

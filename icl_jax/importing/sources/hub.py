@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub import constants
+from huggingface_hub import RepoFile, constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from icl_jax.config import UserError
-from icl_jax.importing.checkpoint import WEIGHTS
+from icl_jax.importing.checkpoint import WEIGHTS, content_sha256
 from icl_jax.importing.sources.revision import Revision, revision_of, series_of
 from icl_jax.importing.sources.source import Fetched
 from icl_jax.rundir.files import reason
@@ -39,11 +39,16 @@ class HubSource:
     user's own cache of the hub is read, and nothing is deleted.
     """
 
-    def __init__(self, text: str, cache: Path) -> None:
+    def __init__(self, text: str, cache: Path, stage: str = "") -> None:
+        self._stage = stage
         self._repo, _, self._revision = text.removeprefix("hf:").partition("@")
         self._cache = cache
         self._is_offline = constants.is_offline_mode()
         self._api = huggingface_hub.HfApi()
+
+    @property
+    def is_local(self) -> bool:
+        return self._is_offline
 
     @property
     def name(self) -> str:
@@ -59,7 +64,7 @@ class HubSource:
             return [revision_of(self._revision)], []
         with _explained(self._repo):
             names = self._cached_refs() if self._is_offline else self._listed_refs()
-        series, words = series_of(names)
+        series, words = series_of(names, self._stage)
         if series:
             return series, words
         if "main" not in names:
@@ -87,6 +92,18 @@ class HubSource:
             except ValueError as error:
                 raise UserError(f"{self.name}@{revision.name}: config.json: not JSON: {reason(error)}") from None
         return found if isinstance(found, dict) else {}
+
+    def files(self, revision: Revision) -> dict[str, str]:
+        """See `Source`: the hub's hashes of large files, no byte of which is downloaded."""
+        with _explained(self._repo, revision.name):
+            if not self._is_offline:
+                tree = self._api.list_repo_tree(self._repo, revision=revision.name)
+                files = [entry for entry in tree if isinstance(entry, RepoFile)]
+                return {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in files}
+        with self.fetch(revision) as fetched:
+            paths = sorted(path for path in fetched.path.iterdir() if path.is_file())
+            # A blob of the cache is named by its hash.
+            return {path.name: path.resolve().name if path.is_symlink() else content_sha256(path) for path in paths}
 
     @contextmanager
     def fetch(self, revision: Revision) -> Iterator[Fetched]:

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from icl_jax.config import UserError
 
@@ -38,20 +38,53 @@ def revision_of(name: str) -> Revision:
     )  # fmt: skip
 
 
-def series_of(names: list[str]) -> tuple[list[Revision], list[str]]:
-    """Revisions in the order of their steps, of the first stage; and what is left out, in words.
+def series_of(names: list[str], stage: str = "") -> tuple[list[Revision], list[str]]:
+    """Revisions in the order of their steps, and what is left out, in words.
 
-    Raises UserError where two are of one step.
+    stage: one of training, such as 2 or 2-ingredient3, or several in the order of training with commas between, whose
+    steps and tokens are then counted on from the last of the stage before; empty: the first. Raises UserError for
+    stages that are not there, and where two revisions are of one step.
     """
     found = [revision for name in names if (revision := revision_of(name)).step is not None]
-    first = min((revision.stage for revision in found), default=(1, 0))
-    later = [revision.name for revision in found if revision.stage != first]
-    series = sorted((r for r in found if r.stage == first), key=lambda r: (r.step or 0, r.name))
-    for one, other in itertools.pairwise(series):
-        if one.step == other.step:
-            raise UserError(f"{one.name} and {other.name}: are both of step {one.step}; name one of them")
-    words = "of later stages are left out, whose steps begin at 0 again"
-    return series, [f"{len(later)} {words}: {later[0]} ..."] if later else []
+    there = sorted({revision.stage for revision in found})
+    wanted = _parse_stages(stage) if stage else there[:1]
+    for one in wanted:
+        if one not in there:
+            known = ", ".join(map(_stage_text, there)) or "none"
+            raise UserError(f"--stage = {stage!r}: there is no {_stage_text(one)}; there are {known}")
+    series: list[Revision] = []
+    for one in wanted:
+        before = series[-1] if series else Revision(name="", step=0, tokens=0)
+        part = sorted((r for r in found if r.stage == one), key=lambda r: (r.step or 0, r.name))
+        for a, b in itertools.pairwise(part):
+            if a.step == b.step:
+                raise UserError(f"{a.name} and {b.name}: are both of step {a.step}; name one of them")
+        # Of a stage that begins where the one before ended, the step 0 is that end again.
+        part = [r for r in part if r.step or not series]
+        series += [
+            replace(
+                r, step=(before.step or 0) + (r.step or 0),
+                tokens=None if r.tokens is None or before.tokens is None else before.tokens + r.tokens,
+            )
+            for r in part
+        ]  # fmt: skip
+    left = [one for one in there if one not in wanted]
+    words = f"stages that are left out, each counting its steps from 0: {', '.join(map(_stage_text, left))}"
+    return series, [f"{words} (--stage names those to take)"] if left else []
+
+
+def _parse_stages(text: str) -> list[tuple[int, int]]:
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(?:stage)?(\d+)(?:-ingredient(\d+))?\s*", part)
+        if match is None:
+            raise UserError(f"--stage = {text!r}: must be stages such as 1 or 2-ingredient3, with commas between")
+        found.append((int(match[1]), int(match[2] or 0)))
+    return found
+
+
+def _stage_text(stage: tuple[int, int]) -> str:
+    return f"{stage[0]}-ingredient{stage[1]}" if stage[1] else str(stage[0])
 
 
 def choose_steps(revisions: list[Revision], steps: str) -> tuple[list[Revision], list[int]]:

@@ -31,12 +31,21 @@ class Source(Protocol):
         """What a series is known by: the repository's or the folder's own name."""
         ...
 
+    @property
+    def is_local(self) -> bool:
+        """Whether reading a checkpoint costs no download."""
+        ...
+
     def revisions(self) -> tuple[list[Revision], list[str]]:
         """All checkpoints in the order of their steps, or the one; and what is left out, in words. Raises UserError."""
         ...
 
     def config(self, revision: Revision) -> dict[str, Any] | None:
         """config.json alone, before anything large is fetched; None where it is inside the weights' file."""
+        ...
+
+    def files(self, revision: Revision) -> dict[str, str]:
+        """Names of the files of a checkpoint, and of those with weights a hash of what they hold. Raises UserError."""
         ...
 
     def fetch(self, revision: Revision) -> AbstractContextManager[Fetched]:
