@@ -116,7 +116,7 @@ def _of_uniform(measurement: Measurement) -> Arrays:
 def _growing() -> xr.Dataset:
     """Analysis of a run whose head 1.0 grows from nothing."""
     with tempfile.TemporaryDirectory() as folder:
-        only = ["phase_change", "token_classes", "ablation_effects"]
+        only = ["phase_change", "token_classes", "ablation_effects", "set_ablation", "shuffled_context"]
         return analyze(hand_built_run(Path(folder) / "run"), only=only).load()
 
 
@@ -506,6 +506,16 @@ def _ablation() -> Found:
     untrained = ablation.ablate(init_params(UNTRAINED, seed=0), setting.held_out, UNTRAINED)
     difference = np.asarray(untrained["full"]).mean(axis=(2, 3)) - np.asarray(untrained["intact"]).mean()
     return found | {("full_loss", "untrained, less intact"): np.abs(difference).max()}
+
+
+def _set_ablation() -> Found:
+    effect = float(_growing()["set_icl_effect"][-1])
+    return {("set_icl_effect", "a run whose head 1.0 grows, V = 24, at its end"): effect}
+
+
+def _shuffled_context() -> Found:
+    start = float(_growing()["shuffled_icl"][0])
+    return {("shuffled_icl", "a run whose head 1.0 grows, at its start, uniform"): start}
 
 
 def _ablation_effects() -> Found:

@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+SAYS_NOTHING = 0.125
+"""Standard error, nats, above which a score says nothing: two are the distance of the paper's score before its change
+from that after it."""
+
 
 class IclPositions(NamedTuple):
     """Token indexes that the scores compare; windows are inclusive."""

@@ -26,6 +26,8 @@ from icl_jax.measures import (
     pca,
     phase_change,
     qk_trace,
+    set_ablation,
+    shuffled_context,
     skip_trigrams,
     smear,
     steepest_fall,
@@ -65,4 +67,6 @@ TABLE: tuple[Measurement | Derived, ...] = (
     bigrams.MEASUREMENT,
     ablation.MEASUREMENT,
     ablation_effects.DERIVED,
+    set_ablation.MEASUREMENT,
+    shuffled_context.MEASUREMENT,
 )

@@ -8,9 +8,12 @@ from collections.abc import Callable
 import numpy as np
 
 from icl_jax.config import rows_of
+from icl_jax.data.corpora.repeats import RepeatsOptions
 from icl_jax.report.figures.smeared_against_plain import smeared_pairs
 from icl_jax.report.reported_run import ReportedRun, share, signed
 
+_NO_REPEATS = 1e-3
+"""Probability of a phrase from which down a corpus counts as one without repeats."""
 _NOT_TESTED = "not tested"
 Controls = Callable[[list[ReportedRun]], list[str]]
 
@@ -44,9 +47,31 @@ def _co_occurrence(runs: list[ReportedRun]) -> list[str]:
     return [
         _line("models without induction heads on the same data", controls),
         _untrained(runs, "prefix_matching", "best prefix matching"),
-        _line("shuffled contexts", []),
-        _line("a corpus without repeats", []),
+        _shuffled(runs),
+        _line("a corpus without repeats", [f"{run.name}: {run.phase_words}" for run in _without_repeats(runs)]),
     ]
+
+
+def _shuffled(runs: list[ReportedRun]) -> str:
+    """The score at the end of runs that form heads, where the tokens of each row stand in random order."""
+    found = [
+        f"{run.name} {signed(float(run.last('shuffled_icl')))} ± {share(float(run.last('shuffled_icl_sem')))} nats in "
+        f"place of {signed(float(run.last('icl_windowed')))}"
+        for run in forming(runs)
+        if run.has("shuffled_icl", "icl_windowed")
+    ]
+    return _line("shuffled contexts", found)
+
+
+def _without_repeats(runs: list[ReportedRun]) -> list[ReportedRun]:
+    """Runs on random phrases of which next to none is said, beside runs that form heads where they are."""
+
+    def prob(run: ReportedRun) -> float:
+        data = run.config.data
+        return data.options_of(RepeatsOptions).phrase_prob if data.source == "repeats" else 1.0
+
+    has_repeats = any(run.config.data.source == "repeats" and prob(run) > _NO_REPEATS for run in forming(runs))
+    return [run for run in runs if prob(run) <= _NO_REPEATS] if has_repeats else []
 
 
 def _co_perturbation(runs: list[ReportedRun]) -> list[str]:
@@ -71,9 +96,32 @@ def _ablation(runs: list[ReportedRun]) -> list[str]:
             others.append(f"{run.name}: {len(matched)}, the costliest {signed(cost)} nats of ICL score")
     return [
         _line("other heads of the same layers", others),
-        _line("several heads at a time", []),
-        _line("the same ablation before the change", []),
+        _line("all induction heads at once, and as many others of the same layers, drawn three times", _sets(runs)),
+        _line("the same ablation before the change, one head at a time", _before(runs)),
     ]
+
+
+def _sets(runs: list[ReportedRun]) -> list[str]:
+    needs = ("set_icl_effect", "random_set_icl_effect")
+    found = []
+    for run in forming(runs):
+        if not run.has(*needs) or np.isnan(run.last(needs[0])):
+            continue
+        effect, error, n = (float(run.last(name)) for name in (needs[0], "set_icl_effect_sem", "set_n"))
+        others, n_others = run.last(needs[1]), int(run.last("random_set_n"))
+        drawn = f"{n_others} others {signed(np.min(others))} to {signed(np.max(others))}" if n_others else "no others"
+        found.append(f"{run.name}: {n:.0f} cost {signed(effect)} ± {share(error)} nats of ICL score, {drawn}")
+    return found
+
+
+def _before(runs: list[ReportedRun]) -> list[str]:
+    icl = "pattern_preserving_icl_effect"
+    found = []
+    for run in forming(runs):
+        if run.window is not None and run.has(icl):
+            means = [np.mean([run.at(icl, step)[head] for head in run.heads_of("induction")]) for step in run.window]
+            found.append(f"{run.name}: {signed(means[0])} before, {signed(means[1])} nats of ICL score after")
+    return found
 
 
 def _generality(runs: list[ReportedRun]) -> list[str]:

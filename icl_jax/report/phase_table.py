@@ -8,6 +8,7 @@ import xarray as xr
 
 from icl_jax.maths.finding import change_words
 from icl_jax.maths.head_scores import HEAD_THRESHOLD
+from icl_jax.maths.icl_score import SAYS_NOTHING
 from icl_jax.measures.curves import SCORES, best_head_of
 from icl_jax.measures.phase_change import finding_of
 from icl_jax.report.reported_run import HAS_LABEL
@@ -66,6 +67,8 @@ def _window(dataset: xr.Dataset) -> Iterator[str]:
             f"{words} {float(dataset[name].sel(snapshot=step)):+.3f}" + _plus_minus(float(errors.sel(snapshot=step)))
             for words, step in at.items()
         ]
+        if name == "icl_score" and (error := float(errors.max())) > SAYS_NOTHING:
+            values = [f"not shown: at single tokens its standard error is up to {error:.2f}"]
         yield _line(f"{name} (nats)", ", ".join(values))
     if "steepest_drop" in dataset:
         ends = (_millions(float(dataset[f"steepest_{side}_tokens"])) for side in ("start", "end"))

@@ -1,5 +1,6 @@
 """Verdicts and seeds of analyses written by hand, against answers worked out by hand."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from icl_jax.report.verdicts import (
 )
 from tests.model.random_params import random_params
 from tests.report.made_runs import made_run, no_change, open_change, set_seed, window
+from tests.rundir.made_run import edit_config
 
 _SH = ("snapshot", "layer", "head")
 _SELECTED = ("selected", "layer", "head")
@@ -148,6 +150,25 @@ def test_each_verdict_says_which_controls_its_runs_contain(tmp_path: Path) -> No
     )  # fmt: skip
     (row,) = [row for row in verdicts([ablated]) if row.argument[0] == "3"]
     assert row.controls[0] == ("other heads of the same layers: ablated: 1, the costliest +0.10 nats of ICL score")
+    assert row.controls[1].endswith("drawn three times: not tested")
+    assert row.controls[2].endswith("one head at a time: ablated: +7.00 before, +0.50 nats of ICL score after")
+
+
+def test_controls_that_runs_contain_are_found(tmp_path: Path) -> None:
+    once = ("selected",)
+    run = _run(
+        tmp_path / "two", forms=True, model=_model(), shuffled_icl=(once, np.full(11, 0.1)),
+        shuffled_icl_sem=(once, np.full(11, 0.03)), set_n=(once, np.full(11, 2)),
+        random_set_n=(once, np.full(11, 2)), set_icl_effect=(once, np.full(11, 0.8)),
+        set_icl_effect_sem=(once, np.full(11, 0.05)),
+        random_set_icl_effect=((*once, "draw"), np.tile([0.1, -0.02, 0.0], (11, 1))),
+    )  # fmt: skip
+    bare = _run(tmp_path / "bare", forms=False, model=_model())
+    edit_config(tmp_path / "bare", lambda text: re.sub("phrase_prob = .*", "phrase_prob = 1e-6", text))
+    rows = {row.argument[0]: row.controls for row in verdicts([run, *open_runs([str(bare.run.path)])])}
+    assert "shuffled contexts: two +0.10 ± 0.03 nats in place of −1.00" in rows["1"]
+    assert "a corpus without repeats: bare: no change found (p = 0.5)" in rows["1"]
+    assert rows["3"][1].endswith("two: 2 cost +0.80 ± 0.05 nats of ICL score, 2 others −0.02 to +0.10")
 
 
 def test_co_perturbation_takes_a_pair_that_differs_in_smearing_alone(tmp_path: Path) -> None:

@@ -2,12 +2,10 @@
 
 import numpy as np
 
+from icl_jax.maths.icl_score import SAYS_NOTHING
 from icl_jax.report.chart import Axis, Chart, Series
 from icl_jax.report.figures.figure import TOKENS, RunFigure, before_after
 from icl_jax.report.reported_run import ReportedRun
-
-# Nats. Two standard errors then are the distance of the paper's score before its change from that after it.
-_SAYS_NOTHING = 0.125
 
 
 def _error(run: ReportedRun) -> float:
@@ -25,7 +23,7 @@ def _chart(run: ReportedRun) -> Chart:
             low=windowed - sem, high=windowed + sem,
         ),
     ]  # fmt: skip
-    if _error(run) <= _SAYS_NOTHING:
+    if _error(run) <= SAYS_NOTHING:
         single, sem = data["icl_score"].values, data["icl_score_sem"].values
         label = f"token {data.attrs['icl_late']} minus {data.attrs['icl_early']}"
         series.append(Series(label=label, x=x, y=single, low=single - sem, high=single + sem, colour=5, width=1))
@@ -34,7 +32,7 @@ def _chart(run: ReportedRun) -> Chart:
 
 def _ours(run: ReportedRun) -> str:
     error = _error(run)
-    left_out = f"; at single tokens not shown, standard error {error:.2f} nats" if error > _SAYS_NOTHING else ""
+    left_out = f"; at single tokens not shown, standard error {error:.2f} nats" if error > SAYS_NOTHING else ""
     return f"{before_after(run, 'icl_windowed')} nats; {run.phase_words}{left_out}"
 
 

@@ -18,6 +18,7 @@ from icl_jax.report.figures import (
     markov,
     pca,
     phase_change,
+    pooled_pca,
     prefix_against_copying,
     prefix_matching,
     previous_token,
@@ -33,6 +34,7 @@ COMPARISONS: tuple[ComparisonFigure, ...] = (
     icl_comparison.FIGURE,
     smeared_against_plain.FIGURE,
     loss_inversion.FIGURE,
+    pooled_pca.FIGURE,
 )
 MODEL_ANALYSIS: tuple[RunFigure, ...] = (
     icl_score.FIGURE,
