@@ -33,7 +33,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce setup-parity check test test-slow test-faults test-parity test-bucket compile-tpu smoke validate-launch docs bench bench-peers bench-gpu bench-against soak wheel clean FORCE
+.PHONY: help setup reproduce setup-parity setup-docs check test test-slow test-faults test-parity test-bucket compile-tpu smoke validate-launch docs bench bench-peers bench-gpu bench-against soak wheel clean FORCE
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.13]"
@@ -68,6 +68,8 @@ test: setup ## fast tests, on 8 simulated devices; MARK='not slow or ci': with k
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(MARK)"
 
 setup-parity: $(VENV)/.installed-parity ## TransformerLens and PyTorch, for tests against them (1 GB)
+
+setup-docs: $(VENV)/.installed-docs ## what builds the site
 
 test-slow: setup ## tests that take longer: packaging, kills, several processes
 	$(BIN)/python -m pytest -m slow

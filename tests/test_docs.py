@@ -35,7 +35,7 @@ def _run_page(page: Path) -> dict[str, Any]:
             continue
         for line in code.splitlines():
             assert line.startswith("icl-jax "), line
-            status, _, err = finish(start_cli(*line.split()[1:]))
+            status, _, err = finish(start_cli(*line.split()[1:], is_long=True))
             assert (status, err) == (0, ""), line
     return names
 

@@ -11,7 +11,7 @@ import icl_jax
 from icl_jax.analysis import analyze
 from icl_jax.config import parse_config
 from icl_jax.rundir import RunDir
-from tests.train.runs import train_here
+from tests.train.runs import finish, start_cli
 
 CONFIG = """
 [model]
@@ -42,9 +42,12 @@ INDUCTION = 0.3
 
 @pytest.fixture(scope="module")
 def run_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("trained") / "run"
-    train_here(parse_config(CONFIG), path)
-    return path
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "config.toml").write_text(CONFIG)
+    training = start_cli("train", folder / "config.toml", "--run", folder / "run", "--devices", "1", is_long=True)
+    status, _, err = finish(training)
+    assert (status, err) == (0, "")
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")

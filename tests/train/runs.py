@@ -121,11 +121,16 @@ def compile_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(loop, "make_probe_fn", lambda config, _corpus, devices: probe(config, tuple(devices)))
 
 
-def start_cli(*args: str | Path, program: tuple[str, ...] = CLI, **options: Any) -> subprocess.Popen[str]:
-    """`icl-jax ARGS` in a process of its own, or another program."""
+def start_cli(
+    *args: str | Path, program: tuple[str, ...] = CLI, is_long: bool = False, **options: Any
+) -> subprocess.Popen[str]:
+    """`icl-jax ARGS` in a process of its own, or another program. One that runs for long is worth optimising."""
     checkout = str(Path(__file__).parents[2])
     paths = [checkout, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
+    if is_long:
+        flags = env.pop("XLA_FLAGS", "").replace("--xla_backend_optimization_level=0", "").strip()
+        env |= {"XLA_FLAGS": flags} if flags else {}  # an empty one would be the name of a file
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     child = subprocess.Popen([*program, *map(str, args)], text=True, env=env, **pipes)
     _children.append(child)
