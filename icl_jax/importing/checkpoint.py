@@ -3,17 +3,19 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from icl_jax.config import UserError
+from icl_jax.importing.formats.pytorch_file import load_pytorch
 from icl_jax.importing.formats.tensor import Tensors
 from icl_jax.rundir.files import reason
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 _WEIGHTS_NAME = re.compile(r"(?!training_args|optimizer|scheduler|rng_state).*\.(safetensors|bin|pth|pt|gguf)")
+_NUMBERED = re.compile(r"(?:checkpoints/)?[^/]*[-_](\d+)\.(?:pth|pt)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GGUF, _PTH = ".gguf", (".pth", ".pt")
 WEIGHTS = (
@@ -40,13 +42,13 @@ class Checkpoint:
     def n_bytes(self) -> int:
         """Of the files."""
         folder = self.path if self.path.is_dir() else self.path.parent
-        return sum((folder / name).stat().st_size for name in self.files)
+        return sum((folder / name).stat().st_size for name in self.files if (folder / name).is_file())
 
 
 def is_checkpoint(path: Path) -> bool:
     """Whether this holds one model: a folder with a config.json and weights, or one file of a known kind."""
     if path.is_file():
-        return path.suffix == _GGUF
+        return path.suffix == _GGUF or (path.suffix in _PTH and _config_beside(path) is not None)
     return (path / "config.json").is_file() or len(list(path.glob(f"*{_GGUF}"))) == 1
 
 
@@ -62,6 +64,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
         config, tensors, tokenizer_json = load_gguf(path)
         return Checkpoint(path, config, tensors, {path.name: file_sha256(path)}, tokenizer_json)
+    if path.suffix in _PTH and (beside := _config_beside(path)) is not None:
+        read = {path.name: file_sha256(path), "config.json": content_sha256(beside / "config.json")}
+        return Checkpoint(path, load_config_json(beside), load_pytorch(path), read)
     config = load_config_json(path)
     files = _weight_files(path)
     hashes = {name: file_sha256(path / name) for name in ["config.json", *files]}
@@ -88,10 +93,30 @@ def load_config_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def numbered_pth(folder: Path) -> dict[str, Path]:
+    """The .pth files of one model at several steps, as TransformerLens keeps them, by the step in their names."""
+    names = [str(path.relative_to(folder)) for part in ("*", "checkpoints/*") for path in sorted(folder.glob(part))]
+    return {step: folder / name for step, name in numbered_files(names).items()}
+
+
+def numbered_files(names: Iterable[str]) -> dict[str, str]:
+    """The same of the names of files."""
+    found = [match for name in names if (match := _NUMBERED.fullmatch(name))]
+    return {f"step{int(match[1])}": match[0] for match in found} if len(found) > 1 else {}
+
+
+def _config_beside(path: Path) -> Path | None:
+    """The folder of the config.json that a file of weights goes with: its own, or the one above."""
+    return next((folder for folder in path.parents[:2] if (folder / "config.json").is_file()), None)
+
+
 def _weight_files(path: Path) -> list[str]:
     """Names of the files of one folder that hold its weights. Raises UserError for a shard that is missing."""
     name = next((name for name in WEIGHTS if (path / name).is_file()), None)
     if name is None:
+        alone = [p.name for p in path.iterdir() if p.suffix in _PTH]
+        if len(alone) == 1:
+            return alone
         shards = sorted(p.name for p in path.iterdir() if _SHARD.fullmatch(p.name))
         if not shards:
             raise UserError(f"{path}: has no weights: must hold one of {', '.join(WEIGHTS)}")
@@ -120,8 +145,6 @@ def _loader(path: Path) -> Callable[[Path], Tensors]:
         from icl_jax.importing.formats.safetensors_file import load_safetensors
 
         return load_safetensors
-    from icl_jax.importing.formats.pytorch_file import load_pytorch
-
     return load_pytorch
 
 

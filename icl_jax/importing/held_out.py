@@ -37,7 +37,9 @@ def find_tokenizer(checkpoint: Checkpoint, file: str = "") -> str:
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if vocab.is_file() and merges.is_file():
         return _byte_level_bpe(vocab, merges)
-    raise UserError(f"{folder}: has no tokenizer.json: --tokenizer PATH.json names the model's own")
+    named = checkpoint.config.get("tokenizer_name")
+    known = f" (its config.json names {named})" if isinstance(named, str) else ""
+    raise UserError(f"{folder}: has no tokenizer.json{known}: --tokenizer PATH.json names the model's own")
 
 
 def _read(path: Path) -> str:

@@ -64,8 +64,9 @@ def map_weights(checkpoint: Checkpoint, *, n_ctx: int = 0, ignored: Iterable[str
             arrays[name] = _stacked(name, part, found, model, where)
     options.dtype = dtypes.get("W_E", options.dtype)
     shapes = param_shapes(model)
-    if family.norms_without_weights:
-        arrays |= {name: np.ones(shapes[name], np.float32) for name in ("ln1_w", "ln2_w", "ln_final_w")}
+    if family.norms_without_weights(options):
+        norms = ("ln1_w", "ln2_w", "ln_final_w")
+        arrays |= {name: np.ones(shapes[name], np.float32) for name in norms if name in shapes}
     _check_present(arrays, family, shapes, where)
     for fold in family.folds:
         fold(arrays, model, options)

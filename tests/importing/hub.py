@@ -45,7 +45,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
         rest = path.removeprefix(self.repo).strip("/").split("/")
         if rest[0] == "refs":
             names = [path.name for path in sorted(self.folder.iterdir())]
-            branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": commit_of(n)} for n in ["main", *names]]
+            branches = [
+                {"name": n, "ref": f"refs/heads/{n}", "targetCommit": commit_of(n)}
+                for n in {"main": 0} | dict.fromkeys(names)
+            ]
             self._json({"branches": branches, "converts": [], "tags": []})
             return
         revision = rest[1]
@@ -59,9 +62,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 {"id": self.repo, "sha": commit_of(folder.name), "siblings": files, "private": False, "tags": []}
             )
         elif rest[0] == "tree":
-            self._json([_entry(path) for path in sorted(folder.iterdir())])
+            self._json([_entry(path, folder) for path in _files(folder)])
         else:
-            self._file(folder / rest[2], folder.name)
+            self._file(folder.joinpath(*rest[2:]), folder.name)
 
     def _file(self, path: Path, revision: str) -> None:
         if not path.is_file():
@@ -84,17 +87,21 @@ def commit_of(revision: str) -> str:
     return sha1(revision.encode()).hexdigest()
 
 
-def _entry(path: Path) -> dict[str, object]:
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _entry(path: Path, folder: Path) -> dict[str, object]:
     body = path.read_bytes()
-    entry = {"type": "file", "path": path.name, "size": len(body), "oid": sha1(body).hexdigest()}
+    entry = {"type": "file", "path": str(path.relative_to(folder)), "size": len(body), "oid": sha1(body).hexdigest()}
     large = {"oid": sha256(body).hexdigest(), "size": len(body), "pointerSize": 134}
     return entry | ({"lfs": large} if path.suffix == ".safetensors" else {})
 
 
 @contextlib.contextmanager
-def serving(folder: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[type[Hub]]:
-    """The revisions of `folder` as the repository `Hub.repo` of the hub, with an empty cache."""
-    handler = type("Handler", (Hub,), {"folder": folder, "fetched": []})
+def serving(folder: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, repo: str = REPO) -> Iterator[type[Hub]]:
+    """The revisions of `folder` as the repository `repo` of the hub, with an empty cache."""
+    handler = type("Handler", (Hub,), {"folder": folder, "fetched": [], "repo": repo})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         endpoint = f"http://127.0.0.1:{httpd.server_address[1]}"

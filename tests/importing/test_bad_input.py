@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from icl_jax.config import UserError
+from icl_jax.importing.map_weights import read_config
 from tests.importing import written
 from tests.train.runs import command
 
@@ -68,6 +70,14 @@ def test_a_config_that_is_not_represented(
     options: dict[str, Any], said: str, llama: Callable[..., Path], tmp_path: Path
 ) -> None:
     assert said in _refused(llama(**options), run=tmp_path / "run")
+
+
+def test_the_one_opt_model_that_is_not_represented_is_named() -> None:
+    config = {"model_type": "opt", "do_layer_norm_before": False, "hidden_size": 1024, "word_embed_proj_dim": 512}
+    with pytest.raises(
+        UserError, match="do_layer_norm_before = False: norms of the sums themselves, as OPT-350m alone"
+    ):
+        read_config(config, "config.json")
 
 
 def test_options_that_change_nothing_may_be_ignored(llama: Callable[..., Path], text: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import collections
 import io
+import json
 import os
 import pickle
 import sys
@@ -10,6 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -17,7 +19,11 @@ import pytest
 from icl_jax.config import UserError
 from icl_jax.importing.checkpoint import open_checkpoint
 from icl_jax.importing.formats.pytorch_file import load_pytorch
+from icl_jax.importing.map_weights import map_weights
+from icl_jax.model.forward import forward
 from tests.importing import written
+from tests.importing.hub import serving
+from tests.train.runs import command
 
 _KINDS = {np.dtype(np.float32): "Float", np.dtype(np.float16): "Half", np.dtype(ml_dtypes.bfloat16): "BFloat16"}
 
@@ -138,3 +144,102 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for said, path in cases.items():
         with pytest.raises(UserError, match=said):
             load_pytorch(path)
+
+
+HOOKED = {
+    "n_layers": 2, "d_model": 12, "n_heads": 2, "d_head": 6, "d_mlp": 10, "d_vocab": written.VOCAB, "n_ctx": 37,
+    "attn_only": False, "act_fn": "solu_ln", "normalization": "LN", "shortformer_pos": True, "lr_schedule": "cosine",
+    "tokenizer_name": "nobody/digits",
+}  # fmt: skip
+
+
+def _hooked(seed: int, *, is_attention: bool = False) -> dict[str, np.ndarray]:
+    """A SoLU or an attention-only model's tensors, by the names of TransformerLens."""
+    d, h, e, m, v = 12, 2, 6, 10, written.VOCAB
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed.W_E": (v, d), "pos_embed.W_pos": (37, d), "unembed.W_U": (d, v), "unembed.b_U": (v,),
+        "ln_final.w": (d,), "ln_final.b": (d,),
+    }  # fmt: skip
+    for i in range(2):
+        b = f"blocks.{i}."
+        shapes |= {f"{b}attn.W_{x}": (h, d, e) for x in "QKV"} | {f"{b}attn.b_{x}": (h, e) for x in "QKV"}
+        shapes |= {f"{b}attn.W_O": (h, e, d), f"{b}attn.b_O": (d,), f"{b}ln1.w": (d,), f"{b}ln1.b": (d,)}
+        if not is_attention:
+            shapes |= {f"{b}mlp.W_in": (d, m), f"{b}mlp.b_in": (m,), f"{b}mlp.W_out": (m, d), f"{b}mlp.b_out": (d,)}
+            shapes |= {f"{b}mlp.ln.w": (m,), f"{b}mlp.ln.b": (m,), f"{b}ln2.w": (d,), f"{b}ln2.b": (d,)}
+    draw = np.random.default_rng(seed).normal
+    return {name: draw(0, 0.4, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def _norm(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * w + b
+
+
+def _hooked_logits(t: dict[str, np.ndarray], ids: np.ndarray, *, shortformer: bool) -> np.ndarray:
+    """As TransformerLens computes them: shortformer positions go into queries and keys, and not through the norm."""
+    positions = t["pos_embed.W_pos"][: len(ids)]
+    x = t["embed.W_E"][ids] + (0 if shortformer else positions)
+    for i in range(2):
+        b = f"blocks.{i}."
+        seen = _norm(x, t[f"{b}ln1.w"], t[f"{b}ln1.b"])
+        asked = seen + positions if shortformer else seen
+        q, k, v = (
+            np.einsum("td,hde->hte", source, t[f"{b}attn.W_{n}"]) + t[f"{b}attn.b_{n}"][:, None]
+            for n, source in (("Q", asked), ("K", asked), ("V", seen))
+        )
+        scores = np.where(np.tril(np.ones((len(ids),) * 2)) > 0, q @ k.swapaxes(1, 2) / np.sqrt(6), -np.inf)
+        pattern = np.exp(scores - scores.max(-1, keepdims=True))
+        z = pattern / pattern.sum(-1, keepdims=True) @ v
+        x = x + np.einsum("hte,hed->td", z, t[f"{b}attn.W_O"]) + t[f"{b}attn.b_O"]
+        if f"{b}mlp.W_in" in t:
+            m = _norm(x, t[f"{b}ln2.w"], t[f"{b}ln2.b"]) @ t[f"{b}mlp.W_in"] + t[f"{b}mlp.b_in"]
+            soft = np.exp(m - m.max(-1, keepdims=True))
+            m = _norm(m * soft / soft.sum(-1, keepdims=True), t[f"{b}mlp.ln.w"], t[f"{b}mlp.ln.b"])
+            x = x + m @ t[f"{b}mlp.W_out"] + t[f"{b}mlp.b_out"]
+    return _norm(x, t["ln_final.w"], t["ln_final.b"]) @ t["unembed.W_U"] + t["unembed.b_U"]
+
+
+@pytest.mark.parametrize("is_attention", [False, True], ids=["SoLU, shortformer", "attention-only"])
+def test_models_of_transformer_lens(is_attention: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"attn_only": True, "shortformer_pos": False, "act_fn": "unused"} if is_attention else {}
+    (tmp_path / "config.json").write_text(json.dumps(HOOKED | options))
+    tensors = _hooked(0, is_attention=is_attention)
+    state = {name: _Tensor(array) for name, array in tensors.items()}
+    state["blocks.0.attn.mask"] = _Tensor(np.ones((2, 2), np.float32))
+    path = save(tmp_path / "model_final.pth", state, monkeypatch)
+    ids = np.random.default_rng(1).integers(0, written.VOCAB, 20)
+    for one in (path, tmp_path):
+        model, params = map_weights(open_checkpoint(one))
+        found = forward({name: jnp.asarray(a) for name, a in params.items()}, jnp.asarray(ids[None]), model)
+        expected = _hooked_logits(tensors, ids, shortformer=not is_attention)
+        np.testing.assert_allclose(found[0], expected, atol=1e-4, rtol=0)
+
+
+def test_a_file_for_each_step(tmp_path: Path, tokenizer_json: str, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As TransformerLens's models lie: config.json and checkpoints/NAME_STEP.pth, in a folder or on the hub."""
+    repo = tmp_path / "repo" / "main"
+    (repo / "checkpoints").mkdir(parents=True)
+    (repo / "config.json").write_text(json.dumps(HOOKED))
+    for step in (0, 5, 2 * 10**9):
+        state = {name: _Tensor(array) for name, array in _hooked(step).items()}
+        save(repo / "checkpoints" / f"SoLU_2L_{step:06}.pth", state, monkeypatch)
+    tokenizer = tmp_path / "tokenizer.json"
+    args = ("--text", text, "--n-ctx", "16", "--tokens-per-step", "64", "--no-audit")
+    status, _, err = command("import", repo, "--run", tmp_path / "none", *args)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "has no tokenizer.json (its config.json names nobody/digits): --tokenizer PATH.json" in err
+    tokenizer.write_text(tokenizer_json)
+    assert command("import", repo, "--run", tmp_path / "a", "--tokenizer", tokenizer, *args)[0] == 0
+    with serving(repo.parent, monkeypatch, tmp_path) as hub:
+        source = f"hf:{hub.repo}"
+        assert command("import", source, "--run", tmp_path / "b", "--tokenizer", tokenizer, *args)[0] == 0
+        assert command("audit", source)[0] == 0
+    lines = [(tmp_path / run / "manifest.jsonl").read_text().splitlines() for run in "ab"]
+    assert [(json.loads(line)["step"], json.loads(line)["tokens"]) for line in lines[0]] == [
+        (0, 0), (5, 320), (2 * 10**9, 2 * 10**9),
+    ]  # fmt: skip
+    assert [json.loads(line)["sha256"] for line in lines[1]] == [json.loads(line)["sha256"] for line in lines[0]]
+    (repo / "config.json").write_text(json.dumps(HOOKED | {"final_rms": True}))
+    _, _, err = command("import", repo, "--run", tmp_path / "c", "--tokenizer", tokenizer, *args)
+    assert "final_rms = True: not represented here" in err

@@ -1,5 +1,6 @@
 """Every family against transformers: tiny models whose weights, biases and norms are all random, saved and imported."""
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from icl_jax.importing.checkpoint import open_checkpoint
 from icl_jax.importing.families.table import TABLE
 from icl_jax.importing.map_weights import map_weights
 from icl_jax.maths.activations import as_jax
+from icl_jax.maths.head_scores import prefix_matching, previous_token
 from icl_jax.model.forward import run_with_cache
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
@@ -93,7 +96,58 @@ def test_logits_and_patterns(case: str, tmp_path: Path) -> None:
     for layer, pattern in enumerate(theirs.attentions):
         np.testing.assert_allclose(seen["pattern", layer], pattern.numpy(), atol=1e-5, rtol=0)
 
+    # The scores of heads on repeated tokens, from our patterns and from theirs.
+    repeats = np.concatenate([tokens[:, :1], *[tokens[:, 1:14]] * 3], axis=1)
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(repeats), output_attentions=True)
+    repeated = jnp.asarray(repeats, jnp.int32)
+    _, seen = run_with_cache(as_jax(params), repeated, ours, ("pattern",))
+    for layer, pattern in enumerate(theirs.attentions):
+        for score in (lambda p: prefix_matching(p, repeated), previous_token):
+            expected = score(jnp.asarray(pattern.numpy()))
+            np.testing.assert_allclose(score(seen["pattern", layer]), expected, atol=1e-5, rtol=0)
+
+
+_PICO = {
+    "self_attn.": "attention.", "mlp.gate_proj": "swiglu.w_0", "mlp.up_proj": "swiglu.w_1",
+    "mlp.down_proj": "swiglu.w_2", "input_layernorm": "attention_norm", "post_attention_layernorm": "swiglu_norm",
+    "model.norm": "output_norm", "model.embed_tokens": "embedding_proj", "lm_head": "de_embedding_proj",
+    "model.layers": "layers",
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pico_is_a_llama_whose_rotation_turns_neighbours(tmp_path: Path) -> None:
+    """By its code: so a Llama's rows of Q and K, interleaved, under its names give the Llama's logits."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model("llama", **_GROUPED | {"rms_norm_eps": 1e-6})
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    tokens = np.random.default_rng(0).integers(1, V, (2, T))
+    tensors = {}
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            values.copy_(0.2 * torch.randn_like(values) + float(values.ndim == 1))
+            array, n_heads = values.numpy().copy(), 4 if "q_proj" in name else 2
+            if "q_proj" in name or "k_proj" in name:
+                array = array.reshape(n_heads, 2, -1, array.shape[-1]).swapaxes(1, 2).reshape(array.shape)
+            for old, new in _PICO.items():
+                name = name.replace(old, new)
+            tensors[f"pico_decoder.{name}"] = np.ascontiguousarray(array)
+        theirs = model(torch.from_numpy(tokens)).logits.numpy()
+    save_file(tensors, tmp_path / "model.safetensors")
+    fields = {
+        "model_type": "pico_decoder", "d_model": 32, "n_layers": 2, "attention_n_heads": 4, "attention_n_kv_heads": 2,
+        "activation_hidden_dim": 48, "vocab_size": V, "max_seq_len": 64, "norm_eps": 1e-6,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    ours, params = map_weights(open_checkpoint(tmp_path))
+    logits, _ = run_with_cache(as_jax(params), jnp.asarray(tokens, jnp.int32), ours, ())
+    np.testing.assert_allclose(logits, theirs, atol=1e-4, rtol=0)
+
 
 def test_every_family_of_transformers_is_tried() -> None:
     families = {name for family in TABLE for name in family.model_types}
-    assert families - {kind for kind, _ in CASES.values()} == {"pico_decoder"}  # its code is in its repositories
+    assert families - {kind for kind, _ in CASES.values()} == {
+        "pico_decoder",  # above
+        "hooked_transformer",  # of TransformerLens
+    }

@@ -91,6 +91,10 @@ class Options:
         """These change nothing."""
         self._read |= set(names)
 
+    def ignore_all_but(self, *names: str) -> None:
+        """Nothing else changes the model."""
+        self._read |= self._raw.keys() - set(names)
+
     def check_all_read(self) -> None:
         """Raise UserError for an option that nothing has read: it may make another model. One that is off may stay."""
         for name, value in self._raw.items():
@@ -137,6 +141,6 @@ class Family:
     """That tensors' names may have or not."""
     left_out: str = ""
     """Pattern of tensors that are no parameters: masks, tables."""
-    norms_without_weights: bool = False
+    norms_without_weights: Callable[[Options], bool] = lambda _options: False
     """They are 1 then."""
     series: tuple[Series, ...] = ()

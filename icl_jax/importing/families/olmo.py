@@ -17,5 +17,5 @@ FAMILY = Family(
     parts={name: part for name, part in (ENDS | ATTENTION | GATED_MLP).items() if name != "ln_final_w"},
     prefixes=("model.",),
     left_out=ROTARY_TABLES,
-    norms_without_weights=True,
+    norms_without_weights=lambda _options: True,
 )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from icl_jax.config import ModelConfig
+from icl_jax.config import ModelConfig, UserError
 from icl_jax.importing.families.common import ACTIVATIONS, ALL_BIASES, head_biases, heads, layer_norms, linear
 from icl_jax.importing.families.family import Family, Fields, Options, Part
 from icl_jax.importing.families.folds import norm_biases
@@ -12,7 +12,9 @@ _UNUSED_POSITIONS = 2
 
 
 def model(options: Options) -> Fields:
-    options.only("do_layer_norm_before", True)
+    if options.get("do_layer_norm_before") is False:
+        what = "norms of the sums themselves, as OPT-350m alone has them, are not represented here"
+        raise UserError(f"{options.where}: do_layer_norm_before = False: {what}")
     options.only("enable_bias", True)
     options.only("layer_norm_elementwise_affine", True)
     d_model = options.number("hidden_size")

@@ -20,6 +20,7 @@ from icl_jax.importing.families import (
     qwen2,
     qwen3,
     smollm3,
+    transformer_lens,
 )
 from icl_jax.importing.families.family import Family
 
@@ -42,6 +43,7 @@ TABLE: tuple[Family, ...] = (
     qwen2.FAMILY,
     qwen3.FAMILY,
     smollm3.FAMILY,
+    transformer_lens.FAMILY,
 )
 # What a config.json of each kind has, and what it is called.
 _REFUSED = {
@@ -51,6 +53,8 @@ _REFUSED = {
     "n_routed_experts": "a mixture of experts",
     "quantization_config": "quantised weights (of these, GGUF alone is read)",
 }
+# What TransformerLens's configs have, in place of a model_type.
+_HOOKED = {"d_vocab", "d_head", "n_ctx", "n_layers"}
 _ENCODERS = ("bert", "roberta", "electra", "distilbert", "albert", "deberta", "modernbert", "t5", "bart", "vit", "clip")
 
 
@@ -60,6 +64,8 @@ def family_of(config: dict[str, Any], where: str) -> Family:
         if config.get(name):
             raise UserError(f"{where}: {name} = {str(config[name])[:60]}: {what} is not represented here")
     kind = config.get("model_type")
+    if kind is None and config.keys() >= _HOOKED:
+        kind = "hooked_transformer"
     found = next((family for family in TABLE if kind in family.model_types), None)
     if found is None:
         known = ", ".join(sorted(name for family in TABLE for name in family.model_types))

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from icl_jax.config import UserError
-from icl_jax.importing.checkpoint import content_sha256, is_checkpoint, is_weights, load_config_json
+from icl_jax.importing.checkpoint import content_sha256, is_checkpoint, is_weights, load_config_json, numbered_pth
 from icl_jax.importing.sources.revision import Revision, revision_of, series_of
 from icl_jax.importing.sources.source import Fetched
+
+_MOST_STEPS = 10**9
 
 
 class FolderSource:
@@ -22,6 +24,10 @@ class FolderSource:
         self._pattern = pattern
         expanded = os.path.expanduser(pattern)
         root = Path(expanded)
+        numbered = numbered_pth(root) if root.is_dir() and (root / "config.json").is_file() else {}
+        if numbered:
+            self._is_one, self._paths = False, numbered
+            return
         if root.exists():
             self._is_one = is_checkpoint(root)
             found = [root] if self._is_one else [path for path in root.iterdir() if _may_be_one(path)]
@@ -55,6 +61,8 @@ class FolderSource:
         if not series:
             shown = ", ".join(sorted(self._paths)[:3])
             raise UserError(f"{self._pattern}: no folder is named by its step, such as step1000; there are {shown}")
+        # A number that no count of steps comes to is one of tokens.
+        series = [replace(r, tokens=r.step) if (r.step or 0) > _MOST_STEPS else r for r in series]
         taken = {revision.name for revision in series}
         unnamed = sorted(name for name in self._paths if revision_of(name).step is None and name not in taken)
         return series, words + [f"left out: {name}, whose name says no step" for name in unnamed]

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from icl_jax.config import UserError
-from icl_jax.importing.checkpoint import WEIGHTS, content_sha256
+from icl_jax.importing.checkpoint import WEIGHTS, content_sha256, numbered_files
 from icl_jax.importing.sources.revision import Revision, revision_of, series_of
 from icl_jax.importing.sources.source import Fetched
 from icl_jax.rundir.files import reason
@@ -45,6 +45,8 @@ class HubSource:
         self._cache = cache
         self._is_offline = constants.is_offline_mode()
         self._api = huggingface_hub.HfApi()
+        self._files: dict[str, str] = {}
+        """Of a repository whose one revision has a file for each step, as TransformerLens's have: by step."""
 
     @property
     def is_local(self) -> bool:
@@ -67,6 +69,12 @@ class HubSource:
         series, words = series_of(names, self._stage)
         if series:
             return series, words
+        if "main" in names and not self._is_offline:
+            with _explained(self._repo):
+                there = self._api.list_repo_files(self._repo, revision="main")
+            self._files = numbered_files(there)
+            if self._files:
+                return series_of(list(self._files))
         if "main" not in names:
             raise UserError(f"hf:{self._repo}: has no revision; there are {', '.join(names[:5]) or 'none'}")
         return [Revision(name="main")], []
@@ -85,7 +93,11 @@ class HubSource:
         """See `Source`."""
         with self._folder() as cache, _explained(self._repo, revision.name):
             path = huggingface_hub.hf_hub_download(
-                self._repo, "config.json", revision=revision.name, cache_dir=cache, local_files_only=self._is_offline
+                self._repo,
+                "config.json",
+                revision=self._ref(revision),
+                cache_dir=cache,
+                local_files_only=self._is_offline,
             )
             try:
                 found = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -97,8 +109,11 @@ class HubSource:
         """See `Source`: the hub's hashes of large files, no byte of which is downloaded."""
         with _explained(self._repo, revision.name):
             if not self._is_offline:
-                tree = self._api.list_repo_tree(self._repo, revision=revision.name)
+                tree = self._api.list_repo_tree(self._repo, revision=self._ref(revision), recursive=bool(self._files))
                 files = [entry for entry in tree if isinstance(entry, RepoFile)]
+                if name := self._files.get(revision.name):
+                    (one,) = (entry for entry in files if entry.path == name)
+                    return {"config.json": "", Path(name).suffix: one.lfs.sha256 if one.lfs else one.blob_id}
                 return {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in files}
         with self.fetch(revision) as fetched:
             paths = sorted(path for path in fetched.path.iterdir() if path.is_file())
@@ -110,16 +125,21 @@ class HubSource:
         """See `Source`."""
         with self._folder() as cache:
             with _explained(self._repo, revision.name):
-                patterns = None if self._is_offline else self._wanted(revision.name)
+                patterns = None if self._is_offline else self._wanted(revision)
                 path = huggingface_hub.snapshot_download(
-                    self._repo, revision=revision.name, cache_dir=cache, allow_patterns=patterns,
+                    self._repo, revision=self._ref(revision), cache_dir=cache, allow_patterns=patterns,
                     local_files_only=self._is_offline,
                 )  # fmt: skip
-            yield Fetched(path=Path(path), commit=Path(path).name)
+            yield Fetched(path=Path(path) / self._files.get(revision.name, ""), commit=Path(path).name)
 
-    def _wanted(self, revision: str) -> list[str]:
+    def _ref(self, revision: Revision) -> str:
+        return "main" if revision.name in self._files else revision.name
+
+    def _wanted(self, revision: Revision) -> list[str]:
         """The small files, and one form of the weights where there are several."""
-        there = self._api.list_repo_files(self._repo, revision=revision)
+        if revision.name in self._files:
+            return [*_SMALL, self._files[revision.name]]
+        there = self._api.list_repo_files(self._repo, revision=revision.name)
         first = next((name for name in WEIGHTS if name in there), None)
         if first is None:
             return [*_SMALL, "model-*.safetensors", "pytorch_model-*.bin"]
