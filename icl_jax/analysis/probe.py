@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from icl_jax.analysis.checks import text_ids
 from icl_jax.analysis.dataset import load_dataset
 from icl_jax.analysis.run_measurements import load_stacked
-from icl_jax.config import ModelConfig, UserError
-from icl_jax.data.text.text_ids import encode_text
-from icl_jax.data.text.tokenizing import decode_tokens, run_tokenizer
+from icl_jax.config import ModelConfig
+from icl_jax.data.text.tokenizing import decode_tokens
 from icl_jax.maths.logit_attribution import LogitAttribution, direct_logit_attribution
 from icl_jax.measures.map_snapshots import map_snapshots
 from icl_jax.measures.phase_change import finding_of
@@ -74,11 +74,7 @@ def probe(run: RunDir, text: str, step: int | None = None) -> Probe:
     context, for a step without a snapshot and for a run without snapshots or held-out rows.
     """
     model = run.config.model
-    tokenizer = run_tokenizer(run.read_tokenizer(), run.path / "tokenizer.json")
-    found = encode_text(text, tokenizer, model.vocab_size)
-    if len(found) >= model.n_ctx:
-        allowed = f"must be at most {model.n_ctx - 1}: model.n_ctx = {model.n_ctx}, and BOS takes one position"
-        raise UserError(f"TEXT: {len(found)} tokens: {allowed}")
+    tokenizer, found = text_ids(run, text)
     steps = _steps(run, step)
     ids = np.array([run.load_held_out().bos_id, *found], np.int32)
     seen = map_snapshots(_look, load_stacked(run, steps), ids[None], config=model)
@@ -92,9 +88,7 @@ def probe(run: RunDir, text: str, step: int | None = None) -> Probe:
 
 
 def _steps(run: RunDir, step: int | None) -> list[int]:
-    kept = [entry.step for entry in run.read_snapshots()]
-    if not kept:
-        raise UserError(f"{run.path}: has no snapshots yet")
+    kept = [entry.step for entry in run.snapshots()]
     if step is not None:
         return [step]
     analysis = run.path / "analysis.zarr"

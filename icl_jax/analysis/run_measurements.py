@@ -46,9 +46,7 @@ def analyze(
     holds what has been taken on all chosen snapshots, now or before; its attribute `absent` (JSON) says why the rest is
     not there. Raises UserError for a name or step that does not exist, and a run without snapshots or held-out rows.
     """
-    entries = run.read_snapshots()
-    if not entries:
-        raise UserError(f"{run.path}: has no snapshots yet")
+    entries = run.snapshots()
     chosen = choose_entries(entries, snapshots)
     wanted = with_needs(only, table)
     context = make_context(run, n_rows)

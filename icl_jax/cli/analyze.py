@@ -9,6 +9,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from icl_jax import process
+from icl_jax.analysis.checks import check_analysis, check_names
 from icl_jax.config import UserError
 from icl_jax.display import MeasurementsDisplay, say
 from icl_jax.rundir import RunDir
@@ -44,8 +45,11 @@ def analyze(args: AnalyzeArgs, console: Console) -> int:
         raise UserError(f"--rows = {args.rows}: must be 0 or more")
     snapshots = _parse_snapshots(args.snapshots)
     only = [name.strip() for name in args.only.split(",") if name.strip()] or None
+    check_names(only)
     quiet_orbax()
     runs = [RunDir.open(path) for path in args.runs]
+    for run in runs:
+        check_analysis(run, snapshots)
     # A snapshot on each device, side by side: faster than one device with as many threads.
     process.configure_jax(process.cpu_count())
     process.devices()

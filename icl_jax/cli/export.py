@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 from icl_jax import process
 from icl_jax.display import say
+from icl_jax.export.transformer_lens import check_export, export_snapshot, loading_code
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.checkpoints import quiet_orbax
 
@@ -30,12 +31,11 @@ class ExportArgs:
 def export(args: ExportArgs, console: Console) -> int:
     """Write the files and print how to load them. Returns the exit status 0. Raises UserError."""
     quiet_orbax()
-    run = RunDir.open(args.run)
+    run, step, out = RunDir.open(args.run), None if args.step == -1 else args.step, args.out or None
+    check_export(run, step, out)
     process.configure_jax(1)
     process.devices()
-    from icl_jax.export.transformer_lens import export_snapshot, loading_code
-
-    weights, config = export_snapshot(run, None if args.step == -1 else args.step, args.out or None)
+    weights, config = export_snapshot(run, step, out)
     for line in (f"{weights} and {config.name}, for TransformerLens 3:", "", *loading_code(weights, config)):
         say(console, line)
     return 0

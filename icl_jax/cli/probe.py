@@ -11,6 +11,7 @@ from rich.text import Text
 from tyro.conf import Positional
 
 from icl_jax import process
+from icl_jax.analysis.checks import text_ids
 from icl_jax.config import UserError
 from icl_jax.display import say
 from icl_jax.rundir import RunDir
@@ -42,6 +43,10 @@ def probe(args: ProbeArgs, console: Console) -> int:
             raise UserError(f"--{name} = {getattr(args, name)}: must be 1 or more")
     quiet_orbax()
     run = RunDir.open(args.run)
+    text_ids(run, args.text)
+    run.snapshots()
+    if args.step != -1:
+        run.snapshot(args.step)
     process.configure_jax(process.cpu_count())
     process.devices()
     from icl_jax.analysis.probe import probe

@@ -9,6 +9,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from icl_jax import process
+from icl_jax.analysis.checks import check_analysis
 from icl_jax.cli.analyze import bring_up_to_date
 from icl_jax.config import UserError
 from icl_jax.display import say
@@ -34,7 +35,11 @@ def report(args: ReportArgs, console: Console) -> int:
     if not args.out and is_bucket(args.runs[0]):
         raise UserError(f"--out is missing: {args.runs[0]} is a bucket, and a report goes into a local folder")
     out = Path(args.out or Path(args.runs[0]) / "report")
+    if (file := next((path for path in (out, *out.parents) if path.exists()), out)).exists() and not file.is_dir():
+        raise UserError(f"--out = {str(out)!r}: {file} is a file: must be a folder")
     runs = [RunDir.open(path) for path in args.runs]
+    for run in runs:
+        check_analysis(run)
     waiting = [str(run.path) for run in runs if not (run.path / "analysis.zarr").exists()]
     if waiting:
         say(console, f"no analysis yet of {', '.join(waiting)}: taking it first")

@@ -24,11 +24,12 @@ class WorkspaceArgs(ConfigArgs):
 
 def workspace(args: WorkspaceArgs, console: Console) -> int:
     """Save the workspace in the config's W&B project and print its address. Raises UserError."""
-    from icl_jax.train.watch.wandb_run import is_logged_in
+    from icl_jax.train.watch.wandb_run import is_logged_in, server_address
 
     tracker = args.overrides.tracker
     if not is_logged_in():
         raise UserError("W&B is not logged in: run `wandb login` or set WANDB_API_KEY")
+    say(console, f"asks W&B at {server_address()}, half a minute at most")
     try:
         import wandb
 

@@ -14,9 +14,7 @@ from etils import epath
 from safetensors.numpy import save
 
 from icl_jax.config import ModelConfig, UserError
-from icl_jax.model.params import declarations, per_head
-from icl_jax.model.positions import sinusoidal
-from icl_jax.rundir import RunDir
+from icl_jax.rundir import RunDir, SnapshotEntry
 from icl_jax.rundir.files import absolute, reason, replace_text
 
 _SUFFIX = ".safetensors"
@@ -80,6 +78,9 @@ def hooked_state_dict(params: Mapping[str, Any], config: ModelConfig) -> dict[st
     Biases that the model lacks are zero, keys and values that heads share are there for each of them, and a norm that
     attention and MLP share is there twice.
     """
+    from icl_jax.model.params import declarations, per_head  # with JAX, without which can be refused
+    from icl_jax.model.positions import sinusoidal
+
     hooked_config(config)
     state = {"unembed.b_U": np.zeros(config.vocab_size, np.float32)}
     for layer in range(config.n_layers):
@@ -114,6 +115,15 @@ def hooked_state_dict(params: Mapping[str, Any], config: ModelConfig) -> dict[st
     return state
 
 
+def check_export(run: RunDir, step: int | None, out: str | None) -> SnapshotEntry:
+    """The snapshot that `export_snapshot` would write. Raises UserError as it does, before JAX is there."""
+    if out is not None and not out.endswith(_SUFFIX):
+        raise UserError(f"--out = {out!r}: must end in {_SUFFIX}")
+    hooked_config(run.config.model)
+    entries = run.snapshots()
+    return entries[-1] if step is None else run.snapshot(step)
+
+
 def export_snapshot(run: RunDir, step: int | None = None, out: str | None = None) -> tuple[epath.Path, epath.Path]:
     """Write a snapshot's weights and config, and return the two files; existing ones are replaced.
 
@@ -121,19 +131,14 @@ def export_snapshot(run: RunDir, step: int | None = None, out: str | None = None
     RUN/export/STEP.safetensors. The file's metadata name the run, the step and the snapshot's SHA-256. Raises UserError
     for a model that TransformerLens has no form for, a step without a snapshot and a file that cannot be written.
     """
-    if out is not None and not out.endswith(_SUFFIX):
-        raise UserError(f"--out = {out!r}: must end in {_SUFFIX}")
-    config = hooked_config(run.config.model)
-    entries = {entry.step: entry for entry in run.read_snapshots()}
-    if not entries:
-        raise UserError(f"{run.path}: has no snapshots yet")
-    step = max(entries) if step is None else step
+    entry = check_export(run, step, out)
+    step, config = entry.step, hooked_config(run.config.model)
     state = hooked_state_dict(run.load_params(step), run.config.model)
     # safetensors writes the buffer as it lies in memory.
     state = {name: np.ascontiguousarray(value) for name, value in state.items()}
     weights = epath.Path(out) if out else run.path / "export" / f"{step}{_SUFFIX}"
     config_path = weights.parent / f"{weights.name.removesuffix(_SUFFIX)}.json"
-    metadata = {"format": "pt", "run_id": run.run_id, "step": str(step), "sha256": entries[step].sha256}
+    metadata = {"format": "pt", "run_id": run.run_id, "step": str(step), "sha256": entry.sha256}
     try:
         weights.parent.mkdir(parents=True, exist_ok=True)
         replace_text(config_path, json.dumps(config, indent=1) + "\n")

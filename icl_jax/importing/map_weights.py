@@ -12,7 +12,6 @@ from icl_jax.importing.checkpoint import Checkpoint
 from icl_jax.importing.families.family import Arrays, Family, Options, Part
 from icl_jax.importing.families.table import family_of
 from icl_jax.importing.formats.tensor import Tensor, Tensors
-from icl_jax.model.params import param_shapes
 
 MAX_CTX = 512
 """Of the rows that are measured on: the paper's."""
@@ -63,6 +62,8 @@ def map_weights(checkpoint: Checkpoint, *, n_ctx: int = 0, ignored: Iterable[str
             dtypes[name] = found[0].dtype
             arrays[name] = _stacked(name, part, found, model, where)
     options.dtype = dtypes.get("W_E", options.dtype)
+    from icl_jax.model.params import param_shapes  # with JAX, without which can be refused
+
     shapes = param_shapes(model)
     if family.norms_without_weights(options):
         norms = ("ln1_w", "ln2_w", "ln_final_w")

@@ -213,19 +213,31 @@ class RunDir:
         tokens = step * self.config.tokens_per_step if tokens is None else tokens
         self.manifest.add(SnapshotEntry(step, tokens, params_sha256(params), n_bytes))
 
+    def snapshots(self) -> list[SnapshotEntry]:
+        """What `read_snapshots` finds. Raises UserError where that is nothing."""
+        entries = self.read_snapshots()
+        if not entries:
+            raise UserError(f"{self.path}: has no snapshots yet")
+        return entries
+
+    def snapshot(self, step: int) -> SnapshotEntry:
+        """The manifest's entry of a step. Raises UserError if it has none."""
+        entries = {entry.step: entry for entry in self.manifest.read()}
+        if step not in entries:
+            near = ", ".join(str(s) for s in sorted(entries, key=lambda s: abs(s - step))[:3]) or "none"
+            raise UserError(f"{self.path}: no snapshot of step {step}; the nearest are {near}")
+        return entries[step]
+
     def load_params(self, step: int) -> Arrays:
         """The parameters after `step` updates, checked against the manifest; float32, however they are saved.
 
         Raises UserError if there is no such snapshot, or if it is damaged or not the one that the manifest names.
         """
-        entries = {entry.step: entry for entry in self.manifest.read()}
-        if step not in entries:
-            near = ", ".join(str(s) for s in sorted(entries, key=lambda s: abs(s - step))[:3]) or "none"
-            raise UserError(f"{self.path}: no snapshot of step {step}; the nearest are {near}")
+        entry = self.snapshot(step)
         params = load_arrays(self.path / "snapshots" / str(step))
         found = params_sha256(params)
-        if found != entries[step].sha256:
-            twin = next((entry.step for entry in entries.values() if entry.sha256 == found), None)
+        if found != entry.sha256:
+            twin = next((other.step for other in self.manifest.read() if other.sha256 == found), None)
             what = f"it holds the parameters of step {twin}" if twin is not None else "its contents have changed"
             raise UserError(f"{self.path / 'snapshots' / str(step)}: SHA-256 differs from the manifest: {what}")
         return {name: array.astype(np.float32, copy=False) for name, array in params.items()}

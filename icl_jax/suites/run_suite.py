@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from icl_jax import process
+from icl_jax.analysis.checks import check_names
 from icl_jax.config import Config, UserError, dump_config, rows_of
 from icl_jax.display import say
 from icl_jax.suites.jobs import Job, Stopped, device_slots, run_jobs
@@ -42,16 +43,18 @@ def tell_left_out(suite: Suite, console: Console) -> None:
     """Say what analysis.only leaves out of the report. Raises UserError where it names no measurement."""
     if not any(member.analysis.only for member in suite.members):
         return
+    for member in suite.members:
+        try:
+            check_names(member.analysis.only)
+        except UserError as error:
+            raise UserError(f"{suite.name}: {member.name}: analysis.{str(error).removeprefix('--')}") from None
     from icl_jax.analysis.run_measurements import with_needs
     from icl_jax.measures.table import TABLE
     from icl_jax.report.left_out import left_out
 
     members: dict[tuple[str, ...], list[str]] = {}
     for member in suite.members:
-        try:
-            taken = with_needs(member.analysis.only or None, TABLE)
-        except UserError as error:
-            raise UserError(f"{suite.name}: {member.name}: analysis.{str(error).removeprefix('--')}") from None
+        taken = with_needs(member.analysis.only or None, TABLE)
         members.setdefault(tuple(left_out(member.config.data.source, taken)), []).append(member.name)
     for lacking, names in members.items():
         if lacking:

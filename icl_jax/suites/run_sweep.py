@@ -80,6 +80,9 @@ def run_online(
         return 0
     import wandb
 
+    from icl_jax.train.watch.wandb_run import server_address
+
+    say(console, f"asks W&B at {server_address()}, half a minute at most")
     kept = out / "wandb-sweep.txt"  # the second call goes on with the same sweep
     entity, project = base.tracker.entity or None, base.tracker.project
     try:

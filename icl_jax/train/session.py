@@ -24,7 +24,7 @@ from icl_jax.train.may_start import check_vocabulary, may_start
 from icl_jax.train.processes import all_or_none, is_first
 from icl_jax.train.start import held_run
 from icl_jax.train.stop import StopSignal
-from icl_jax.train.watch.change_news import NOTHING_SEEN, Seen
+from icl_jax.train.watch.change_news import NOTHING_SEEN, Seen, spread_out
 from icl_jax.train.watch.tracker import Tracker, make_tracker
 
 
@@ -133,7 +133,7 @@ def seen(run: RunDir) -> Seen:
     """What the record holds so far of heads and scores, for those who watch."""
     record = run.load_record()
     names = ("tokens", "lr", "probe_tokens", "icl_windowed")
-    curves = (tuple(record[name].values.tolist()) if name in record else () for name in names)
+    curves = (spread_out(record[name].values) if name in record else () for name in names)
     return Seen(seen_induction_head(record), *curves)
 
 

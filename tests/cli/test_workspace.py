@@ -70,5 +70,7 @@ def test_a_server_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch)
         raise ConnectionError("no answer\nat all")
 
     monkeypatch.setattr("wandb_workspaces.workspaces.Workspace.save", no_answer)
-    status, _, err = command("workspace", "repeats-2l", "--tracker.entity", "team")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://tracker.invalid")
+    status, out, err = command("workspace", "repeats-2l", "--tracker.entity", "team")
     assert (status, err) == (2, "icl-jax: W&B: no answer\n")
+    assert out == "asks W&B at http://tracker.invalid, half a minute at most\n"

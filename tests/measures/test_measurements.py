@@ -14,6 +14,7 @@ from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import ModelConfig
 from icl_jax.measures import ablation, head_scores, held_out_loss, map_snapshots, smear
 from icl_jax.measures.measurement import Derived, Measurement
+from icl_jax.measures.names import measurement_names
 from icl_jax.measures.table import TABLE
 from icl_jax.report.phase_table import phase_table
 from tests.analysis.random_snapshots import check, stacked
@@ -41,6 +42,7 @@ def test_each_variable_has_one_home_and_says_what_it_is() -> None:
     names = [name for entry in TABLE for name in entry.variables]
     assert len(names) == len(set(names))
     assert len({entry.name for entry in TABLE}) == len(TABLE)
+    assert sorted(measurement_names()) == sorted(entry.name for entry in TABLE)
     known = set(names)
     for entry in TABLE:
         assert entry.source

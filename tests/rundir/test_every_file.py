@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import icl_jax
+from icl_jax import process
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import UserError, parse_config
 from icl_jax.report.page.page_data import page_data
@@ -164,6 +165,7 @@ def test_a_file_of_each_kind(run: Path) -> None:
 
 
 if __name__ == "__main__":  # all of them, which takes some ten minutes: the counts in docs/run-directory.md
+    process.quiet_libraries()  # as the command does
     with tempfile.TemporaryDirectory() as folder:
         made = _make(Path(folder))
         files = _files(made)

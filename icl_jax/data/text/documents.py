@@ -30,7 +30,7 @@ class Documents(Protocol):
 
     @property
     def is_cut(self) -> bool:
-        """Whether a long document is encoded in pieces, as it was when numbers of it were published."""
+        """Whether the BPE trained on them encodes a long document in pieces, as it did when numbers were published."""
         ...
 
     def __iter__(self) -> Iterator[str]:

@@ -25,6 +25,7 @@ from icl_jax.data.text.tokenizing import (
     count_ids,
     encode_documents,
     find_bos,
+    is_cut,
     load_tokenizer,
     read_tokenizer_file,
     tokenizer_file,
@@ -101,6 +102,8 @@ def _open_tokens(
     digest, n_bytes = _measure(root, documents, progress)
     if not n_bytes:
         raise UserError(f"data.source = {source!r}: holds no text")
+    if documents.is_cut and not is_cut(documents, tokenizer):
+        setting += " whole"  # older caches have their tokens in pieces
     folder = root / _key(digest, setting)
     if folder.exists():
         try:

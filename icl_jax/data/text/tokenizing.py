@@ -212,7 +212,7 @@ def encode_documents(
     tokenizer.encode_special_tokens = True
     lost = LostCharacters(tokenizer)
     done = 0
-    for group in _groups(_marked_pieces(documents)):
+    for group in _groups(_marked_pieces(documents, name)):
         texts = [piece for _, piece in group]
         ids: list[int] = []
         for (starts_document, _), found in zip(group, _encode_all(tokenizer, texts, name), strict=True):
@@ -229,10 +229,15 @@ def encode_documents(
         raise UserError(f"data.tokenizer = {name!r}: has no token for {lost} of the corpus, and would leave them out")
 
 
-def _marked_pieces(documents: Documents) -> Iterator[tuple[bool, str]]:
+def _marked_pieces(documents: Documents, name: str) -> Iterator[tuple[bool, str]]:
     for text in documents:
-        for i, piece in enumerate(split_pieces(text) if documents.is_cut else (text,)):
+        for i, piece in enumerate(split_pieces(text) if is_cut(documents, name) else (text,)):
             yield i == 0, piece
+
+
+def is_cut(documents: Documents, name: str) -> bool:
+    """Whether a long document is encoded in pieces: others' tokenizers may write something else at a cut."""
+    return documents.is_cut and name == "bpe"
 
 
 def _groups(pieces: Iterator[tuple[bool, str]]) -> Iterator[list[tuple[bool, str]]]:

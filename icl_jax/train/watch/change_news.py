@@ -11,13 +11,21 @@ ALERT_P = 0.0006
 _LOOK_AGAIN = 1.04
 """The next look comes when there are so many times more probes: not a thousand looks at a thousand probes."""
 
+MAX_POINTS = 2**16
+"""Steps whose learning rate is kept, spread over the run: it may have a hundred million."""
+
+
+def spread_out(values: np.ndarray) -> tuple[float, ...]:
+    """All values, or about `MAX_POINTS` of more, evenly."""
+    return tuple(values[:: -(-len(values) // MAX_POINTS) or 1].tolist())
+
 
 class Seen(NamedTuple):
     """What the record of a resumed run holds already: nobody is told of it twice."""
 
     head: InductionHead | None = None
     tokens: tuple[float, ...] = ()
-    """At the steps..."""
+    """At the steps, or at some of very many..."""
     lr: tuple[float, ...] = ()
     """... their learning rate."""
     probe_tokens: tuple[float, ...] = ()
@@ -37,6 +45,8 @@ class ChangeNews:
         self._run = run
         self._tokens, self._lr = list(seen.tokens), list(seen.lr)
         self._probe_tokens, self._probe_icl = list(seen.probe_tokens), list(seen.probe_icl)
+        self._gap = 0.0
+        """Tokens from one step that is kept to the next; 0: every step is."""
         self._n_looked = 0
         # A run that a crash took back behind its change has it in the summary online.
         self._is_told = run.summary.get(self.START) is not None
@@ -45,9 +55,13 @@ class ChangeNews:
 
     def add_step(self, tokens: float, lr: float) -> None:
         """The learning rate of a step: a warm-up bends the curve."""
-        if not self._tokens or tokens > self._tokens[-1]:
-            self._tokens.append(tokens)
-            self._lr.append(lr)
+        if self._tokens and tokens <= self._tokens[-1] + self._gap:
+            return
+        self._tokens.append(tokens)
+        self._lr.append(lr)
+        if len(self._tokens) > 2 * MAX_POINTS:
+            del self._tokens[1::2], self._lr[1::2]
+            self._gap = 0.99 * (self._tokens[-1] - self._tokens[-2])
 
     def add_probe(self, tokens: float, icl: float) -> None:
         if self._probe_tokens and tokens <= self._probe_tokens[-1]:

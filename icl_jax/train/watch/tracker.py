@@ -35,6 +35,7 @@ from icl_jax.train.watch.wandb_run import (
     is_logged_in,
     log_artifact,
     open_run,
+    server_address,
     tear_down,
 )  # fmt: skip
 
@@ -42,6 +43,8 @@ START_GRACE_S = 5.0
 """Time beyond that in which W&B can say itself that it gave up."""
 INTERRUPTED_FINISH_TIMEOUT_S = 8.0
 """The same for a run that ends with an exit code other than 0: after SIGTERM the machine may be gone in seconds."""
+SILENCE_S = 2.0
+"""Longest that somebody waits for a server and is not told so."""
 MAX_WAITING_POINTS = 4096
 """Points that may wait for W&B before it counts as stuck."""
 
@@ -106,6 +109,7 @@ class WandbTracker:
         self._temporary_dir = temporary_dir
         self._seen = seen
         self._keeps_snapshots = keeps_snapshots
+        self._server = server_address() if init.get("mode") == "online" else None
         self._waiting: queue.Queue[Point | Snapshot | int] = queue.Queue(MAX_WAITING_POINTS)  # an int is the exit code
         self._is_started = threading.Event()
         self._failure: str | None = None
@@ -117,8 +121,8 @@ class WandbTracker:
     def start(self) -> bool:
         """Start the W&B run; False, after a warning, if it failed."""
         self._thread.start()
-        if not self._is_started.wait(INIT_TIMEOUT_S + START_GRACE_S):
-            self._failure = f"no answer in {INIT_TIMEOUT_S:.0f} s"
+        if not self._waits(self._is_started.wait, INIT_TIMEOUT_S + START_GRACE_S, "training goes on without it"):
+            self._failure = f"no answer in {INIT_TIMEOUT_S + START_GRACE_S:.0f} s"
             self._waiting.put(1)  # should it start after all, it ends at once
         if self._failure is not None:
             self._turn_off()
@@ -151,7 +155,8 @@ class WandbTracker:
         self._send(exit_code)
         if self._is_off:
             return
-        self._thread.join(FINISH_TIMEOUT_S if exit_code == 0 else INTERRUPTED_FINISH_TIMEOUT_S)
+        most_s = FINISH_TIMEOUT_S if exit_code == 0 else INTERRUPTED_FINISH_TIMEOUT_S
+        self._waits(self._ended, most_s, "wandb sync sends the rest later")
         if self._failure is not None:
             self._turn_off()
             return
@@ -160,6 +165,19 @@ class WandbTracker:
             self._warn(f"W&B has not taken everything; send the rest with: wandb sync {self._sync_dir}")
         elif self._temporary_dir is not None and self._init["mode"] == "online":
             shutil.rmtree(self._temporary_dir, ignore_errors=True)
+
+    def _ended(self, most_s: float) -> bool:
+        self._thread.join(most_s)
+        return not self._thread.is_alive()
+
+    def _waits(self, wait: Callable[[float], bool], most_s: float, otherwise: str) -> bool:
+        """What `wait` answers within `most_s`; of a server that is slow to answer the user is told."""
+        if self._server is None or most_s <= SILENCE_S:
+            return wait(most_s)
+        if wait(SILENCE_S):
+            return True
+        self._warn(f"W&B: waiting for {self._server}, {most_s:.0f} s at most; then {otherwise}")
+        return wait(most_s - SILENCE_S)
 
     def _send(self, item: Point | int) -> None:
         if self._is_off:
@@ -218,7 +236,8 @@ def make_tracker(
     """Start tracking a run as ``config.tracker`` asks; never raises for a W&B that does not work.
 
     ``run_id`` is kept by the run directory: with the same id, W&B continues the same run. Only the writer process
-    tracks. ``warn`` takes one line, at most once in the tracker's life, always in the thread that calls the tracker.
+    tracks. ``warn`` takes one line, always in the thread that calls the tracker: once in its life what has failed, and
+    before each wait for a server that does not answer that it waits.
     ``seen``: what the record of a resumed run holds already, so that nobody is told twice.
     """
     if not is_writer:

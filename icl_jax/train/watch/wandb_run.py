@@ -153,6 +153,13 @@ def auto_mode() -> tuple[str, str]:
     return ("online", "logged in") if is_logged_in() else ("disabled", "not logged in")
 
 
+def server_address() -> str:
+    """Where W&B is, by the environment and its settings."""
+    from wandb.sdk import wandb_setup
+
+    return str(wandb_setup.singleton().settings.base_url)
+
+
 def is_logged_in() -> bool:
     from wandb.sdk import wandb_setup
     from wandb.sdk.lib import wbauth

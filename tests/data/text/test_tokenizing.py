@@ -105,6 +105,23 @@ def test_long_documents_are_encoded_whole(bpe: Tokenizer, monkeypatch: pytest.Mo
     assert bpe.decode(ids[1 : ids.index(0, 1)]) == text
 
 
+@pytest.mark.parametrize("prepend", ["always", "first", "never"])
+def test_what_the_trained_tokenizer_takes_in_pieces_others_take_whole(
+    prepend: str, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The standard library's files, whose numbers are published, have long ones."""
+    monkeypatch.setattr(tokenizing, "_PIECE_CHARS", 10)
+    documents = Texts(["a b\n  a b " * 9])
+    monkeypatch.setattr(documents, "is_cut", True)
+    other = Tokenizer(models.BPE({"<s>": 0, "a": 1, "b": 2, "▁": 3, "\n": 4}, []))
+    other.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+    for tokenizer, name in ((other, "tokenizer.json"), (bpe, "bpe")):
+        found = np.concatenate(list(encode_documents(tokenizer, documents, documents.n_bytes, name))).tolist()[1:]
+        whole = tokenizer.encode(documents[0], add_special_tokens=False).ids
+        pieces = [i for p in split_pieces(documents[0]) for i in tokenizer.encode(p, add_special_tokens=False).ids]
+        assert found == (pieces if name == "bpe" else whole)
+
+
 def test_training_is_deterministic_and_fits(stories: Path, bpe: Tokenizer) -> None:
     documents = text_documents(str(stories))
     again = train_bpe(documents, measure_documents(documents)[1], 400)

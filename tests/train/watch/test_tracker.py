@@ -16,7 +16,8 @@ from icl_jax.maths.head_scores import InductionHead
 from icl_jax.rundir import RunDir, probe_steps
 from icl_jax.rundir.record import ProbeResult
 from icl_jax.train import session
-from icl_jax.train.watch.change_news import ChangeNews, Seen
+from icl_jax.train.watch import change_news
+from icl_jax.train.watch.change_news import ChangeNews, Seen, spread_out
 from icl_jax.train.watch.tracker import Tracker, make_tracker
 from tests.train.fake_wandb import API_KEY, FakeRun, fake_init, log_probe, log_step, with_wandb
 from tests.train.runs import TellingTracker, tiny_config, train_here
@@ -187,6 +188,21 @@ def test_a_phase_change_is_one_alert_and_stands_in_the_summary() -> None:
     assert again.alerts == []
     assert again.summary.pop("phase_change").startswith("1.98 M to 2.44 M tokens")
     assert again.summary == pytest.approx(run.summary, rel=1e-3)
+
+
+def test_of_very_many_steps_some_show_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(change_news, "MAX_POINTS", 50)
+    assert spread_out(np.arange(50)) == tuple(range(50))
+    assert spread_out(np.arange(1000)) == tuple(range(0, 1000, 20))
+    assert spread_out(np.zeros(0)) == ()
+    news = ChangeNews(Told(), Seen())
+    for step in range(3000):
+        news.add_step(10.0 * step, step / 3000)
+        news.add_step(10.0 * step, 7.0)  # twice
+    assert 50 < len(news._tokens) == len(news._lr) <= 100
+    np.testing.assert_allclose(news._lr, np.array(news._tokens) / 30000)
+    assert np.ptp(np.diff(news._tokens)) < 0.1 * 30000 / 50
+    assert news._tokens[-1] > 29000
 
 
 def test_a_run_without_a_phase_change_says_so_and_alerts_nobody() -> None:

@@ -55,6 +55,31 @@ def test_hanging_init_is_one_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     wait_until(lambda: run.exit_code == 1)
 
 
+def test_whoever_waits_for_a_server_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://tracker.invalid")
+    monkeypatch.setenv("WANDB_API_KEY", API_KEY)
+    monkeypatch.setattr(tracker_module, "SILENCE_S", 0.01)
+    release = threading.Event()
+    lines: list[str] = []
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        release.set()
+
+    def init(**arguments: Any) -> FakeRun:
+        wait_for(release)
+        release.clear()
+        return FakeRun(finish=lambda: wait_for(release))
+
+    monkeypatch.setattr(wandb, "init", init)
+    tracker = make_tracker(with_wandb("online"), str(tmp_path), "abc123", tell)
+    tracker.finish(0)
+    assert lines == [
+        "W&B: waiting for http://tracker.invalid, 25 s at most; then training goes on without it",
+        "W&B: waiting for http://tracker.invalid, 20 s at most; then wandb sync sends the rest later",
+    ]
+
+
 def test_failing_log_is_one_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     failed = threading.Event()
 
