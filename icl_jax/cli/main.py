@@ -254,6 +254,11 @@ def run(argv: Sequence[str]) -> int:
             traceback.print_exc()
         _tell_error(str(error))
         return 3 if isinstance(error, NonFiniteLossError) else 2
+    except MemoryError as error:
+        if is_debug:
+            traceback.print_exc()
+        _tell_error(f"out of memory: {error}")
+        return 2
     except KeyboardInterrupt:
         process.interrupts.is_told = True
         _tell_error("interrupted")

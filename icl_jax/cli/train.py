@@ -35,6 +35,10 @@ class TrainArgs(ConfigArgs):
     """Exit status after SIGTERM: not 0 where a scheduler restarts only what failed, such as 143."""
 
 
+# More that JAX would make on one CPU: nobody has them, and making a million takes hours.
+_MOST_CPU_DEVICES = 512
+
+
 def run_path(args: TrainArgs) -> str:
     return args.run or str(Path("runs") / Path(args.config).stem)
 
@@ -80,7 +84,7 @@ def train(args: TrainArgs, console: Console, given: Sequence[str]) -> int:
             return corpus
 
     n_cores = 1 if args.coordinator else process.cpu_count()
-    process.configure_jax(args.devices or default_cpu_devices(config, n_cores))
+    process.configure_jax(min(args.devices or default_cpu_devices(config, n_cores), _MOST_CPU_DEVICES))
     from icl_jax.train import session  # after JAX is configured
 
     outcome = session.run(

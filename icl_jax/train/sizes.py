@@ -54,6 +54,7 @@ def _memory(config: Config, n_processes: int) -> Iterator[tuple[str, int, str, i
     model, probes, snapshots = config.model, config.probes, config.snapshots
     row = 4 * (model.n_ctx + 1)
     sizes = {f"model.{name}": getattr(model, name) for name in ("n_layers", "d_model", "d_mlp", "vocab_size")}
+    sizes |= {"model.n_heads": model.n_heads, "model.d_head": model.head_width}
     largest = max(sizes, key=lambda name: sizes[name])
     n_sharing = min(config.train.fsdp, n_processes)
     yield largest, sizes[largest], "the parameters", 4 * least_params(config) // n_sharing
@@ -63,6 +64,13 @@ def _memory(config: Config, n_processes: int) -> Iterator[tuple[str, int, str, i
         config.train.batch_size,
         "the rows of one step",
         config.train.batch_size // n_processes * row,
+    )
+    n_phrases = getattr(config.data.options, "n_phrases", 0)
+    yield (
+        f"data.{config.data.corpus}.n_phrases",
+        n_phrases,
+        "the phrases of one row",
+        8 * n_phrases * config.model.n_ctx,
     )
     yield "probes.held_out_rows", probes.held_out_rows, "the rows of the probes", probes.held_out_rows * row
     yield "probes.n_sequences", probes.n_sequences, "the sequences of the probes", probes.n_sequences * row

@@ -69,6 +69,12 @@ def test_a_folder_does_not_hide_the_built_in_config_or_suite_of_its_name(
         status, out, err = command(*args)
         assert (status, err) == (0, ""), args
         assert "64" in out
+    # Into a folder of its own name, and once more: it resumes.
+    small = ("--train.n-steps", "1", "--optimizer.warmup-steps", "0", "--devices", "1")
+    for said in ("smoke: complete, 1 steps", "smoke: already complete at step 1"):
+        status, out, err = command("train", "smoke", "--run", "smoke", *small)
+        assert (status, err) == (0, ""), err
+        assert said in out
     assert load_suite(suite_file("quick")).members[0].name == "repeats-0l"
 
 

@@ -35,6 +35,8 @@ HOSTILE: dict[str, tuple[tuple[str, ...], str]] = {
             ("model.n_layers", "the parameters", ()),
             ("model.vocab_size", "the parameters", ()),
             ("model.d_model", "the parameters", ("--model.n-heads", "4")),
+            ("model.n_heads", "the parameters", ("--model.d-head", "4")),
+            ("model.d_head", "the parameters", ()),
             ("model.n_ctx", "one row and its activations", ()),
             ("probes.held_out_rows", "the rows of the probes", ("--data.held-out-rows", _HUGE)),
             ("probes.n_sequences", "the sequences of the probes", ()),
@@ -43,6 +45,15 @@ HOSTILE: dict[str, tuple[tuple[str, ...], str]] = {
             ("snapshots.n_log", "the list of their steps", ()),
         )
     },
+    "a window beyond 31 bits": ((*_TRAIN, "--model.window", _HUGE), f"model.window = {_HUGE}: must be less than 2**31"),
+    "more shards than rows": (
+        (*_TRAIN, "--train.parallel", "mesh", "--train.fsdp", _HUGE),
+        f"train.fsdp = {_HUGE}: must divide the 8 rows of train.batch_size / train.accum_steps",
+    ),
+    "phrases beyond memory": (
+        (*_TRAIN, "--data.repeats.n-phrases", "2147483647"),
+        "data.repeats.n_phrases = 2147483647: the phrases of one row would need 292 GB of memory",
+    ),
     "steps beyond the disk": (
         (*_TRAIN, "--train.n-steps", "2147483647"),
         "…: cannot write the run directory: train.n_steps = 2147483647: the record of every step and position would"

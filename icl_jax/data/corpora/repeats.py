@@ -38,6 +38,7 @@ class RepeatsOptions(Options):
         check_types("data.repeats", self)
         require(self.phrase_len >= 2, "data.repeats.phrase_len", self.phrase_len, "must be 2 or more")
         require(self.n_phrases >= 1, "data.repeats.n_phrases", self.n_phrases, "must be 1 or more")
+        require(self.n_phrases < 2**31, "data.repeats.n_phrases", self.n_phrases, "must be less than 2**31")
         require(0 < self.phrase_prob <= 1, "data.repeats.phrase_prob", self.phrase_prob, "must be in (0, 1]")
 
     def check(self, config: Config) -> None:
