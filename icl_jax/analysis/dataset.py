@@ -13,6 +13,7 @@ from icl_jax.analysis.finished_work import FinishedWork, work_key
 from icl_jax.config import UserError
 from icl_jax.maths.icl_score import icl_positions
 from icl_jax.measures.measurement import Context, Derived, Measurement, UndefinedError, Variable
+from icl_jax.measures.seen_bigrams import HEAD_SETS
 from icl_jax.measures.table import TABLE
 from icl_jax.rundir import SCHEMA_VERSION, RunDir, SnapshotEntry
 from icl_jax.rundir.files import is_bucket
@@ -43,7 +44,7 @@ def build_dataset(
             keys = [work_key(entry, context, snapshot.sha256) for snapshot in entries]
             work = works[entry.name]
             if not keys or not all(key in work for key in keys):
-                absent[entry.name] = _NOT_ASKED.format(name=entry.name)
+                absent[entry.name] = entry.too_much(context) or _NOT_ASKED.format(name=entry.name)
                 continue
             answers = [work.get(key) for key in keys]
             arrays = {name: np.stack([answer[name] for answer in answers]) for name in entry.variables}
@@ -138,6 +139,8 @@ def _coordinates(context: Context, chosen: list[SnapshotEntry], few: list[Snapsh
         coordinates["selected"] = coordinate("selected", [e.step for e in few], "updates before the snapshot")
         text = "tokens predicted in training before"
         coordinates["selected_tokens"] = coordinate("selected", [e.tokens for e in few], text)
+        coordinates["ablated_set"] = coordinate("ablated_set", HEAD_SETS, "heads that are taken away together")
+        coordinates["copy"] = coordinate("copy", np.arange(1, 5), "which time the random tokens are said")
         coordinates["ablated_token"] = coordinate("ablated_token", np.arange(n), "index on the axis token")
     return coordinates
 

@@ -50,6 +50,8 @@ def analyze(
     chosen = choose_entries(entries, snapshots)
     wanted = with_needs(only, table)
     context = make_context(run, n_rows)
+    if only is None:
+        wanted -= {m.name for m in table if isinstance(m, Measurement) and m.too_much(context)}
     session = _Session(run, context, table, progress)
     everywhere = [m for m in table if isinstance(m, Measurement) and not m.on_few]
     session.take([m for m in everywhere if m.name in wanted], chosen)
@@ -191,4 +193,6 @@ def load_stacked(run: RunDir, steps: Sequence[int]) -> StackedParams:
             odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))[0]
             what = f"{odd} has the shape {found.get(odd)}, but the config says {expected.get(odd)}"
             raise UserError(f"{run.path / 'snapshots' / str(step)}: {what}")
+    if len(loaded) == 1:  # no second copy of a large snapshot
+        return {name: loaded[0][name][None] for name in expected}
     return {name: np.stack([params[name] for params in loaded]) for name in expected}

@@ -1,7 +1,8 @@
 """What a model computes on rows of tokens, computed once for all who ask."""
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
-from icl_jax.model.forward import ACTIVATIONS, run_with_cache
-from icl_jax.model.params import Params
+from icl_jax.model.execution import is_deep
+from icl_jax.model.forward import ACTIVATIONS, by_layer, run_with_cache
+from icl_jax.model.params import Params, layer_names
 from icl_jax.model.tokens import takes_tokens
 
 AnyParams = Params | dict[str, np.ndarray]
@@ -56,6 +58,29 @@ class Activations:
         """An activation of every layer."""
         return [self[name, layer] for layer in range(self.config.n_layers)]
 
+    @cached_property
+    def last_resid(self) -> Float[Array, "B T D"]:
+        """The residual stream after the last layer, before the final norm; there must be a layer."""
+        if is_deep(self.config):
+            return by_layer(self.params, self.tokens, self.config, (), lambda _seen, _layer: ())[0]
+        return self["resid_post", self.config.n_layers - 1]
+
+    def each_layer(self, names: tuple[str, ...], fn: Callable[[dict[str, jax.Array], Params], Any]) -> Any:
+        """`fn(activations of these names, parameters)` of each layer, stacked.
+
+        In a deep model a pass of its own: a layer's activations are gone before the next layer's are there.
+        """
+        config = self.config
+        if is_deep(config):
+            self.last_resid, answers = by_layer(self.params, self.tokens, config, names, fn)
+            return answers
+        stacked = {name: self.params[name] for name in layer_names(config)}
+        answers = [
+            fn({name: self[name, layer] for name in names}, {name: value[layer] for name, value in stacked.items()})
+            for layer in range(config.n_layers)
+        ]
+        return jax.tree.map(lambda *found: jnp.stack(found), *answers)
+
     def cut(self, n_rows: int, n_ctx: int) -> "Activations":
         """The same of the first rows and positions: no row sees another, no position a later one."""
         return _Cut(self, n_rows, n_ctx)
@@ -81,5 +106,5 @@ class _Cut(Activations):
 def patterns(
     params: AnyParams, tokens: Int[Array, "B T"] | np.ndarray, config: ModelConfig
 ) -> Float[Array, "N B H T T"]:
-    """Attention patterns of every layer."""
+    """Attention patterns of every layer at once; `Activations.each_layer` holds one layer's at a time."""
     return jnp.stack(Activations(params, tokens, config, ("pattern",)).of_layers("pattern"))

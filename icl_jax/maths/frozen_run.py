@@ -87,13 +87,17 @@ def _last_axis(weight: Array, ndim: int) -> Array:
     return weight.reshape((1,) * (ndim - 1) + weight.shape)
 
 
-def head_results(seen: Activations, layer: int) -> tuple[Float[Array, "B T H D"], Float[Array, "B T D"] | None]:
-    """What each head of a layer adds to the residual stream, and what b_O does; by a norm of the sum at its scale."""
-    params, config = seen.params, seen.config
-    result, b_O = seen["result", layer], layer_weight(params, "b_O", layer)
-    if "ln1_post_w" in params:
+def head_results(
+    result: Float[Array, "B T H D"], layer: Params, config: ModelConfig
+) -> tuple[Float[Array, "B T H D"], Float[Array, "B T D"] | None]:
+    """What each head of a layer adds to the residual stream, and what b_O does; by a norm of the sum at its scale.
+
+    `result`: the layer's activation of that name; `layer`: its parameters.
+    """
+    b_O = layer.get("b_O")
+    if "ln1_post_w" in layer:
         added = with_bias(jnp.sum(result, axis=2), b_O)
-        scale, weight = norm_scale(added, config), params["ln1_post_w"][layer]
+        scale, weight = norm_scale(added, config), layer["ln1_post_w"]
         result = jnp.moveaxis(frozen_norm(jnp.moveaxis(result, 2, 0), scale, weight, config), 0, 2)
         b_O = (
             None if b_O is None else frozen_norm(jnp.broadcast_to(b_O[None, None], added.shape), scale, weight, config)

@@ -12,7 +12,6 @@ logit vector to zero mean"); Elhage et al. 2021, "Path expansion".
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -20,7 +19,10 @@ from jaxtyping import Array, Float, Int
 from icl_jax.config import ModelConfig
 from icl_jax.maths.activations import Activations, AnyParams
 from icl_jax.maths.frozen_run import embedding, frozen_norm, head_results, norm_scale
-from icl_jax.model.forward import unembedding_DV
+from icl_jax.model.execution import resolve
+from icl_jax.model.forward import normalise, unembedding_DV
+from icl_jax.model.loss import token_loss
+from icl_jax.model.params import Params
 from icl_jax.model.tokens import takes_predicted_tokens
 
 
@@ -57,45 +59,40 @@ def direct_logit_attribution(
 
 def attribution(seen: Activations, targets: Int[Array, "B P"]) -> LogitAttribution:
     """The same of a model that has run on all tokens but the last ones."""
-    params, config, logits = seen.params, seen.config, seen.logits
-    embed = embedding(params, seen.tokens, config).astype(jnp.float32)
-    last = seen["resid_post", config.n_layers - 1].astype(jnp.float32) if config.n_layers else embed
-    scale_BP = norm_scale(last, config)
-    W_U = unembedding_DV(params)
+    params, config = seen.params, seen.config
+    W_U, b_U, ln_final_w = unembedding_DV(params), params.get("b_U"), params.get("ln_final_w")
     # [B, P, D]: the direction that raises the true token over the mean.
     direction = jnp.moveaxis((W_U - jnp.mean(W_U, axis=1, keepdims=True))[:, targets], 0, -1)
 
     def to_logit(terms: Array) -> Array:
-        """[terms, B, P, D] -> [B, P, terms]"""
-        seen_terms = frozen_norm(terms.astype(jnp.float32), scale_BP, params.get("ln_final_w"), config)
+        """[terms, B, P, D] -> [B, P, terms], but for the final norm's scale, known after the last layer."""
+        seen_terms = frozen_norm(terms.astype(jnp.float32), jnp.ones(targets.shape), ln_final_w, config)
         return jnp.einsum("...BPD,BPD->BP...", seen_terms, direction)
 
-    embedding_logit = to_logit(embed)
-    n_rows, n_predicted = targets.shape
-    heads, mlps, biases = (
-        jnp.zeros((n_rows, n_predicted, config.n_layers, config.n_heads)),
-        jnp.zeros((n_rows, n_predicted, config.n_layers)),
-        jnp.zeros((n_rows, n_predicted)),
-    )
-    if config.n_layers:
-        layers = range(config.n_layers)
-        results, added = zip(*(head_results(seen, layer) for layer in layers), strict=True)
-        heads = jnp.stack([to_logit(jnp.moveaxis(result, 2, 0)) for result in results], axis=2)
-        if "b_O" in params:
-            biases = to_logit(sum(added, jnp.zeros(embed.shape)))
+    def of_layer(found: dict[str, Array], layer: Params) -> dict[str, Array]:
+        result, added = head_results(found["result"], layer, config)
+        terms = {"heads": to_logit(jnp.moveaxis(result, 2, 0))}
+        if added is not None:
+            terms["biases"] = to_logit(added)
         if config.d_mlp:
-            mlps = to_logit(jnp.stack([seen["mlp_out", layer] for layer in layers]))
-    if "b_U" in params:
-        biases = biases + (params["b_U"] - jnp.mean(params["b_U"]))[targets]
-    true_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    centred_logit = true_logit - jnp.mean(logits, axis=-1)
-    if config.logit_soft_cap:
-        centred_logit = embedding_logit + jnp.sum(heads, (-2, -1)) + jnp.sum(mlps, -1) + biases
+            terms["mlps"] = to_logit(found["mlp_out"])
+        return terms
+
+    embed = embedding(params, seen.tokens, config)
+    names = ("result", "mlp_out") if config.d_mlp else ("result",)
+    terms = seen.each_layer(names, of_layer) if config.n_layers else {}
+    last = seen.last_resid if config.n_layers else embed
+    scale_BP = norm_scale(last.astype(jnp.float32), config)
+    b_U_BP = jnp.zeros(targets.shape) if b_U is None else (b_U - jnp.mean(b_U))[targets]
+    heads_NBPH = terms.get("heads", jnp.zeros((0, *targets.shape, config.n_heads)))
+    mlps_NBP = terms.get("mlps", jnp.zeros((config.n_layers, *targets.shape)))
+    biases_NBP = terms.get("biases", jnp.zeros((0, *targets.shape)))
+    chunk, final = resolve(config).loss_chunk, normalise(last, ln_final_w, config)
     return LogitAttribution(
-        logit=centred_logit,
-        embedding=embedding_logit,
-        heads=heads,
-        mlps=mlps,
-        biases=biases,
-        loss_nats=jax.nn.logsumexp(logits, axis=-1) - true_logit,
+        logit=scale_BP * to_logit(last) + b_U_BP,
+        embedding=scale_BP * to_logit(embed),
+        heads=jnp.moveaxis(heads_NBPH, 0, 2) * scale_BP[..., None, None],
+        mlps=jnp.moveaxis(mlps_NBP, 0, 2) * scale_BP[..., None],
+        biases=jnp.sum(biases_NBP, axis=0) * scale_BP + b_U_BP,
+        loss_nats=token_loss(final, W_U.astype(final.dtype), targets, chunk, b_U, config.logit_soft_cap),
     )

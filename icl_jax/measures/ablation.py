@@ -22,76 +22,90 @@ Source: Olsson et al. 2022, appendix "Data collection (2)" (zero ablations). Mea
 resampling: Chan et al. 2022 (causal scrubbing). Departures: rows of the run in place of 10,000 examples.
 """
 
+import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from icl_jax.config import ModelConfig
 from icl_jax.maths.activations import as_jax
+from icl_jax.measures.map_rows import map_rows
 from icl_jax.measures.measurement import Context, Measurement, Variable, needs_layers
 from icl_jax.measures.snapshot import Snapshot
-from icl_jax.model.forward import written
-from icl_jax.model.loss import losses
-from icl_jax.model.params import Params
+from icl_jax.model.execution import resolve
+from icl_jax.model.forward import by_layer, written
+from icl_jax.model.loss import loss_of_resid, losses
+from icl_jax.model.params import Params, declarations, layer_names
 from icl_jax.model.tokens import takes_rows
 
 KINDS = ("full", "pattern_preserving", "mean", "resample")
 
-# Tokens at a time: patterns and heads' values of so many rows are held.
+# Tokens at a time: heads' queries, keys and values of so many rows are held, of all layers.
 _TOKENS_AT_A_TIME = 2048
 
 
 class _Intact(NamedTuple):
-    """What the intact model computed on some rows, per layer where it is a list."""
+    """What the intact model computed on some rows, of every layer: lists, or stacked where layers are scanned."""
 
     loss_BT: jax.Array
-    resid_pre: list[jax.Array]
-    resid_mid: list[jax.Array]
-    z: list[jax.Array]
-    pattern: list[jax.Array]
+    resid_pre: Any
+    resid_mid: Any
+    q: Any
+    k: Any
+    z: Any
+
+
+_KEPT = ("resid_pre", "resid_mid", "q", "k", "z")
 
 
 def _loss(params: Params, rows: jax.Array, config: ModelConfig, **options: Any) -> jax.Array:
     return losses(params, rows, config, **options)
 
 
-def _intact(params: Params, rows: jax.Array, config: ModelConfig, names: tuple[str, ...]) -> _Intact:
-    seen: dict[str, list[jax.Array]] = {"resid_pre": [], "resid_mid": [], "z": [], "pattern": []}
+def _intact(params: Params, rows: jax.Array, config: ModelConfig) -> _Intact:
+    if resolve(config).scan_layers:
+        resid, kept = by_layer(
+            params, rows[:, :-1], config, _KEPT, lambda seen, _layer: {name: seen[name] for name in _KEPT}
+        )
+        return _Intact(loss_of_resid(params, resid, rows, config), **kept)
+    seen: dict[str, list[jax.Array]] = {name: [] for name in _KEPT}
 
     def see(name: str, _layer: int, value: jax.Array) -> jax.Array:
         seen[name].append(value)
         return value
 
-    return _Intact(_loss(params, rows, config, tap=see, seen=names), **seen)
+    return _Intact(_loss(params, rows, config, tap=see, seen=_KEPT), **seen)
 
 
-def _mean_z(params: Params, rows_IBT: jax.Array, config: ModelConfig, n_rows: int) -> list[jax.Array]:
-    """Mean over the first `n_rows` rows of each head's values at each position, [H, T, E] for each layer."""
+def _mean_z(params: Params, rows_IBT: jax.Array, config: ModelConfig, n_rows: int) -> Any:
+    """Mean over the first `n_rows` rows of each head's values at each position, [H, T, E] of each layer."""
     is_counted_IB = (np.arange(rows_IBT.shape[0] * rows_IBT.shape[1]) < n_rows).reshape(rows_IBT.shape[:2])
 
-    def add(total: list[jax.Array], args: tuple[jax.Array, jax.Array]) -> tuple[list[jax.Array], None]:
+    def summed(args: tuple[jax.Array, jax.Array]) -> Any:
         rows, is_counted_B = args
-        z = _intact(params, rows, config, ("z",)).z
-        weight_BHTE = is_counted_B[:, None, None, None].astype(z[0].dtype)
-        return [a + jnp.sum(b * weight_BHTE, axis=0) for a, b in zip(total, z, strict=True)], None
+        weight_B = is_counted_B.astype(jnp.dtype(config.compute_dtype))
+        return jax.tree.map(lambda z: jnp.einsum("...BHTE,B->...HTE", z, weight_B), _intact(params, rows, config).z)
 
-    n_ctx = rows_IBT.shape[2] - 1
-    zero = jnp.zeros((config.n_heads, n_ctx, config.head_width), jnp.dtype(config.compute_dtype))
-    total, _ = jax.lax.scan(add, [zero] * config.n_layers, (rows_IBT, jnp.asarray(is_counted_IB)))
-    return [value / np.float32(n_rows).astype(value.dtype) for value in total]
+    def add(total: Any, args: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, summed(args)), None
+
+    whole = rows_IBT, jnp.asarray(is_counted_IB)
+    zero = jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), jax.eval_shape(summed, (whole[0][0], whole[1][0])))
+    total, _ = jax.lax.scan(add, zero, whole)
+    return jax.tree.map(lambda value: value / np.float32(n_rows).astype(value.dtype), total)
 
 
 def _heads_of_layer(
-    params: Params, rows: jax.Array, config: ModelConfig, intact: _Intact, mean_HTE: jax.Array, layer: int
+    params: Params, rows: jax.Array, config: ModelConfig, kinds: tuple[str, ...], intact: _Intact, mean: Any, layer: Any
 ) -> dict[str, Float[Array, "H B T"]]:
     """Loss without each head of a layer. Computed anew is what lies after the layer's attention, all kinds at once."""
-    is_last = layer == config.n_layers - 1
 
-    def keep_pattern(_name: str, index: int, _value: jax.Array) -> jax.Array:
-        return intact.pattern[index]
+    def keep_pattern(name: str, index: Any, _value: jax.Array) -> jax.Array:
+        return (intact.q if name == "q" else intact.k)[index]
 
     z = intact.z[layer]
     weights: Params = {
@@ -116,48 +130,91 @@ def _heads_of_layer(
             n_times = len(resid_mid) // len(rows)
             return layer, resid_mid, jnp.tile(intact.resid_pre[layer], (n_times, 1, 1))
 
-        zero = resid_mid(jnp.zeros_like(z_BTE))
-        others = [resid_mid(jnp.broadcast_to(mean_TE[None], z_BTE.shape)), resid_mid(jnp.roll(z_BTE, 1, axis=0))]
-        start = started(jnp.concatenate([zero, *others]))
-        full, mean, resample = jnp.split(_loss(params, jnp.tile(rows, (3, 1)), config, start=start), 3)
-        kept = full
-        if not is_last:
-            kept = _loss(params, rows, config, start=started(zero), tap=keep_pattern, seen=("pattern",))
-        return {"full": full, "pattern_preserving": kept, "mean": mean, "resample": resample}
+        put = {
+            "full": lambda: jnp.zeros_like(z_BTE),
+            "mean": lambda: jnp.broadcast_to(mean_TE[None], z_BTE.shape),
+            "resample": lambda: jnp.roll(z_BTE, 1, axis=0),
+        }
+        found: dict[str, jax.Array] = {}
+        anew = [kind for kind in kinds if kind in put]
+        if anew:
+            start = started(jnp.concatenate([resid_mid(put[kind]()) for kind in anew]))
+            loss = _loss(params, jnp.tile(rows, (len(anew), 1)), config, start=start)
+            found = dict(zip(anew, jnp.split(loss, len(anew)), strict=True))
+        if "pattern_preserving" in kinds:
+            if isinstance(layer, int) and layer == config.n_layers - 1 and "full" in found:
+                found["pattern_preserving"] = found["full"]
+            else:
+                start = started(resid_mid(put["full"]()))
+                found["pattern_preserving"] = _loss(
+                    params, rows, config, start=start, tap=keep_pattern, seen=("q", "k")
+                )
+        return found
 
+    mean_HTE = jnp.zeros((z.shape[1], *z.shape[2:]), z.dtype) if mean is None else mean[layer]
     return jax.lax.map(one_head, (jnp.swapaxes(z, 0, 1), mean_HTE, weights["W_O"]))
 
 
 @takes_rows
 def ablate(
-    params: Params | dict[str, np.ndarray], rows: Int[Array, "B tokens"] | np.ndarray, config: ModelConfig
-) -> dict[str, Float[Array, "..."]]:
-    """Loss of every token, nats: "intact" [row, position], and for each of `KINDS` [layer, head, row, position].
+    params: Params | dict[str, np.ndarray], rows: Int[Array, "B tokens"] | np.ndarray, config: ModelConfig,
+    kinds: tuple[str, ...] = KINDS,
+) -> dict[str, Float[Array, "..."]]:  # fmt: skip
+    """Loss of every token, nats: "intact" [row, position], and for each of `kinds` [layer, head, row, position].
 
-    resample puts one row's values in another's place, so it is NaN for a single row.
+    What lies before a head is computed once for all. resample puts one row's values in another's place, so it is NaN
+    for a single row. Raises ValueError for a kind that is none of `KINDS`.
     """
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise ValueError(f"kinds has {', '.join(unknown)}: must be of {', '.join(KINDS)}")
     params = as_jax(params)
     n_rows, n_ctx = rows.shape[0], rows.shape[1] - 1
     n_each = max(2, min(n_rows, _TOKENS_AT_A_TIME // n_ctx))
     # Filled up with the first rows again; what they give is cut off at the end.
     order = np.arange(n_rows + -n_rows % n_each) % n_rows
     rows_IBT = jnp.asarray(rows)[order].reshape(-1, n_each, n_ctx + 1)
-    mean = _mean_z(params, rows_IBT, config, n_rows)
+    mean = _mean_z(params, rows_IBT, config, n_rows) if "mean" in kinds else None
 
     def some_rows(rows: jax.Array) -> dict[str, jax.Array]:
-        intact = _intact(params, rows, config, ("resid_pre", "resid_mid", "z", "pattern"))
-        layers = [_heads_of_layer(params, rows, config, intact, mean[i], i) for i in range(config.n_layers)]
-        return {"intact": intact.loss_BT} | {kind: jnp.stack([loss[kind] for loss in layers]) for kind in KINDS}
+        intact = _intact(params, rows, config)
+        of_layer = partial(_heads_of_layer, params, rows, config, kinds, intact, mean)
+        if resolve(config).scan_layers:
+            return {"intact": intact.loss_BT, **jax.lax.map(of_layer, jnp.arange(config.n_layers))}
+        layers = [of_layer(layer) for layer in range(config.n_layers)]
+        return {"intact": intact.loss_BT} | {kind: jnp.stack([loss[kind] for loss in layers]) for kind in kinds}
 
     chunks = jax.lax.map(some_rows, rows_IBT)
     whole = {"intact": chunks["intact"].reshape(-1, n_ctx)[:n_rows]}
-    for kind in KINDS:
+    for kind in kinds:
         # I N H B T: rows of a chunk next to their chunk.
         NHIBT = jnp.moveaxis(chunks[kind], 0, 2)
         whole[kind] = NHIBT.reshape(*NHIBT.shape[:2], -1, n_ctx)[:, :, :n_rows]
-    if n_rows < 2:
+    if n_rows < 2 and "resample" in whole:
         whole["resample"] = jnp.full_like(whole["resample"], jnp.nan)
     return whole
+
+
+def without_heads(params: Params, heads: Bool[Array, "N H"]) -> Params:
+    """The model with these heads' results set to zero, everything after them anew: it has no W_O of theirs."""
+    W_O = params["W_O"]
+    return params | {"W_O": jnp.where(heads[:, :, None, None], jnp.zeros_like(W_O), W_O)}
+
+
+@takes_rows
+def ablate_sets(
+    params: Params | dict[str, np.ndarray], rows: Int[Array, "B tokens"] | np.ndarray, config: ModelConfig,
+    sets: Bool[Array, "K N H"] | np.ndarray,
+) -> Float[Array, "K B T"]:  # fmt: skip
+    """Loss of every token, nats, with all heads of a set taken away at once (as `full`), one set after the other."""
+    whole = as_jax(params)
+
+    def one_set(heads_NH: jax.Array) -> jax.Array:
+        some = without_heads(whole, heads_NH)
+        found: jax.Array = map_rows(lambda rows: losses(some, rows, config), rows)
+        return found
+
+    found: jax.Array = jax.lax.map(one_set, jnp.asarray(sets))
+    return found
 
 
 def look(at: Snapshot, rows: jax.Array, row: jax.Array, position: jax.Array) -> dict[str, jax.Array]:
@@ -169,6 +226,15 @@ def look(at: Snapshot, rows: jax.Array, row: jax.Array, position: jax.Array) -> 
 def _reads(context: Context) -> tuple[np.ndarray, ...]:
     row, position = (index[: context.n_ablation_tokens] for index in context.sampled)
     return context.held_out[: context.n_ablation_rows], row, position
+
+
+def _work(context: Context) -> float:
+    """Of each head and kind, the half of the layers that lies after it, and the unembedding."""
+    model = context.config.model
+    sizes = {name: math.prod(d.shape) * d.multiplies for name, d in declarations(model).items()}
+    layers = sum(sizes[name] for name in layer_names(model))
+    n_passes = len(KINDS) * model.n_layers * model.n_heads
+    return 2.0 * context.n_ablation_rows * model.n_ctx * n_passes * (layers / 2 + sum(sizes.values()) - layers)
 
 
 def _variables() -> dict[str, Variable]:
@@ -197,4 +263,5 @@ MEASUREMENT = Measurement(
     reads=_reads,
     why_not=needs_layers,
     on_few=True,
+    work=_work,
 )

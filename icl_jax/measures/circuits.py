@@ -29,6 +29,9 @@ Weights = dict[str, np.ndarray]
 `fold_norms`."""
 
 
+_OF_MLPS = ("W_in", "W_gate", "W_out", "b_in", "b_gate", "b_out", "ln2_w", "ln2_post_w")
+
+
 def fold_norms(params: StackedParams, config: ModelConfig) -> Weights:
     """The same model with weightless norms: norm weights go into what reads after them. Works on any leading axes.
 
@@ -38,16 +41,19 @@ def fold_norms(params: StackedParams, config: ModelConfig) -> Weights:
     position, which every circuit takes as 1. A norm of what a layer writes goes into W_O and W_out in the same way, one
     of queries and keys into W_Q and W_K. Source: Elhage et al. 2021, "LayerNorm"; TransformerLens `fold_ln`.
 
-    Left as they are: shortformer positions are added after the norm, so their circuits take W_Q and W_K from `params`.
+    Parameters that are not needed may be left out. Left as they are: shortformer positions are added after the norm, so
+    their circuits take W_Q and W_K from `params`.
     """
     weights = {name: np.asarray(value, np.float64) for name, value in params.items() if not name.startswith("ln")}
     _fold_qk_norms(weights, config)
     weights = per_head(weights, config)
-    if "W_U" not in weights:
+    if "W_U" not in weights and "W_E" in weights:
         weights["W_U"] = weights["W_E"].mT
     ln1_w, ln2_w, ln_final_w = (params.get(name) for name in ("ln1_w", "ln2_w", "ln_final_w"))
     if ln1_w is not None:
-        weights |= {name: ln1_w[..., None, :, None] * weights[name] for name in ("W_Q", "W_K", "W_V")}
+        weights |= {
+            name: ln1_w[..., None, :, None] * weights[name] for name in ("W_Q", "W_K", "W_V") if name in weights
+        }
     mlp_w = ln1_w if config.parallel_residual == "one_norm" else ln2_w
     for name in ("W_in", "W_gate"):
         if mlp_w is not None and name in weights:
@@ -60,10 +66,12 @@ def fold_norms(params: StackedParams, config: ModelConfig) -> Weights:
                 # [N, D] against N D, N M D or N H E D.
                 between = tuple(range(-1 - (x.ndim - params[norm].ndim), -1))
                 weights[name] = np.expand_dims(np.asarray(params[norm], np.float64), between) * x
-    if ln_final_w is not None:
+    if ln_final_w is not None and "W_U" in weights:
         weights["W_U"] = ln_final_w[..., None] * weights["W_U"]
     # With norms of what is written alone, all but the unembedding read the mean over D too.
     if is_centred and config.norm_position == "post":
+        if "W_U" not in weights:
+            return weights
         weights["W_U"] = weights["W_U"] - weights["W_U"].mean(axis=-2, keepdims=True)
     elif is_centred:
         writers = {"W_E", "W_O", "W_out", "b_O", "b_out"} | ({"W_pos"} if config.positions == "standard" else set())
@@ -89,6 +97,16 @@ def _fold_qk_norms(weights: Weights, config: ModelConfig) -> None:
             over = axes if name[0] == "W" else tuple({-1: -1, -3: -2}[axis] for axis in axes)
             is_centred = config.norm == "layernorm"
             weights[name] = of_norm * (weights[name] - is_centred * weights[name].mean(axis=over, keepdims=True))
+
+
+def without_mlps(params: StackedParams) -> StackedParams:
+    """What circuits are made of: in float64, MLPs would be more than all the rest."""
+    return {name: value for name, value in params.items() if name not in _OF_MLPS}
+
+
+def heads_alone(params: StackedParams) -> StackedParams:
+    """The same without embedding and unembedding."""
+    return {name: value for name, value in without_mlps(params).items() if name not in ("W_E", "W_U", "W_pos")}
 
 
 def seen_embedding(weights: Weights, config: ModelConfig) -> Float[np.ndarray, "*S V D"]:
@@ -158,7 +176,7 @@ def position_circuit(params: StackedParams, config: ModelConfig) -> Float[np.nda
     """
     if not config.has_position_embedding:
         raise ValueError(f"{config.positions} positions have no embedding, so no circuit between positions")
-    weights = fold_norms(params, config)
+    weights = fold_norms(without_mlps(params), config)
     source = per_head(params, config) if config.positions == "shortformer" else weights
     W_pos = np.asarray(weights.get("W_pos", sinusoidal(config.n_ctx, config.d_model)), np.float64)
     if "W_pos" not in weights and config.positions == "standard" and config.norm == "layernorm":
@@ -190,19 +208,45 @@ def token_std(circuit: FactoredMatrix) -> Float[np.ndarray, "..."]:
     return np.asarray(circuit.norm() / math.sqrt(circuit.shape[-1] * circuit.shape[-2]))
 
 
+def _token_stds(weights: Weights, config: ModelConfig) -> Arrays:
+    """`token_std` of the QK and OV circuits of tokens as the first layer reads them, without a V by E for every head.
+
+    |A B|^2 = tr(A^T A B B^T), and of A = W_E W + 1 b and B = W_U alike the Gram matrices need that of W_E or W_U alone.
+    """
+    W_E = seen_embedding(weights, config)
+    n_vocab = W_E.shape[-2]
+    total_D, gram = W_E.sum(axis=-2), W_E.mT @ W_E
+    of_mean = total_D[..., :, None] * total_D[..., None, :] / n_vocab
+    gram, centred = (x[..., None, None, :, :] for x in (gram, gram - of_mean))
+    W_Q, W_K, W_V, W_O = (weights[name] for name in ("W_Q", "W_K", "W_V", "W_O"))
+    query = W_Q.mT @ gram @ W_Q
+    if "b_Q" in weights:
+        b_Q = weights["b_Q"][..., None, :]
+        cross = W_Q.mT @ total_D[..., None, None, :, None] @ b_Q
+        query = query + cross + cross.mT + n_vocab * b_Q.mT @ b_Q
+    W_U = centred_unembedding(weights)
+    to_logits = W_O @ (W_U @ W_U.mT)[..., None, None, :, :] @ W_O.mT
+    pairs = {
+        "qk_token_std": (query, W_K.mT @ centred @ W_K, _score_scale(weights)),
+        "ov_token_std": (W_V.mT @ gram @ W_V, to_logits, 1.0),
+    }
+    return {
+        name: scale / n_vocab * np.sqrt(np.maximum(np.sum(left * right, axis=(-2, -1)), 0))
+        for name, (left, right, scale) in pairs.items()
+    }
+
+
 def _score_scale(weights: Weights) -> float:
     return 1 / math.sqrt(weights["W_Q"].shape[-1])
 
 
 def _measure(context: Context, params: StackedParams, _seen: Arrays) -> Arrays:
     config = context.config.model
-    weights = fold_norms(params, config)
-    seen = {**weights, "W_E": seen_embedding(weights, config)}
+    weights = fold_norms(without_mlps(params), config)
     found = {
         "qk_norm": qk_matrix(weights).norm(),
         "ov_norm": ov_matrix(weights).norm(),
-        "qk_token_std": token_std(qk_circuit(seen)),
-        "ov_token_std": token_std(ov_circuit(seen)),
+        **_token_stds(weights, config),
     }
     if config.qk_norm != "none":
         return found | {name: np.full_like(found["ov_norm"], np.nan) for name in _SCORES}

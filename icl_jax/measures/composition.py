@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from icl_jax.measures.circuits import fold_norms
+from icl_jax.measures.circuits import fold_norms, heads_alone
 from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
 
 N_BASELINE_DRAWS = 200
@@ -104,7 +104,7 @@ def random_baseline(d_model: int, d_head: int, n_draws: int = N_BASELINE_DRAWS, 
 
 def _measure(context: Context, params: StackedParams, _seen: Arrays) -> Arrays:
     config = context.config.model
-    weights = fold_norms(params, config)
+    weights = fold_norms(heads_alone(params), config)
     scores = composition_scores(*(weights[name] for name in ("W_Q", "W_K", "W_V", "W_O")))
     baseline = random_baseline(config.d_model, config.head_width)
     n_snapshots = len(scores.k)

@@ -18,7 +18,7 @@ from icl_jax.maths.activations import Activations
 from icl_jax.maths.factored_matrix import FactoredMatrix, eigenvalue_sum_ratio
 from icl_jax.maths.frozen_run import centred
 from icl_jax.measures import head_scores
-from icl_jax.measures.circuits import centred_unembedding, fold_norms, ov_circuit
+from icl_jax.measures.circuits import Weights, centred_unembedding, fold_norms, without_mlps
 from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
 from icl_jax.measures.snapshot import Snapshot
 from icl_jax.model.forward import unembedding_DV
@@ -49,17 +49,26 @@ def copying_top1(circuit: FactoredMatrix, tokens: Int[np.ndarray, " R"]) -> Floa
     leading = circuit.shape[:-2]
     A = np.broadcast_to(circuit.A, (*leading, *circuit.A.shape[-2:]))
     B = np.broadcast_to(circuit.B, (*leading, *circuit.B.shape[-2:]))
-    share = np.zeros(leading)
+    return _top1(
+        np.stack([A[index][tokens] for index in np.ndindex(leading)]), B.reshape(-1, *B.shape[-2:]), tokens
+    ).reshape(leading)
+
+
+def _top1(
+    values_PRE: Float[np.ndarray, "P R E"], out_PEV: Float[np.ndarray, "P E V"], tokens: Int[np.ndarray, " R"]
+) -> Float[np.ndarray, " P"]:
+    """Of each head, the share of tokens, whose values those are, that raise their own logit most."""
+    share = np.zeros(len(values_PRE))
     # One buffer for all: memory fresh from the system costs more than the products.
-    logits = np.empty((min(_BLOCK, len(tokens)), B.shape[-1]), np.float32)
-    for index in np.ndindex(leading):
-        values, out = A[index][tokens].astype(np.float32), B[index].astype(np.float32)
+    logits = np.empty((min(_BLOCK, len(tokens)), out_PEV.shape[-1]), np.float32)
+    for i, (values, out) in enumerate(zip(values_PRE, out_PEV, strict=True)):
+        values, out = values.astype(np.float32), out.astype(np.float32)
         n_own = 0
         for start in range(0, len(tokens), _BLOCK):
             block = slice(start, start + _BLOCK)
             product = np.matmul(values[block], out, out=logits[: len(values[block])])
             n_own += int(np.count_nonzero(np.argmax(product, axis=-1) == tokens[block]))
-        share[index] = n_own / len(tokens)
+        share[i] = n_own / len(tokens)
     return share
 
 
@@ -118,25 +127,28 @@ def _copying(seen: Activations) -> dict[str, Float[Array, "N H"]]:
     # [row, D, sampled token]
     W_U_BDR = jnp.moveaxis(W_U[:, tokens[:, 1:]], 1, 0)
     n_sampled = tokens.shape[1] - 1
-    names = ("source", "source_paper", "output", "undefined", "output_undefined")
-    found: dict[str, list[Array]] = {name: [] for name in names}
-    for layer in range(config.n_layers):
-        value_BHKD = jnp.einsum("BHKE,HED->BHKD", seen["v", layer][:, :, 1:], params["W_O"][layer])
-        result_BQHD = seen["result", layer]
-        if "ln1_post_w" in params:
-            weight_111D = params["ln1_post_w"][layer][None, None, None]
+    itself_11K = jnp.arange(n_sampled)[None, None]
+
+    def of_layer(seen: dict[str, Array], layer: Params) -> dict[str, Array]:
+        value_BHKD = jnp.einsum("BHKE,HED->BHKD", seen["v"][:, :, 1:], layer["W_O"])
+        result_BQHD = seen["result"]
+        if "ln1_post_w" in layer:
+            weight_111D = layer["ln1_post_w"][None, None, None]
             value_BHKD, result_BQHD = (centred(x, config) * weight_111D for x in (value_BHKD, result_BQHD))
         logits_BHKR = jnp.einsum("BHKD,BDR->BHKR", value_BHKD, W_U_BDR)
-        itself_BHK = jnp.broadcast_to(jnp.arange(n_sampled)[None, None], logits_BHKR.shape[:-1])
-        source = logit_copying(logits_BHKR, itself_BHK)
+        source = logit_copying(logits_BHKR, jnp.broadcast_to(itself_11K, logits_BHKR.shape[:-1]))
         logits_BHQR = jnp.einsum("BQHD,BDR->BHQR", result_BQHD[:, 2:], W_U_BDR)
-        output = logit_copying(logits_BHQR, jnp.argmax(seen["pattern", layer][:, :, 2:, 1:], axis=-1))
-        found["source"].append(2 * jnp.mean(source.ratio, 0) - 1)
-        found["source_paper"].append(jnp.mean(source.paper_range, 0))
-        found["output"].append(2 * jnp.mean(output.ratio, 0) - 1)
-        found["undefined"].append(jnp.sum(source.n_undefined, 0))
-        found["output_undefined"].append(jnp.sum(output.n_undefined, 0))
-    return {name: jnp.stack(values) for name, values in found.items()}
+        output = logit_copying(logits_BHQR, jnp.argmax(seen["pattern"][:, :, 2:, 1:], axis=-1))
+        return {
+            "source": 2 * jnp.mean(source.ratio, 0) - 1,
+            "source_paper": jnp.mean(source.paper_range, 0),
+            "output": 2 * jnp.mean(output.ratio, 0) - 1,
+            "undefined": jnp.sum(source.n_undefined, 0),
+            "output_undefined": jnp.sum(output.n_undefined, 0),
+        }
+
+    found: dict[str, Array] = seen.each_layer(("v", "result", "pattern"), of_layer)
+    return found
 
 
 def look(at: Snapshot) -> dict[str, Array]:
@@ -146,22 +158,33 @@ def look(at: Snapshot) -> dict[str, Array]:
 
 def finish(context: Context, params: StackedParams, seen: Arrays) -> Arrays:
     config = context.config.model
-    weights = fold_norms(params, config)
+    weights = fold_norms(without_mlps(params), config)
     # The token and the logit meet in one D by D matrix, whatever the vocabulary: eigenvalues need no more.
-    from_logits = (centred_unembedding(weights) @ weights["W_E"])[:, None, None]
+    W_U = centred_unembedding(weights)
+    from_logits = (W_U @ weights["W_E"])[:, None, None]
     eigen = FactoredMatrix(weights["W_O"] @ from_logits, weights["W_V"])
     tokens = np.arange(config.vocab_size, dtype=np.int64)
     if len(tokens) > _MAX_TOP1_TOKENS:
         tokens = np.sort(np.random.default_rng(context.seed).choice(tokens, _MAX_TOP1_TOKENS, replace=False))
     return {
         "copying_eigenvalue": copying_eigenvalue(eigen),
-        "copying_top1": copying_top1(ov_circuit(weights), tokens),
+        "copying_top1": _top1_by_layer(weights, W_U, tokens),
         "copying_logit": seen["source"],
         "copying_logit_paper_range": seen["source_paper"],
         "copying_logit_output": seen["output"],
         "copying_logit_undefined": seen["undefined"],
         "copying_logit_output_undefined": seen["output_undefined"],
     }
+
+
+def _top1_by_layer(weights: Weights, W_U: np.ndarray, tokens: Int[np.ndarray, " R"]) -> Float[np.ndarray, "S N H"]:
+    """`copying_top1` of every head, a layer at a time: products with a vocabulary of 50,000 are large."""
+    share = np.empty(weights["W_O"].shape[:3])
+    for s, layer in np.ndindex(share.shape[:2]):
+        share[s, layer] = _top1(
+            weights["W_E"][s, tokens] @ weights["W_V"][s, layer], weights["W_O"][s, layer] @ W_U[s], tokens
+        )
+    return share
 
 
 _HEAD = ("layer", "head")

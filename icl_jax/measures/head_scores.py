@@ -19,6 +19,8 @@ All are in [0, 1]. Source: Olsson et al. 2022, appendix "Head activation evaluat
 (the target follows the occurrence); the stripe, duplicate, current and first token: TransformerLens demos.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,9 +28,10 @@ from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
 from icl_jax.maths import head_scores
-from icl_jax.maths.activations import AnyParams, patterns
+from icl_jax.maths.activations import Activations, AnyParams
 from icl_jax.measures.measurement import Context, Measurement, Variable
 from icl_jax.measures.snapshot import Snapshot
+from icl_jax.model.params import Params
 from icl_jax.model.tokens import takes_tokens
 
 _SHORTEST = 9  # BOS and a block of two, four times
@@ -45,7 +48,7 @@ def prefix_matching(
     if reduce not in ("sum", "mean"):
         raise ValueError(f"{reduce=} must be 'sum' or 'mean'")
     score = head_scores.prefix_matching if reduce == "sum" else _prefix_matching_mean
-    return _each_layer(score, patterns(params, tokens, config), jnp.asarray(tokens))
+    return _each_layer(params, tokens, config, lambda pattern: score(pattern, jnp.asarray(tokens)))
 
 
 @takes_tokens
@@ -53,7 +56,7 @@ def previous_token(
     params: AnyParams, tokens: Int[Array, "B T"] | np.ndarray, config: ModelConfig
 ) -> Float[Array, "N H"]:
     """Mean attention of every head to the token before."""
-    return jnp.stack([head_scores.previous_token(pattern) for pattern in patterns(params, tokens, config)])
+    return _each_layer(params, tokens, config, head_scores.previous_token)
 
 
 @takes_tokens
@@ -61,7 +64,7 @@ def duplicate_token(
     params: AnyParams, tokens: Int[Array, "B T"] | np.ndarray, config: ModelConfig
 ) -> Float[Array, "N H"]:
     """Attention of every head to earlier occurrences of the query token, summed; mean over queries that have one."""
-    return _each_layer(_duplicate_token, patterns(params, tokens, config), jnp.asarray(tokens))
+    return _each_layer(params, tokens, config, lambda pattern: _duplicate_token(pattern, jnp.asarray(tokens)))
 
 
 @takes_tokens
@@ -70,11 +73,15 @@ def induction_stripe(
 ) -> Float[Array, "N H"]:
     """Mean of the diagonal R - 1 below the main one, for BOS and R tokens said twice."""
     repeat_len = (tokens.shape[1] - 1) // 2
-    return jnp.stack([_stripe(pattern, repeat_len - 1) for pattern in patterns(params, tokens, config)])
+    return _each_layer(params, tokens, config, lambda pattern: _stripe(pattern, repeat_len - 1))
 
 
-def _each_layer(score, pattern_NBHQK: jax.Array, tokens: jax.Array) -> jax.Array:  # type: ignore[no-untyped-def]
-    return jnp.stack([score(pattern, tokens) for pattern in pattern_NBHQK])
+def _each_layer(
+    params: AnyParams, tokens: jax.Array | np.ndarray, config: ModelConfig, score: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    seen = Activations(params, tokens, config, ("pattern",))
+    scores: jax.Array = seen.each_layer(("pattern",), lambda layer, _params: score(layer["pattern"]))
+    return scores
 
 
 def _earlier(tokens: jax.Array) -> jax.Array:
@@ -100,18 +107,22 @@ def _stripe(pattern: jax.Array, below: int) -> jax.Array:
 
 
 def look(at: Snapshot) -> dict[str, jax.Array]:
-    on_repeated = jnp.stack(at.repeated.of_layers("pattern"))
-    on_natural = jnp.stack(at.natural.of_layers("pattern"))
     tokens, once = at.repeated.tokens, at.repeated_once
     below = (once.tokens.shape[1] - 1) // 2 - 1
+
+    def on_repeated(seen: dict[str, jax.Array], _params: Params) -> dict[str, jax.Array]:
+        pattern = seen["pattern"]
+        return {
+            "prefix_matching": head_scores.prefix_matching(pattern, tokens),
+            "prefix_matching_mean": _prefix_matching_mean(pattern, tokens),
+            "duplicate_token": _duplicate_token(pattern, tokens),
+        }
+
+    names = ("pattern",)
     return {
-        "prefix_matching": _each_layer(head_scores.prefix_matching, on_repeated, tokens),
-        "prefix_matching_mean": _each_layer(_prefix_matching_mean, on_repeated, tokens),
-        "duplicate_token": _each_layer(_duplicate_token, on_repeated, tokens),
-        "induction_stripe": jnp.stack([_stripe(pattern, below) for pattern in once.of_layers("pattern")]),
-        "previous_token": jnp.stack([head_scores.previous_token(pattern) for pattern in on_natural]),
-        "current_token": jnp.mean(jnp.diagonal(on_natural, axis1=-2, axis2=-1)[..., 1:], axis=(1, 3)),
-        "first_token": jnp.mean(on_natural[..., 1:, 0], axis=(1, 3)),
+        **at.repeated.each_layer(names, on_repeated),
+        "induction_stripe": once.each_layer(names, lambda seen, _params: _stripe(seen["pattern"], below)),
+        **at.attention_on_text,
     }
 
 

@@ -48,8 +48,8 @@ def literal_copying(
     heads = jnp.mean(terms.heads[:, second], axis=(0, 1))
     logit = jnp.mean(terms.logit[:, second])
     return {
-        "attention": jnp.stack(
-            [jnp.mean(pattern[..., second, first + 1], axis=(0, 2)) for pattern in seen.of_layers("pattern")]
+        "attention": seen.each_layer(
+            ("pattern",), lambda layer, _params: jnp.mean(layer["pattern"][..., second, first + 1], axis=(0, 2))
         ),
         "logit": heads,
         "share": jnp.where(logit > 0, heads / logit, jnp.nan),

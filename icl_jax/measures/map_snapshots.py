@@ -41,5 +41,7 @@ def map_snapshots(fn: Callable[..., Any], params: StackedParams, *shared: Any, c
     for start in range(0, n_snapshots, n_devices):
         # The last group is filled up with its last snapshot.
         take = np.minimum(np.arange(start, start + n_devices), n_snapshots - 1)
-        parts.append(jax.device_get(compiled({name: value[take] for name, value in params.items()}, *shared)))
+        # A large snapshot, alone, is not copied.
+        some = params if n_snapshots == n_devices else {name: value[take] for name, value in params.items()}
+        parts.append(jax.device_get(compiled(some, *shared)))
     return dict(jax.tree.map(lambda *found: np.concatenate(found)[:n_snapshots], *parts))

@@ -24,6 +24,8 @@ _N_SAMPLED_TOKENS = 2048
 _ABLATION_TOKENS = 2**14
 _N_EXAMPLES = 8
 _N_LABELLED = 1024
+# Floating-point operations of a measurement and snapshot: half an hour on a few cores.
+_MOST_WORK = 5e14
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +182,20 @@ class Measurement:
     """Which of its variables, scores of heads that `look` gives, training records at its probes under the same name."""
     on_few: bool = False
     """Costly: taken at about 20 snapshots, the ends of the phase change among them; their axis is `selected`."""
+    work: Callable[[Context], float] = lambda _context: 0.0
+    """Floating-point operations of a snapshot, roughly, where they may be too many to be taken unasked."""
     version: int = 1
     """Goes up when the numbers change, so that what an older program measured is measured again."""
+
+    def too_much(self, context: Context) -> str | None:
+        """Why it is taken only where it is asked for by its name, or None."""
+        work = self.work(context)
+        if work <= _MOST_WORK:
+            return None
+        return (
+            f"{work / 1e15:.1f}e15 operations a snapshot are made only where they are asked for: "
+            f"icl-jax analyze RUN --only {self.name} (--rows: of fewer rows)"
+        )
 
     @property
     def snapshot_dim(self) -> str:

@@ -15,13 +15,11 @@ The normalised form, sum of the eigenvalues over the sum of their absolute value
 
 import math
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
 from icl_jax.maths.factored_matrix import FactoredMatrix, eigenvalue_sum_ratio
-from icl_jax.maths.head_scores import previous_token
-from icl_jax.measures.circuits import fold_norms
+from icl_jax.measures.circuits import fold_norms, without_mlps
 from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable, needs_plain_keys
 from icl_jax.measures.snapshot import Snapshot
 
@@ -37,11 +35,12 @@ def previous_token_eigenvalues(
     """Eigenvalues of W that can differ from zero; NaN in layer 0, whose heads have none before them."""
     W_E, W_Q, W_K, W_V, W_O = (np.asarray(weight, np.float64) for weight in (W_E, W_Q, W_K, W_V, W_O))
     gram = W_E.mT @ W_E
-    weighted_ov = ((previous[..., None, None] * W_V) @ W_O).sum(axis=-3)
+    earlier = np.zeros_like(gram)  # of all heads before the layer
     eigenvalues = np.full(W_Q.shape[:-2] + W_Q.shape[-1:], np.nan, np.complex128)
     for layer in range(1, W_Q.shape[-4]):
         # W = (W_E W_Q) (W_K^T earlier^T W_E^T): the cyclic product is E by E.
-        earlier = weighted_ov[..., :layer, :, :].sum(axis=-3)
+        weight_HDE = previous[..., layer - 1, :, None, None] * W_V[..., layer - 1, :, :, :]
+        earlier = earlier + np.einsum("...hde,...hef->...df", weight_HDE, W_O[..., layer - 1, :, :, :], optimize=True)
         to_query = (earlier.mT @ gram)[..., None, :, :] / math.sqrt(W_Q.shape[-1])
         small = FactoredMatrix(W_K[..., layer, :, :, :].mT @ to_query, W_Q[..., layer, :, :, :])
         eigenvalues[..., layer, :, :] = small.eigenvalues()
@@ -50,13 +49,12 @@ def previous_token_eigenvalues(
 
 def look(at: Snapshot) -> dict[str, Array]:
     """Previous-token scores of all layers that another one comes after; 0 for the last, which none reads."""
-    scores = [previous_token(at.natural["pattern", layer]) for layer in range(at.config.n_layers - 1)]
-    return {"score": jnp.stack([*scores, jnp.zeros_like(scores[0])])}
+    return {"score": at.attention_on_text["previous_token"].at[-1].set(0)}
 
 
 def finish(context: Context, params: StackedParams, seen: Arrays) -> Arrays:
     config = context.config.model
-    weights = fold_norms(params, config)
+    weights = fold_norms(without_mlps(params), config)
     previous = seen["score"].astype(np.float64)
     W_E, W_Q, W_K, W_V, W_O = (weights[name] for name in ("W_E", "W_Q", "W_K", "W_V", "W_O"))
     eigenvalues = previous_token_eigenvalues(W_E, W_Q, W_K, W_V, W_O, previous)

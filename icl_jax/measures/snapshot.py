@@ -8,15 +8,18 @@ from collections.abc import Container
 from functools import cached_property
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
 from icl_jax.maths.activations import Activations, AnyParams, as_jax
+from icl_jax.maths.head_scores import previous_token
 from icl_jax.measures.map_rows import map_rows
 from icl_jax.model.execution import resolve
 from icl_jax.model.forward import ACTIVATIONS, final_resid, unembedding_DV
 from icl_jax.model.loss import token_loss_and_rank
+from icl_jax.model.params import Params
 from icl_jax.model.tokens import takes_rows
 
 
@@ -50,6 +53,21 @@ class Snapshot:
     def natural(self) -> Activations:
         """On up to 10 held-out rows, cut at 512 tokens."""
         return self._seen("natural")
+
+    @cached_property
+    def attention_on_text(self) -> dict[str, Float[Array, "N H"]]:
+        """Mean attention of every head, on `natural`, to the token before, to the query itself and to position 0."""
+
+        def of_layer(seen: dict[str, jax.Array], _params: Params) -> dict[str, jax.Array]:
+            pattern = seen["pattern"]
+            return {
+                "previous_token": previous_token(pattern),
+                "current_token": jnp.mean(jnp.diagonal(pattern, axis1=-2, axis2=-1)[..., 1:], axis=(0, 2)),
+                "first_token": jnp.mean(pattern[..., 1:, 0], axis=(0, 2)),
+            }
+
+        scores: dict[str, jax.Array] = self.natural.each_layer(("pattern",), of_layer)
+        return scores
 
     def _seen(self, rows: str) -> Activations:
         return Activations(self.params, self.rows[rows], self.config, self._names)

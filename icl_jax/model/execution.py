@@ -55,7 +55,6 @@ def resolve(
     names a kernel of one platform is analyzed on another. platform: "cpu", "gpu", "tpu"; None: JAX's default.
     """
     platform = platform or jax.default_backend()
-    is_deep = config.n_layers > _MAX_UNROLLED_LAYERS
     n_micro = 1
     if train is not None:
         rows = (train.batch_size // n_devices, config.n_ctx + 1)
@@ -64,10 +63,15 @@ def resolve(
         attention=_plain_attention(config, platform) if train is None else _fast_attention(config, platform),
         loss_chunk=_loss_chunk(config, platform),
         n_micro_batches=n_micro,
-        remat=is_deep,
-        scan_layers=is_deep and config.layers_are_alike,
+        remat=is_deep(config),
+        scan_layers=is_deep(config) and config.layers_are_alike,
         own_gradients=train is not None,
     )
+
+
+def is_deep(config: ModelConfig) -> bool:
+    """So many layers that they are computed under a scan, and that what all of them hold at once is large."""
+    return config.n_layers > _MAX_UNROLLED_LAYERS
 
 
 def _plain_attention(config: ModelConfig, platform: str) -> Literal["reference", "blocked"]:

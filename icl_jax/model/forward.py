@@ -21,6 +21,7 @@ Not asked for, they cost nothing: a pattern and per-head results are materialise
 from collections.abc import Callable, Container
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,10 @@ from icl_jax.model.positions import rotary_frequencies, rotate, sinusoidal
 from icl_jax.model.precision import einsum
 from icl_jax.model.tokens import takes_tokens
 
-TapFn = Callable[[str, int, jax.Array], jax.Array]
+TapFn = Callable[[str, Any, jax.Array], jax.Array]
+Start = (
+    tuple[int | jax.Array, Float[Array, "B T D"]] | tuple[int | jax.Array, Float[Array, "B T D"], Float[Array, "B T D"]]
+)
 GatherFn = Callable[[str, jax.Array], jax.Array]
 BlockFn = Callable[[jax.Array, Params], jax.Array]
 
@@ -200,7 +204,7 @@ def final_resid(
     *,
     tap: TapFn | None = None,
     seen: Container[str] = ACTIVATIONS,
-    start: tuple[int, Float[Array, "B T D"]] | tuple[int, Float[Array, "B T D"], Float[Array, "B T D"]] | None = None,
+    start: Start | None = None,
     gather: GatherFn | None = None,
     execution: Execution | None = None,
 ) -> Float[Array, "B T D"]:
@@ -208,6 +212,7 @@ def final_resid(
 
     `seen`: the activations that the tap is called for. `start`, a layer and its `resid_mid`, in a model with a parallel
     residual its `resid_pre` as well: only what lies after it is computed, and of the tokens only their number is read.
+    Where layers are scanned this layer may be traced, and those that the tap is told are.
     `gather` makes a whole parameter out of this device's shard,
     layer by layer (fully sharded training). `execution`: None resolves that of JAX's default platform.
     """
@@ -226,16 +231,19 @@ def final_resid(
         resid = resid + pos_TD[None]
     stacked = {name: params[name] for name in layer_names(config)}
 
-    def block(resid: jax.Array, layer: Params, index: int = 0) -> jax.Array:
+    def block(resid: jax.Array, layer: Params, index: int = 0, told: TapFn | None = tap) -> jax.Array:
         whole = {name: load(name, value) for name, value in layer.items()}
-        return _block(resid, whole, pos_TD, config, execution, tap, seen, index)
+        return _block(resid, whole, pos_TD, config, execution, told, seen, index)
 
     if start is not None:
         first, resid, *resid_pre = start
         layer = {name: load(name, value[first]) for name, value in stacked.items()}
         resid = _after_attention(resid, (resid_pre or [resid])[0], layer, config, execution, lambda _name, value: value)
-        for index in range(first + 1, config.n_layers):
-            resid = block(resid, {name: value[index] for name, value in stacked.items()}, index)
+        if execution.scan_layers:
+            resid = jax.lax.fori_loop(first + 1, config.n_layers, partial(_one_of, block, stacked, tap), resid)
+        else:
+            for index in range(int(first) + 1, config.n_layers):
+                resid = block(resid, {name: value[index] for name, value in stacked.items()}, index)
     elif tap is not None or not execution.scan_layers:
         for index in range(config.n_layers):
             at_index: BlockFn = partial(block, index=index)
@@ -245,6 +253,51 @@ def final_resid(
         each = jax.checkpoint(block) if execution.remat else block
         resid, _ = jax.lax.scan(lambda x, layer: (each(x, layer), None), resid, stacked)
     return normalise(resid, params.get("ln_final_w"), config)
+
+
+def _one_of(block: Any, stacked: Params, tap: TapFn | None, index: jax.Array, resid: jax.Array) -> jax.Array:
+    """A layer of those that are alike, whose number is traced."""
+    told = None if tap is None else lambda name, _index, value: tap(name, index, value)
+    return block(resid, {name: value[index] for name, value in stacked.items()}, told=told)
+
+
+@takes_tokens
+def by_layer(
+    params: Params, tokens: Int[Array, "B T"], config: ModelConfig, names: Container[str],
+    fn: Callable[[dict[str, jax.Array], Params], Any],
+) -> tuple[Float[Array, "B T D"], Any]:  # fmt: skip
+    """The residual stream after the last layer; `fn(activations of these names, parameters)` of all layers, stacked.
+
+    The activations of one layer are gone before the next layer's are there: with tens of layers, patterns of all would
+    take gigabytes.
+    """
+    execution, dtype = resolve(config), jnp.dtype(config.compute_dtype)
+    resid = jnp.take(params["W_E"], tokens, axis=0).astype(dtype)
+    pos_TD = positions_TD(params.get("W_pos"), tokens.shape[1], config)
+    if config.positions == "standard" and pos_TD is not None:
+        resid = resid + pos_TD[None]
+
+    def one(resid: jax.Array, layer: Params, index: int = 0) -> tuple[jax.Array, Any]:
+        layer = {name: value.astype(dtype) for name, value in layer.items()}
+        seen: dict[str, jax.Array] = {}
+
+        def keep(name: str, _index: int, value: jax.Array) -> jax.Array:
+            seen[name] = value
+            return value
+
+        resid = _block(resid, layer, pos_TD, config, execution, keep, names, index)
+        return resid, fn(seen, layer)
+
+    stacked = {name: params[name] for name in layer_names(config)}
+    if execution.scan_layers:
+        return jax.lax.scan(one, resid, stacked)
+    answers = []
+    for index in range(config.n_layers):
+        resid, answer = one(resid, {name: value[index] for name, value in stacked.items()}, index)
+        # The next layer waits for what is made of this one's.
+        resid, answer = jax.lax.optimization_barrier((resid, answer))
+        answers.append(answer)
+    return resid, jax.tree.map(lambda *found: jnp.stack(found), *answers)
 
 
 def unembedding_DV(params: Params) -> jax.Array:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
 from icl_jax.model.execution import Execution, resolve
-from icl_jax.model.forward import final_resid, soft_capped, unembedding_DV, with_bias
+from icl_jax.model.forward import final_resid, normalise, soft_capped, unembedding_DV, with_bias
 from icl_jax.model.kernels import loss_kernel
 from icl_jax.model.linear import weight_grad
 from icl_jax.model.params import Params
@@ -114,6 +114,17 @@ def losses(
     """
     execution = execution or resolve(config)
     x_BTD = final_resid(params, rows[:, :-1], config, execution=execution, **options)
+    return _loss_of(x_BTD, params, rows, config, execution)
+
+
+def loss_of_resid(
+    params: Params, resid: Float[Array, "B T D"], rows: Int[Array, "B T1"], config: ModelConfig
+) -> Float[Array, "B T"]:
+    """The same from the residual stream after the last layer."""
+    return _loss_of(normalise(resid, params.get("ln_final_w"), config), params, rows, config, resolve(config))
+
+
+def _loss_of(x_BTD: jax.Array, params: Params, rows: jax.Array, config: ModelConfig, execution: Execution) -> jax.Array:
     W_U = unembedding_DV(params).astype(x_BTD.dtype)
     return token_loss(x_BTD, W_U, rows[:, 1:], execution.loss_chunk, params.get("b_U"), config.logit_soft_cap)
 

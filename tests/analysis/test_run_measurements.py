@@ -31,12 +31,13 @@ class Killed(BaseException):
 class Sums:
     """A measurement that remembers which snapshots it was taken of, by the sum of their embedding."""
 
-    def __init__(self, name: str = "sums", *, on_few: bool = False, version: int = 1) -> None:
+    def __init__(self, name: str = "sums", *, on_few: bool = False, version: int = 1, work: float = 0.0) -> None:
         self.seen: list[float] = []
         self.die_after = 10**9
         self.measurement = Measurement(
-            name, "nobody", {f"{name}_of": Variable((), "1", "a sum")}, self._measure, on_few=on_few, version=version
-        )
+            name, "nobody", {f"{name}_of": Variable((), "1", "a sum")}, self._measure, on_few=on_few, version=version,
+            work=lambda _context: work,
+        )  # fmt: skip
 
     def _measure(self, _context: Context, params: StackedParams, _seen: Arrays) -> Arrays:
         sums = params["W_E"].sum(axis=(1, 2), dtype=np.float64)
@@ -76,6 +77,18 @@ def test_every_snapshot_is_measured_once(run: RunDir) -> None:
     again = analyze(run, table=(sums.measurement,))
     assert len(sums.seen) == len(STEPS)
     xr.testing.assert_identical(again, dataset)
+
+
+def test_what_takes_hours_is_taken_by_name_alone_and_then_kept(run: RunDir) -> None:
+    sums, costly = Sums(), Sums("costly", work=3e15)
+    table = (sums.measurement, costly.measurement)
+    absent = json.loads(analyze(run, table=table).attrs["absent"])
+    what = "icl-jax analyze RUN --only costly (--rows: of fewer rows)"
+    assert absent == {"costly": f"3.0e15 operations a snapshot are made only where they are asked for: {what}"}
+    assert not costly.seen
+    assert "costly_of" in analyze(run, table=table, only=["costly"])
+    assert {"sums_of", "costly_of"} <= set(analyze(run, table=table))
+    assert costly.seen == sums.seen == _sums(run)
 
 
 def test_what_is_on_disk_opens_without_a_warning_and_is_what_was_returned(run: RunDir) -> None:
