@@ -39,13 +39,15 @@ class Finding:
     def largest(self) -> Change | None:
         return max(self.changes, key=lambda change: abs(change.size), default=None)
 
-    def words(self, unit: str = " nats") -> str:
-        """In a line: where each change is and how large, or why there is none."""
+    def words(self, unit: str = " nats", n_tests: int = 1) -> str:
+        """In a line: where each change is and how large, or why there is none; `n_tests` as in `find_changes`."""
         if self.changes:
             return "; ".join(change_words(change, unit) for change in self.changes)
         if np.isnan(self.p_value):
             return _WORDS[self.status]
-        but = ", but no step is large enough or out of a smooth curve's reach" if self.p_value <= ALPHA else ""
+        but = (
+            ", but no step is large enough or out of a smooth curve's reach" if self.p_value <= ALPHA / n_tests else ""
+        )
         return f"{_WORDS[self.status]} (p = {self.p_value:.1g}{but})"
 
 

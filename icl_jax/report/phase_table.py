@@ -101,7 +101,7 @@ def _labels(dataset: xr.Dataset) -> Iterator[str]:
     for i, label in enumerate(dataset["label"].values) if "label_change_p" in dataset else ():
         at_end = float(dataset["label_prob"].values[-1, i])
         if np.isfinite(at_end):
-            words = finding_of(dataset, "label_change", label=i).words("")
+            words = finding_of(dataset, "label_change", label=i).words("", dataset.sizes["label"])
             yield _line(f"p({label})", f"{at_end:.2f} at the end; {words}")
 
 
@@ -130,7 +130,7 @@ def _head_changes(dataset: xr.Dataset) -> Iterator[str]:
         if score in dataset and "head_change_p" in dataset:
             layer, head = best_head_of(dataset[score].values[-1])
             finding = finding_of(dataset, "head_change", score=i, layer=layer, head=head)
-            yield _line(f"{words} of {layer}.{head}", finding.words(""))
+            yield _line(f"{words} of {layer}.{head}", finding.words("", dataset["head_change_p"].size))
 
 
 def _own_corpus(dataset: xr.Dataset) -> Iterator[str]:
