@@ -123,3 +123,14 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
     terminalreporter.write_line("")
     Console(width=160).print(table)
     terminalreporter.write_line(f"{n_survived + n_failed} faults tried, {n_survived} survived")
+
+
+@pytest.fixture(scope="session")
+def tokenizer_json() -> str:
+    """A byte-level BPE of 262 tokens, BOS <|bos|>."""
+    from icl_jax.data.corpora.manual import ManualDocuments
+    from icl_jax.data.text.tokenizing import train_bpe
+
+    documents = ManualDocuments()
+    documents._texts, documents.n_bytes = documents._texts[:3], 1
+    return str(train_bpe(documents, 1, 262).to_str())

@@ -90,7 +90,7 @@ def _without(name: str, prefixes: tuple[str, ...]) -> str:
 
 
 def _check_strays(tensors: Tensors, family: Family, model: ModelConfig, where: object) -> None:
-    layers = range(model.n_layers)
+    layers = range(max(1, model.n_layers))
     known = {part.name.format(layer) for part in family.parts.values() for layer in layers}
     for name in tensors:
         if name not in known and not (family.left_out and re.fullmatch(family.left_out, name)):
@@ -112,7 +112,7 @@ def _stacked(name: str, part: Part, found: list[Tensor], model: ModelConfig, whe
             raise UserError(f"{where}: {part.name} is of the type {tensor.dtype.name}: quantised weights are not read")
         array = tensor.read().astype(np.float32)
         try:
-            return array if part.layout is None else part.layout(array, model)
+            return array if part.layout is None else part.layout.read(array, model)
         except ValueError:
             what = f"{part.name} has the shape {list(tensor.shape)}, which is not that of the config"
             raise UserError(f"{where}: {what}") from None

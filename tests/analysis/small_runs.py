@@ -24,11 +24,14 @@ def config_of(model: ModelConfig, last_step: int) -> Config:
     )
 
 
-def make_run(path: Path, model: ModelConfig, snapshots: Mapping[int, Mapping], held_out: np.ndarray) -> RunDir:
+def make_run(
+    path: Path, model: ModelConfig, snapshots: Mapping[int, Mapping], held_out: np.ndarray,
+    tokenizer_json: str | None = None,
+) -> RunDir:  # fmt: skip
     candidates = np.arange(1, model.vocab_size, dtype=np.int32)
     run = RunDir.create(
         str(path), config_of(model, max(1, *snapshots)), corpus_sha256="0" * 64,
-        held_out=HeldOut(held_out, candidates, BOS),
+        held_out=HeldOut(held_out, candidates, BOS), tokenizer_json=tokenizer_json,
     )  # fmt: skip
     for step, params in snapshots.items():
         run.save_snapshot(step, {name: np.asarray(value) for name, value in params.items()})

@@ -9,7 +9,7 @@ import pytest
 
 from icl_jax.config import ModelConfig
 from icl_jax.rundir import RunDir
-from tests.analysis.small_runs import random_run
+from tests.analysis.small_runs import make_run, random_rows, random_run
 from tests.model.random_params import random_params
 from tests.train.runs import command
 
@@ -78,7 +78,16 @@ def test_a_step_and_a_file_that_are_asked_for(runs: Path, tmp_path: Path, monkey
     ("args", "expected"),
     [
         (("run",), "--to is missing"),
-        (("run", "--to", "onnx"), "--to = 'onnx': must be one of 'transformer-lens'"),
+        (("run", "--to", "onnx"), "--to = 'onnx': must be one of 'transformer-lens', 'transformers'"),
+        (("run", "--to", "transformer-lens", "--all-steps"), "--all-steps: only with --to transformers"),
+        (("run", "--to", "transformers"), "--out is missing: the folder to write, new or empty"),
+        (("run", "--to", "transformers", "--out", "."), "--out = '.': holds 'empty': must be a new or an empty folder"),
+        (("run", "--to", "transformers", "--out", "run/config.toml"), "is a file: must be a new or an empty folder"),
+        (("run", "--to", "transformers", "--out", "run/config.toml/x"), "cannot write the export"),
+        (("run", "--to", "transformers", "--out", "gs://b/x"), "--out = 'gs://b/x': must be a local folder"),
+        (("run", "--to", "transformers", "--out", "new", "--step", "3"), "no snapshot of step 3; the nearest are"),
+        (("run", "--to", "transformers", "--out", "new", "--step", "4", "--all-steps"), "--step = 4: not with --all"),
+        (("empty", "--to", "transformers", "--out", "new"), "empty: has no snapshots yet"),
         (("run", "--to", "transformer-lens", "--step", "3"), "no snapshot of step 3; the nearest are"),
         (("run", "--to", "transformer-lens", "--out", "w.pt"), "--out = 'w.pt': must end in .safetensors"),
         (("run", "--to", "transformer-lens", "--out", "run/config.toml/w.safetensors"), "cannot write the export"),
@@ -97,3 +106,62 @@ def test_what_cannot_be_exported(
     assert err.startswith("icl-jax: ")
     assert err.count("\n") == 1
     assert expected in err
+    assert not (runs / "new").exists()
+    assert not list(runs.glob("**/*.partial"))
+
+
+def test_a_folder_for_the_hub(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "hub"
+    out.mkdir()  # empty
+    status, said, err = command("export", runs / "run", "--to", "transformers", "--all-steps", "--out", out)
+    assert (status, err) == (0, "")
+    assert said.splitlines()[0] == f"{out}: 2 snapshots, step0 to step4, IclJaxForCausalLM"
+    assert said.splitlines()[1] == "no tokenizer: the corpus is one of token ids"
+    assert f"from_pretrained('{out}/step4', trust_remote_code=True)" in said
+    assert {path.name for path in out.iterdir()} == {
+        "step0", "step4", "README.md", "modeling_icl_jax.py", "transformer_lens_adapter.py",
+    }  # fmt: skip
+    for step, seed in ((0, 0), (4, 1)):
+        assert {path.name for path in (out / f"step{step}").iterdir()} == {
+            "config.json", "model.safetensors", "modeling_icl_jax.py",
+        }  # fmt: skip
+        arrays, metadata = read_safetensors(out / f"step{step}" / "model.safetensors")
+        params = random_params(MODEL, seed)
+        np.testing.assert_array_equal(arrays["model.embed_tokens.weight"], params["W_E"])
+        wide = np.swapaxes(params["W_Q"][1], 1, 2).reshape(6, 6)  # heads and their entries, by d_model
+        np.testing.assert_array_equal(arrays["model.layers.1.self_attn.q_proj.weight"], wide)
+        assert metadata["step"] == str(step)
+    config = json.loads((out / "step4" / "config.json").read_text())
+    assert (config["n_ctx"], config["d_mlp"], config["bos_token_id"]) == (7, 5, 0)
+    card = (out / "README.md").read_text()
+    run = RunDir.open(str(runs / "run"))
+    assert all(f"| {entry.step} | {entry.tokens} | {entry.sha256} |" in card for entry in run.manifest.read())
+    assert "n_layers = 2" in card
+    assert "phase_change.png" not in card  # nothing was analyzed
+    status, _, err = command("export", runs / "run", "--to", "transformers", "--out", out)
+    assert status == 2
+    assert "holds 'README.md': must be a new or an empty folder" in err
+
+
+def test_a_standard_class_needs_no_code_of_ours_and_the_tokenizer_goes_along(
+    tmp_path: Path, tokenizer_json: str
+) -> None:
+    model = ModelConfig(
+        n_layers=1, n_ctx=33, vocab_size=263, d_mlp=8, gated_mlp=True, activation="silu", positions="rotary"
+    )  # fmt: skip
+    run = make_run(tmp_path / "run", model, {5: random_params(model)}, random_rows(model, 6), tokenizer_json)
+    assert command("analyze", run.path, "--only", "held_out_loss,icl")[0] == 0
+    out = tmp_path / "hub"
+    status, said, err = command("export", run.path, "--to", "transformers", "--out", out)
+    assert (status, err) == (0, "")
+    assert said.splitlines()[0] == f"{out}: step5, LlamaForCausalLM"
+    assert "trust_remote_code" not in said
+    assert {path.name for path in (out / "step5").iterdir()} == {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    assert (out / "step5" / "tokenizer.json").read_text() == tokenizer_json
+    settings = json.loads((out / "step5" / "tokenizer_config.json").read_text())
+    assert (settings["bos_token"], settings["model_max_length"]) == ("<|bos|>", 33)
+    card = (out / "README.md").read_text()
+    assert "`LlamaForCausalLM` computes it exactly" in card
+    assert "## Numbers" in card

@@ -6,19 +6,11 @@ from pathlib import Path
 import pytest
 
 from icl_jax.data.corpora.manual import ManualDocuments
-from icl_jax.data.text.tokenizing import train_bpe
 from icl_jax.rundir.checkpoints import quiet_orbax
 from tests.importing import written
 from tests.train.runs import command
 
 STEPS = (0, 2, 4)
-
-
-@pytest.fixture(scope="session")
-def tokenizer_json() -> str:
-    documents = ManualDocuments()
-    documents._texts, documents.n_bytes = documents._texts[:3], 1
-    return str(train_bpe(documents, 1, written.VOCAB - 1).to_str())
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,10 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
         "rope_scaling.phase = 1: not represented here",
     ),
     "rotary without its factor": ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor = None: must be a number"),
+    "half of a head turns": (
+        {"partial_rotary_factor": 0.5},
+        "partial_rotary_factor = 0.5: not represented here, for the family turns whole heads: must be 1",
+    ),
     "activation": ({"hidden_act": "xielu"}, "hidden_act = 'xielu': not represented here, must be one of gelu_new"),
     "no size": ({"hidden_size": None}, "hidden_size = None: must be a number"),
     "heads": ({"num_attention_heads": 5, "head_dim": 6}, "model.n_kv_heads = 2: must divide model.n_heads = 5"),

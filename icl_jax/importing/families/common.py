@@ -15,6 +15,8 @@ ACTIVATIONS = {
     "gelu_python": "gelu", "silu": "silu", "swish": "silu", "relu": "relu", "relu2": "relu2",
 }  # fmt: skip
 """Of config.json, and what we call them."""
+ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+"""The other way, the first name of each."""
 ATTENTION_BIASES = ("b_Q", "b_K", "b_V", "b_O")
 ALL_BIASES = (*ATTENTION_BIASES, "b_in", "b_out", "b_U")
 """Of a model whose layers and LayerNorms all have biases: those of the norms are folded into the others."""
@@ -42,6 +44,21 @@ def sizes(options: Options) -> Fields:
     }
 
 
+def sizes_of(model: ModelConfig) -> dict[str, Any]:
+    """The other way: what `sizes` reads."""
+    return {
+        "num_hidden_layers": model.n_layers,
+        "hidden_size": model.d_model,
+        "num_attention_heads": model.n_heads,
+        "num_key_value_heads": model.key_heads,
+        "head_dim": model.head_width,
+        "intermediate_size": model.d_mlp,
+        "vocab_size": model.vocab_size,
+        "max_position_embeddings": model.n_ctx,
+        "tie_word_embeddings": model.tied_unembedding,
+    }
+
+
 def decoder(options: Options) -> Fields:
     """A model after Llama: RMSNorm, gated MLP, rotary embeddings, grouped keys."""
     found = sizes(options)
@@ -56,6 +73,42 @@ def decoder(options: Options) -> Fields:
     }  # fmt: skip
 
 
+def decoder_of(model: ModelConfig) -> dict[str, Any]:
+    """The other way: what `decoder` reads, but for biases, which not every family has."""
+    return sizes_of(model) | rotary_words(model) | {
+        "rms_norm_eps": model.norm_eps,
+        "hidden_act": ACTIVATION_NAMES.get(model.activation),
+    }  # fmt: skip
+
+
+def has_attention_biases(model: ModelConfig) -> bool:
+    """What `attention_bias` says."""
+    return bool(set(ATTENTION_BIASES) & set(model.biases))
+
+
+def has_mlp_biases(model: ModelConfig) -> bool:
+    """What `mlp_bias` says."""
+    return any(name in model.biases for name in ("b_in", "b_gate", "b_out"))
+
+
+def rotary_words(model: ModelConfig) -> dict[str, Any]:
+    """The other way: what `rotary` reads, in the words of transformers 4, which 5 reads too."""
+    words: dict[str, Any] = {"rope_theta": model.rotary_base}
+    if model.rotary_dim:
+        words["partial_rotary_factor"] = model.rotary_dim / model.head_width
+    if model.rotary_scaling == "none":
+        return words
+    scaling: dict[str, Any] = {"rope_type": model.rotary_scaling, "factor": model.rotary_factor}
+    if model.rotary_scaling != "linear":
+        is_llama3 = model.rotary_scaling == "llama3"
+        low, high = ("low_freq_factor", "high_freq_factor") if is_llama3 else ("beta_slow", "beta_fast")
+        scaling |= {low: model.rotary_low_turns, high: model.rotary_high_turns}
+        scaling["original_max_position_embeddings"] = model.rotary_original_ctx
+    if model.rotary_scaling == "yarn":
+        scaling["attention_factor"] = 1.0  # it is in W_Q
+    return words | {"rope_scaling": scaling}
+
+
 def rotary(options: Options, d_head: int) -> Fields:
     """The fields of rotary embeddings, as transformers 4 and 5 write them. Raises UserError for a kind of scaling."""
     given = (options.get("rope_scaling") or {}) | (options.get("rope_parameters") or {})
@@ -66,6 +119,9 @@ def rotary(options: Options, d_head: int) -> Fields:
 def rotary_of(given: Mapping[str, Any], options: Options, d_head: int) -> Fields:
     """The same, of what one kind of layers is given."""
     share = given.get("partial_rotary_factor") or options.get("partial_rotary_factor", "rotary_pct") or 1.0
+    if share != 1 and not options.has_default("partial_rotary_factor", "rotary_pct"):
+        what = "not represented here, for the family turns whole heads: must be 1"
+        raise UserError(f"{options.where}: partial_rotary_factor = {share!r}: {what}")
     n_rotated = int(d_head * share)
     base = options.number("rope_theta", "rotary_emb_base")  # read even where it is given
     fields = {
@@ -125,6 +181,18 @@ def windows(options: Options, n_layers: int) -> Fields:
     return {"window": int(window)} | window_layers(options, types, n_layers, "sliding_attention", "full_attention")
 
 
+def windows_of(model: ModelConfig) -> dict[str, Any]:
+    """The other way: what `windows` reads."""
+    if not model.window:
+        return {"use_sliding_window": False}
+    kinds = ["sliding_attention" if model.window_of(i) else "full_attention" for i in range(model.n_layers)]
+    # Of transformers 4: layers from this one on.
+    first = kinds.index("sliding_attention")
+    return {
+        "sliding_window": model.window, "use_sliding_window": True, "max_window_layers": first, "layer_types": kinds,
+    }  # fmt: skip
+
+
 def window_layers(options: Options, types: Any, n_layers: int, windowed: str, full: str) -> Fields:
     """The layers of one of two kinds; all layers where no kinds are given."""
     if types is None:
@@ -135,9 +203,8 @@ def window_layers(options: Options, types: Any, n_layers: int, windowed: str, fu
     return {"window": 0} if not layers else {"window_layers": () if len(layers) == n_layers else layers}
 
 
-def first_positions(array: np.ndarray, model: ModelConfig) -> np.ndarray:
-    """W_pos: [positions, D] of the positions that are used."""
-    return array[: model.n_ctx]
+first_positions = Layout(lambda array, model: array[: model.n_ctx], lambda ours: ours)
+"""W_pos: [positions, D] of the positions that are used."""
 
 
 def heads(prefix: str, out: str = "o_proj") -> dict[str, Part]:

@@ -12,10 +12,23 @@ from icl_jax.config import ModelConfig, UserError
 Arrays = dict[str, np.ndarray]
 Fields = dict[str, Any]
 """Of a `ModelConfig`."""
-Layout = Callable[[np.ndarray, ModelConfig], np.ndarray]
-"""From an array as a file holds it to one of ours, of one layer."""
 Fold = Callable[[Arrays, ModelConfig, "Options"], None]
 """Changes arrays in place, whole: [layer, ...], float32; exact but for rounding."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file holds an array of ours, of one layer: the same numbers in another order, or among others."""
+
+    read: Callable[[np.ndarray, ModelConfig], np.ndarray]
+    """From the file's array to ours; it moves entries and changes none."""
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]]
+    """The file's, of ours."""
+
+    def write(self, ours: np.ndarray, into: np.ndarray, model: ModelConfig) -> None:
+        """Put the entries of ours where `read` takes them from."""
+        into.reshape(-1)[self.read(np.arange(into.size).reshape(into.shape), model)] = ours
+
 
 # Of config.json: what makes another model in training only, or none at all.
 _HARMLESS = re.compile(
@@ -64,6 +77,10 @@ class Options:
             if name in self._defaults:
                 return self._defaults[name]
         return None
+
+    def has_default(self, *names: str) -> bool:
+        """Whether the family knows one of these: others carry it from elsewhere."""
+        return any(name in self._defaults for name in names)
 
     def number(self, *names: str) -> Any:
         """As `get`; raises UserError where it is no number."""
@@ -143,4 +160,8 @@ class Family:
     """Pattern of tensors that are no parameters: masks, tables."""
     norms_without_weights: Callable[[Options], bool] = lambda _options: False
     """They are 1 then."""
+    config: Callable[[ModelConfig], dict[str, Any]] | None = None
+    """The other way: config.json of a model of ours, exact where `model` reads the same out of it; None: no way."""
+    architecture: str = ""
+    """Class of `transformers`, where `config` is there."""
     series: tuple[Series, ...] = ()

@@ -1,9 +1,12 @@
 """GPT-2, and CRFM's (Mistral's) GPT-2 models, whose scores are divided by the number of the layer."""
 
+from typing import Any
+
 import numpy as np
 
 from icl_jax.config import ModelConfig
 from icl_jax.importing.families.common import (
+    ACTIVATION_NAMES,
     ACTIVATIONS,
     ALL_BIASES,
     first_positions,
@@ -29,6 +32,20 @@ def model(options: Options) -> Fields:
         "activation": options.choice("activation_function", ACTIVATIONS),
         "biases": ALL_BIASES,
         "tied_unembedding": bool(options.get("tie_word_embeddings")),
+    }
+
+
+def config(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "n_embd": model.d_model,
+        "n_layer": model.n_layers,
+        "n_head": model.n_heads,
+        "n_inner": model.d_mlp,
+        "vocab_size": model.vocab_size,
+        "n_positions": model.n_ctx,
+        "layer_norm_epsilon": model.norm_eps,
+        "activation_function": ACTIVATION_NAMES.get(model.activation),
+        "tie_word_embeddings": model.tied_unembedding,
     }
 
 
@@ -60,5 +77,7 @@ FAMILY = Family(
     folds=(norm_biases, scale_by_layer),
     prefixes=("transformer.",),
     left_out=r"h\.\d+\.attn\.(masked_)?bias",
+    config=config,
+    architecture="GPT2LMHeadModel",
     series=(Series(names="*-gpt2-*-x*", tokens_per_step=512 * 1024),),  # rows of Mistral's batch by their length
 )  # fmt: skip

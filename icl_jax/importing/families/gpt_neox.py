@@ -1,6 +1,19 @@
 """GPT-NeoX: Pythia in all sizes and seeds."""
 
-from icl_jax.importing.families.common import ACTIVATIONS, ALL_BIASES, fused, layer_norms, linear, rotary, sizes
+from typing import Any
+
+from icl_jax.config import ModelConfig
+from icl_jax.importing.families.common import (
+    ACTIVATION_NAMES,
+    ACTIVATIONS,
+    ALL_BIASES,
+    fused,
+    layer_norms,
+    linear,
+    rotary,
+    sizes,
+    sizes_of,
+)
 from icl_jax.importing.families.family import Family, Fields, Options, Part, Series
 from icl_jax.importing.families.folds import norm_biases
 from icl_jax.importing.families.layouts import heads_out, interleaved_in, interleaved_vectors, transposed
@@ -16,6 +29,18 @@ def model(options: Options) -> Fields:
         "biases": ALL_BIASES,
         "parallel_residual": "two_norms" if options.get("use_parallel_residual") else "none",
     }  # fmt: skip
+
+
+def config(model: ModelConfig) -> dict[str, Any]:
+    words = sizes_of(model)
+    del words["num_key_value_heads"], words["head_dim"]  # it has neither
+    return words | {
+        "layer_norm_eps": model.norm_eps,
+        "hidden_act": ACTIVATION_NAMES.get(model.activation),
+        "rotary_pct": (model.rotary_dim or model.head_width) / model.head_width,
+        "rotary_emb_base": model.rotary_base,
+        "use_parallel_residual": model.parallel_residual == "two_norms",
+    }
 
 
 FAMILY = Family(
@@ -38,5 +63,7 @@ FAMILY = Family(
     folds=(norm_biases,),
     prefixes=("gpt_neox.",),
     left_out=r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\..*)",
+    config=config,
+    architecture="GPTNeoXForCausalLM",
     series=(Series(names="pythia-*", tokens_per_step=2**21),),
 )  # fmt: skip

@@ -1,6 +1,8 @@
 """OLMo 2 and 3: norms on what each block gives, and over all queries and all keys; OLMo 3 has windows."""
 
-from icl_jax.config import UserError
+from typing import Any
+
+from icl_jax.config import ModelConfig, UserError
 from icl_jax.importing.families.common import (
     ATTENTION,
     DECODER,
@@ -8,6 +10,8 @@ from icl_jax.importing.families.common import (
     GATED_MLP,
     ROTARY_TABLES,
     decoder,
+    decoder_of,
+    has_attention_biases,
     rotary_of,
     windows,
 )
@@ -34,6 +38,11 @@ def _of_window(options: Options) -> Fields:
     return {"window_rotary_base": fields["rotary_base"]}
 
 
+def config(model: ModelConfig) -> dict[str, Any]:
+    """Of OLMo 2, which has no windows."""
+    return decoder_of(model) | {"attention_bias": has_attention_biases(model)}
+
+
 FAMILY = Family(
     name="olmo2",
     model_types=("olmo2", "olmo3"),
@@ -47,4 +56,6 @@ FAMILY = Family(
     },
     prefixes=("model.",),
     left_out=ROTARY_TABLES,
+    config=config,
+    architecture="Olmo2ForCausalLM",
 )  # fmt: skip

@@ -1,10 +1,8 @@
 """OPT, but for the one of 350 M, whose norms stand after the sums."""
 
-import numpy as np
-
-from icl_jax.config import ModelConfig, UserError
+from icl_jax.config import UserError
 from icl_jax.importing.families.common import ACTIVATIONS, ALL_BIASES, head_biases, heads, layer_norms, linear
-from icl_jax.importing.families.family import Family, Fields, Options, Part
+from icl_jax.importing.families.family import Family, Fields, Layout, Options, Part
 from icl_jax.importing.families.folds import norm_biases
 from icl_jax.importing.families.layouts import transposed
 
@@ -36,8 +34,10 @@ def model(options: Options) -> Fields:
     }
 
 
-def _positions(array: np.ndarray, model: ModelConfig) -> np.ndarray:
-    return array[_UNUSED_POSITIONS : _UNUSED_POSITIONS + model.n_ctx]
+_positions = Layout(
+    lambda array, model: array[_UNUSED_POSITIONS : _UNUSED_POSITIONS + model.n_ctx],
+    lambda ours: (_UNUSED_POSITIONS + ours[0], ours[1]),
+)
 
 
 FAMILY = Family(

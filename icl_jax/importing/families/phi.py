@@ -1,6 +1,10 @@
 """Phi 1, 1.5 and 2: attention and MLP side by side after one norm, half of each head rotated."""
 
+from typing import Any
+
+from icl_jax.config import ModelConfig
 from icl_jax.importing.families.common import (
+    ACTIVATION_NAMES,
     ACTIVATIONS,
     ALL_BIASES,
     ATTENTION,
@@ -8,7 +12,9 @@ from icl_jax.importing.families.common import (
     layer_norms,
     linear,
     rotary,
+    rotary_words,
     sizes,
+    sizes_of,
 )
 from icl_jax.importing.families.family import Family, Fields, Options, Part
 from icl_jax.importing.families.folds import norm_biases
@@ -24,6 +30,13 @@ def model(options: Options) -> Fields:
         "activation": options.choice("hidden_act", ACTIVATIONS),
         "biases": ALL_BIASES,
         "parallel_residual": "one_norm",
+    }  # fmt: skip
+
+
+def config(model: ModelConfig) -> dict[str, Any]:
+    return {"partial_rotary_factor": 1.0} | sizes_of(model) | rotary_words(model) | {
+        "layer_norm_eps": model.norm_eps,
+        "hidden_act": ACTIVATION_NAMES.get(model.activation),
     }  # fmt: skip
 
 
@@ -43,4 +56,6 @@ FAMILY = Family(
     folds=(norm_biases,),
     prefixes=("model.",),
     left_out=ROTARY_TABLES,
+    config=config,
+    architecture="PhiForCausalLM",
 )  # fmt: skip
