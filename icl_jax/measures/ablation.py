@@ -203,18 +203,32 @@ def without_heads(params: Params, heads: Bool[Array, "N H"]) -> Params:
 @takes_rows
 def ablate_sets(
     params: Params | dict[str, np.ndarray], rows: Int[Array, "B tokens"] | np.ndarray, config: ModelConfig,
-    sets: Bool[Array, "K N H"] | np.ndarray,
+    sets: Bool[Array, "K N H"] | np.ndarray, kind: str = "full",
 ) -> Float[Array, "K B T"]:  # fmt: skip
-    """Loss of every token, nats, with all heads of a set taken away at once (as `full`), one set after the other."""
+    """Loss of every token, nats, with all heads of a set taken away at once: "full" or "pattern_preserving"."""
+    if kind not in ("full", "pattern_preserving"):
+        raise ValueError(f"{kind=} must be 'full' or 'pattern_preserving'")
     whole = as_jax(params)
 
-    def one_set(heads_NH: jax.Array) -> jax.Array:
-        some = without_heads(whole, heads_NH)
-        found: jax.Array = map_rows(lambda rows: losses(some, rows, config), rows)
-        return found
+    def some_rows(rows: jax.Array) -> jax.Array:
+        options: dict[str, Any] = {}
+        if kind == "pattern_preserving":
+            kept = {"q": (intact := _intact(whole, rows, config)).q, "k": intact.k}
+            options = {"tap": lambda name, layer, _value: kept[name][layer], "seen": ("q", "k"), "scan_tap": True}
+        loss_KBT: jax.Array = jax.lax.map(
+            lambda heads: losses(without_heads(whole, heads), rows, config, **options), jnp.asarray(sets)
+        )
+        return jnp.moveaxis(loss_KBT, 0, 1)
 
-    found: jax.Array = jax.lax.map(one_set, jnp.asarray(sets))
-    return found
+    n_each = max(1, _TOKENS_AT_A_TIME // (rows.shape[1] - 1))
+    return jnp.moveaxis(map_rows(some_rows, rows, n_at_a_time=n_each), 0, 1)
+
+
+def matched_sets(chosen: Bool[Array, "N H"], order: Float[Array, "A N H"]) -> Bool[Array, "A N H"]:
+    """As many other heads of each layer as are chosen there, the first by `order`; all others where those are fewer."""
+    order = jnp.where(chosen[None], jnp.inf, order)
+    rank = jnp.argsort(jnp.argsort(order, axis=-1), axis=-1)
+    return (rank < jnp.sum(chosen, axis=-1)[None, :, None]) & ~chosen[None]
 
 
 def look(at: Snapshot, rows: jax.Array, row: jax.Array, position: jax.Array) -> dict[str, jax.Array]:

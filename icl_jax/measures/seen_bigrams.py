@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from icl_jax.maths.head_scores import HEAD_THRESHOLD
 from icl_jax.measures import head_scores
-from icl_jax.measures.ablation import ablate_sets
+from icl_jax.measures.ablation import ablate_sets, matched_sets
 from icl_jax.measures.measurement import Context, Measurement, Variable
 from icl_jax.measures.snapshot import Snapshot
 from icl_jax.measures.token_classes import classify_tokens
@@ -54,9 +54,7 @@ def choose_sets(
     induction_NH = jnp.zeros(n_layers * n_heads, bool).at[highest].set(True).reshape(n_layers, n_heads)
     # Others that match prefixes too come after those that do not.
     last = jnp.where(induction_NH, 2.0, jnp.where(prefix_matching >= HEAD_THRESHOLD, 1.0, 0.0))
-    rank = jnp.argsort(jnp.argsort(random + last[None], axis=-1), axis=-1)
-    n_taken = jnp.sum(induction_NH, axis=-1, dtype=rank.dtype)
-    return induction_NH, (rank < n_taken[None, :, None]) & ~induction_NH[None]
+    return induction_NH, matched_sets(induction_NH, random + last[None])
 
 
 def look(

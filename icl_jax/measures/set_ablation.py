@@ -9,66 +9,29 @@ half of the ablations' rows, with the standard error over rows. Source: ours, af
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
 
-from icl_jax.config import ModelConfig
 from icl_jax.maths import head_scores
 from icl_jax.maths.head_scores import HEAD_THRESHOLD
 from icl_jax.maths.icl_score import icl_windowed
+from icl_jax.measures.ablation import ablate_sets, matched_sets
 from icl_jax.measures.head_scores import why_not
-from icl_jax.measures.map_rows import map_rows
 from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
 from icl_jax.measures.shuffled_context import control_rows
 from icl_jax.measures.snapshot import Snapshot
-from icl_jax.model.loss import losses
-from icl_jax.model.params import Params
 
 N_DRAWS = 3
-_ROWS_AT_A_TIME_TOKENS = 2048
-
-
-def ablate_sets(
-    params: Params, rows: Int[Array, "B tokens"], sets: Bool[Array, "A N H"], config: ModelConfig
-) -> tuple[Float[Array, "B T"], Float[Array, "B A T"]]:
-    """Loss of every token, nats: of the intact model, and without the heads of each set, patterns kept."""
-
-    def some_rows(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        patterns: list[jax.Array] = []
-
-        def keep(_name: str, _layer: int, value: jax.Array) -> jax.Array:
-            patterns.append(value)
-            return value
-
-        intact = losses(params, rows, config, tap=keep, seen=("pattern",))
-
-        def without(is_out: jax.Array) -> jax.Array:
-            def tap(name: str, layer: int, value: jax.Array) -> jax.Array:
-                if name == "pattern":
-                    return patterns[layer]
-                return jnp.where(is_out[layer][None, :, None, None], jnp.zeros((), value.dtype), value)
-
-            return losses(params, rows, config, tap=tap, seen=("pattern", "z"))
-
-        return intact, jnp.moveaxis(jax.lax.map(without, sets), 0, 1)
-
-    n_each = max(1, _ROWS_AT_A_TIME_TOKENS // (rows.shape[1] - 1))
-    return map_rows(some_rows, rows, n_at_a_time=n_each)
-
-
-def matched_sets(chosen: Bool[Array, "N H"], order: Float[Array, "A N H"]) -> Bool[Array, "A N H"]:
-    """As many other heads of each layer as are chosen there, the first by `order`; all others where those are fewer."""
-    order = jnp.where(chosen[None], jnp.inf, order)
-    rank = jnp.argsort(jnp.argsort(order, axis=-1), axis=-1)
-    return (rank < jnp.sum(chosen, axis=-1)[None, :, None]) & ~chosen[None]
 
 
 def look(at: Snapshot, rows: jax.Array, order: jax.Array) -> dict[str, jax.Array]:
     tokens = at.repeated.tokens
-    matching = jnp.stack([head_scores.prefix_matching(p, tokens) for p in at.repeated.of_layers("pattern")])
+    matching = at.repeated.each_layer(
+        ("pattern",), lambda seen, _params: head_scores.prefix_matching(seen["pattern"], tokens)
+    )
     chosen = matching >= np.float32(HEAD_THRESHOLD)
-    sets = jnp.concatenate([chosen[None], matched_sets(chosen, order)])
-    intact, ablated = ablate_sets(at.params, rows, sets, at.config)
-    return {"intact": intact, "ablated": ablated, "n": jnp.sum(sets, axis=(1, 2))}
+    sets = jnp.concatenate([jnp.zeros_like(chosen)[None], chosen[None], matched_sets(chosen, order)])
+    loss_ABT = ablate_sets(at.params, rows, at.config, sets, "pattern_preserving")
+    ablated = jnp.moveaxis(loss_ABT[1:], 0, 1)
+    return {"intact": loss_ABT[0], "ablated": ablated, "n": jnp.sum(sets[1:], axis=(1, 2))}
 
 
 def finish(_context: Context, _params: StackedParams, seen: Arrays) -> Arrays:

@@ -205,6 +205,7 @@ def final_resid(
     tap: TapFn | None = None,
     seen: Container[str] = ACTIVATIONS,
     start: Start | None = None,
+    scan_tap: bool = False,
     gather: GatherFn | None = None,
     execution: Execution | None = None,
 ) -> Float[Array, "B T D"]:
@@ -212,7 +213,8 @@ def final_resid(
 
     `seen`: the activations that the tap is called for. `start`, a layer and its `resid_mid`, in a model with a parallel
     residual its `resid_pre` as well: only what lies after it is computed, and of the tokens only their number is read.
-    Where layers are scanned this layer may be traced, and those that the tap is told are.
+    Where layers are scanned this layer may be traced, and those that the tap is told are; without `start` they are
+    scanned under a tap with `scan_tap`.
     `gather` makes a whole parameter out of this device's shard,
     layer by layer (fully sharded training). `execution`: None resolves that of JAX's default platform.
     """
@@ -244,6 +246,8 @@ def final_resid(
         else:
             for index in range(int(first) + 1, config.n_layers):
                 resid = block(resid, {name: value[index] for name, value in stacked.items()}, index)
+    elif scan_tap and execution.scan_layers:
+        resid = jax.lax.fori_loop(0, config.n_layers, partial(_one_of, block, stacked, tap), resid)
     elif tap is not None or not execution.scan_layers:
         for index in range(config.n_layers):
             at_index: BlockFn = partial(block, index=index)

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from icl_jax.config import ModelConfig
-from icl_jax.measures import set_ablation, shuffled_context
-from icl_jax.measures.ablation import ablate
+from icl_jax.measures import shuffled_context
+from icl_jax.measures.ablation import ablate, ablate_sets, matched_sets
 from icl_jax.measures.held_out_loss import held_out_loss
 from icl_jax.measures.pca import pca
 from tests.analysis.small_runs import random_rows
@@ -32,14 +32,14 @@ def test_a_set_of_one_head_is_that_head_and_matched_heads_are_others_of_its_laye
     params, rows = random_params(CONFIG), random_rows(CONFIG, 3)
     sets = np.zeros((3, 2, 3), bool)
     sets[0, 0, 1] = sets[1, 1, 2] = True
-    intact, ablated = set_ablation.ablate_sets(params, jnp.asarray(rows), jnp.asarray(sets), CONFIG)
-    one = ablate(params, rows, CONFIG)["pattern_preserving"]
-    np.testing.assert_allclose(ablated[:, 0], one[0, 1], atol=2e-5)
-    np.testing.assert_allclose(ablated[:, 1], one[1, 2], atol=2e-5)
-    np.testing.assert_allclose(ablated[:, 2], intact, atol=2e-5)
+    ablated = ablate_sets(params, rows, CONFIG, sets, "pattern_preserving")
+    one = ablate(params, rows, CONFIG)
+    np.testing.assert_allclose(ablated[0], one["pattern_preserving"][0, 1], atol=2e-5)
+    np.testing.assert_allclose(ablated[1], one["pattern_preserving"][1, 2], atol=2e-5)
+    np.testing.assert_allclose(ablated[2], one["intact"], atol=2e-5)
     chosen = np.array([[True, False, False], [True, True, False]])
     order = np.array([[[0.1, 0.9, 0.5], [0.5, 0.1, 0.2]]])
-    matched = set_ablation.matched_sets(jnp.asarray(chosen), jnp.asarray(order))
+    matched = matched_sets(jnp.asarray(chosen), jnp.asarray(order))
     assert np.asarray(matched).tolist() == [[[False, False, True], [False, False, True]]]
 
 

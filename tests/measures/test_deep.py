@@ -59,6 +59,11 @@ def test_heads_of_scanned_layers_are_ablated_as_those_of_others(monkeypatch: pyt
     found = jax.jit(lambda params: ablate(params, rows, ALIKE))(params)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, atol=2e-5, err_msg=name)
+    sets = np.zeros((1, ALIKE.n_layers, ALIKE.n_heads), bool)
+    sets[0, 0, 3] = True
+    for kind in ("full", "pattern_preserving"):
+        of_set = jax.jit(ablation.ablate_sets, static_argnums=(2, 4))(params, jnp.asarray(rows), ALIKE, sets, kind)
+        np.testing.assert_allclose(of_set[0], expected[kind][0, 3], atol=2e-5, err_msg=kind)
 
 
 def _forget_compiled() -> None:
