@@ -1,9 +1,10 @@
-"""Sizes at their ends: memory and time of the start of 2e9 steps, and of a report of 300 runs. Part of `make bench`.
+"""Sizes at their ends: a start of 2e9 steps, verify of many and large snapshots, a report of 300 runs. Part of `make bench`.
 
 The runs are copies of one that has been analyzed, of other configs and seeds as far as they say:
 `python -m benchmarks.sizes --run runs/repeats-2l`.
 """
 
+import hashlib
 import re
 import resource
 import secrets
@@ -11,15 +12,20 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tyro
 from etils import epath
 
 from icl_jax.config import parse_config
+from icl_jax.model.params import param_shapes
 from icl_jax.rundir import RunDir, probe_steps, snapshot_steps
+from icl_jax.rundir.checkpoints import load_arrays, saved_steps
 from icl_jax.rundir.record import Record, load_record
+from icl_jax.rundir.verify import problems
 
 _SEEDS = 3
 
@@ -80,10 +86,47 @@ def report(run: str, n_runs: int, folder: Path) -> str:
     return f"report of {n_runs} runs: {took_s / n_runs:.2f} CPU-seconds a run, a page of {size_mb:.1f} MB"
 
 
+def verify(run: RunDir) -> str:
+    """CPU time of `icl-jax verify`, its start-up apart, beside that of reading alone: Orbax's, and of plain bytes."""
+    paths = [path / str(step) for path in (run.path / "snapshots", run.path / "state") for step in saved_steps(path)]
+    load_arrays(paths[0])  # Orbax and JAX start
+    files = [path for path in Path(run.path).rglob("*") if path.is_file()]
+    n_bytes = sum(path.stat().st_size for path in files)
+
+    def cpu_s(work: Callable[[], object]) -> float:
+        start_s = time.process_time()
+        work()
+        return time.process_time() - start_s
+
+    whole_s = cpu_s(lambda: list(problems(run)))
+    orbax_s = cpu_s(lambda: [load_arrays(path) and None for path in paths])
+    bytes_s = cpu_s(lambda: [hashlib.sha256(path.read_bytes()).digest() for path in files])
+    what = f"{len(paths)} snapshots and states, {n_bytes / 1e6:.0f} MB in {len(files)} files"
+    reading = f"to load them {orbax_s:.2f}, to read and hash the files {bytes_s:.2f}"
+    return f"verify of {what}: {whole_s:.2f} CPU-seconds; {reading}"
+
+
+def random_run(path: str, d_model: int, vocab_size: int, n_snapshots: int) -> RunDir:
+    """Snapshots of random parameters."""
+    config = parse_config(
+        f"[model]\nd_model = {d_model}\nvocab_size = {vocab_size}\n[snapshots]\nn_linear = 1\nn_log = 0"
+    )
+    run = RunDir.create(path, config, corpus_sha256="0" * 64)
+    draw = np.random.default_rng(0)
+    for step in range(n_snapshots):
+        shapes = param_shapes(config.model).items()
+        run.save_snapshot(step, {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes})
+    return run
+
+
 def main(args: Args) -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as folder:
         print(begin(args.n_steps, Path(folder)))
+        for d_model, vocab_size, n_snapshots in ((64, 256, 200), (2048, 32_768, 1)):
+            path = Path(folder) / f"verified{n_snapshots}"
+            print(verify(random_run(str(path), d_model, vocab_size, n_snapshots)))
+            shutil.rmtree(path)
         if args.run:
             print(report(args.run, args.n_runs, Path(folder)))
 
