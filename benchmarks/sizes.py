@@ -1,6 +1,6 @@
-"""Sizes at their ends: a start of 2e9 steps, verify of many and large snapshots, a report of 300 runs. Part of `make bench`.
+"""Sizes at their ends: a start of 2e9 steps, verify of many and large snapshots, a report of 300 runs.
 
-The runs are copies of one that has been analyzed, of other configs and seeds as far as they say:
+Part of `make bench`. The runs are copies of one that has been analyzed, of other configs and seeds as far as they say:
 `python -m benchmarks.sizes --run runs/repeats-2l`.
 """
 

@@ -3,10 +3,14 @@
 import re
 from pathlib import Path
 
+_IN_TABLE = re.compile(r"^    \*?(\w+)\.\w+,$", re.MULTILINE)
 _DECLARED = re.compile(r"\b(?:Measurement|Derived)\(\s*name=\"(\w+)\"")
 
 
 def measurement_names() -> list[str]:
-    """What `icl_jax.measures.table.TABLE` can hold, by file."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return [name for file in files for name in _DECLARED.findall(file.read_text(encoding="utf-8"))]
+    """Those of `icl_jax.measures.table.TABLE`, in its order."""
+    folder = Path(__file__).parent
+    modules = dict.fromkeys(_IN_TABLE.findall((folder / "table.py").read_text(encoding="utf-8")))
+    return [
+        name for module in modules for name in _DECLARED.findall((folder / f"{module}.py").read_text(encoding="utf-8"))
+    ]
