@@ -104,7 +104,7 @@ class ModelConfig:
         require(self.loss_chunk >= 0, "model.loss_chunk", self.loss_chunk, "must be 0 (what is fastest) or more")
         for name in ("init_std", "norm_eps", "rotary_base", "rotary_factor", "rotary_low_turns"):
             require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "must be greater than 0")
-        for name in ("window", "rotary_original_ctx", "loss_chunk"):
+        for name in ("window", "rotary_original_ctx"):
             require(getattr(self, name) < 2**31, f"model.{name}", getattr(self, name), "must be less than 2**31")
         for name in ("attn_soft_cap", "logit_soft_cap", "window_rotary_base"):
             require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "must be 0 or more")

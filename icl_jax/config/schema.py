@@ -89,9 +89,6 @@ class TrainConfig:
         require(self.batch_size % self.accum_steps == 0, "train.batch_size", self.batch_size, allowed)
         allowed = "must be 1 unless train.parallel = 'mesh'"
         require(self.fsdp == 1 or self.parallel == "mesh", "train.fsdp", self.fsdp, allowed)
-        n_rows = self.batch_size // self.accum_steps
-        allowed = f"must divide the {n_rows} rows of train.batch_size / train.accum_steps"
-        require(n_rows % self.fsdp == 0, "train.fsdp", self.fsdp, allowed)
 
     def rows_per_device(self, n_devices: int) -> int:
         """Rows of a micro-batch on one device. Raises UserError where the batch does not divide evenly."""

@@ -14,6 +14,10 @@ def may_start(path: str, config: Config, n_processes: int = 1) -> RunDir | None:
     Raises UserError where the folder holds something else, or a run whose config would give other numbers, and where
     the run cannot fit on this machine.
     """
+    n_rows, n_shards = config.train.batch_size // config.train.accum_steps, config.train.fsdp
+    if n_rows % n_shards:  # as they do not among any number of devices; JAX would make as many on a CPU
+        allowed = f"must divide the {n_rows} rows of train.batch_size / train.accum_steps"
+        raise UserError(f"train.fsdp = {n_shards}: {allowed}")
     check_memory(config, n_processes)
     if not RunDir.is_run(path):
         RunDir.check_free(path)
