@@ -111,7 +111,7 @@ def test_what_the_trained_tokenizer_takes_in_pieces_others_take_whole(
 ) -> None:
     """The standard library's files, whose numbers are published, have long ones."""
     monkeypatch.setattr(tokenizing, "_PIECE_CHARS", 10)
-    documents = Texts(["a b\n  a b " * 9])
+    documents = Texts(["a b\nb a b " * 9])
     monkeypatch.setattr(documents, "is_cut", True)
     other = Tokenizer(models.BPE({"<s>": 0, "a": 1, "b": 2, "▁": 3, "\n": 4}, []))
     other.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
