@@ -84,6 +84,16 @@ test-faults: setup ## kills, full disks, damage, clocks, W&B that hangs: what ea
 test-parity: $(VENV)/.installed-parity ## tests against TransformerLens (installs it and PyTorch: 1 GB)
 	$(BIN)/python -m pytest -m "slow or not slow" tests/parity
 
+test-openers: $(VENV)-openers/.installed ## exported folders in nnsight, lm-eval and TransformerLens 4 (installs them: 1 GB)
+	$(VENV)-openers/bin/python -m pytest -m slow tests/openers
+
+# An environment of its own and without the pins: see the extra.
+$(VENV)-openers/.installed: $(VENV)/.python pyproject.toml
+	@$(call environment,$(VENV)-openers)
+	@$(VENV)-openers/bin/python -m pip install -qq torch==2.13.0
+	$(VENV)-openers/bin/python -m pip install -q --editable ".[dev,openers]"
+	@touch $@
+
 # An extra beside the development tools: $(VENV)/.installed-parity, say.
 $(VENV)/.installed-%: $(STAMP)
 	$(call install,$(VENV),dev$(comma)$*)
