@@ -31,13 +31,16 @@ def judge_files(listings: Mapping[int, Listing]) -> tuple[list[Finding], list[st
 
 
 def judge_gaps(steps: list[int]) -> list[Finding]:
-    """Steps that a series passes over in the middle of even ones: 1000, 2000, 4000, 5000."""
+    """Steps that a series passes over in the middle of even ones: 1000, 2000, 4000, 5000.
+
+    Spans that differ by 1 are those of steps that are spaced by their logarithm and rounded: 14, 15, 17, 18.
+    """
     spans = [later - earlier for earlier, later in itertools.pairwise(steps)]
     findings = []
     for i in range(2, len(spans) - 2):
         beside = {spans[j] for j in (i - 2, i - 1, i + 1, i + 2)}
         (span, *others) = beside
-        if not others and spans[i] > span and spans[i] % span == 0:
+        if not others and spans[i] > span + 1 and spans[i] % span == 0:
             gone = tuple(range(steps[i] + span, steps[i + 1], span))
             said = f"not there, though every {span} steps before and after are"
             findings.append(Finding(steps=gone, kind="missing", said=said))

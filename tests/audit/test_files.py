@@ -70,6 +70,12 @@ def test_steps_that_are_passed_over() -> None:
     assert finding.steps == (60_000, 61_000)
 
 
+@pytest.mark.parametrize("growth", [1.02, 1.05, 1.1, 1.3])
+def test_rounded_steps_of_a_logarithmic_schedule_are_not_passed_over(growth: float) -> None:
+    steps = sorted({round(growth**i) for i in range(600) if growth**i < 200_000})
+    assert judge_gaps([0, *steps]) == []
+
+
 def test_a_loss_that_stands_out() -> None:
     steps = np.arange(40)
     loss = 4 - 2 / (1 + np.exp(-(steps - 15) / 1.5)) + 0.02 * np.random.default_rng(0).normal(size=40)
