@@ -85,11 +85,17 @@ class OpenedRun:
         return at[names].to_dataframe()
 
     def probe(self, text: str, step: int | None = None) -> "Probe":
-        """A text token by token: losses, predictions, heads; see `icl_jax.analysis.probe.probe`."""
+        """A text token by token: losses, predictions, heads; see `icl_jax.analysis.probe.probe`.
+
+        Warns where the run has changed since the analysis that says where its phase change is.
+        """
         # Not at the top: it takes the tokenizer, the model and with it flax.
         from icl_jax.analysis.probe import probe
 
-        return probe(self._run, text, step)
+        found = probe(self._run, text, step)
+        if found.outdated is not None:
+            warnings.warn(f"{found.outdated}: icl-jax analyze measures what is new", stacklevel=2)
+        return found
 
     def _repr_html_(self) -> str:
         """The run in a notebook: what it is, and the curve of its in-context learning score."""

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from icl_jax.analysis.checks import text_ids
-from icl_jax.analysis.dataset import load_dataset
+from icl_jax.analysis.dataset import load_dataset, outdated
 from icl_jax.analysis.run_measurements import load_stacked
 from icl_jax.config import ModelConfig
 from icl_jax.data.text.tokenizing import decode_tokens
@@ -45,6 +45,8 @@ class Probe:
     vocabulary: tuple[str, ...]
     """How every id shows; safe to print."""
     looks: tuple[Look, ...]
+    outdated: str | None = None
+    """What the run has become since the analysis that was asked for the phase change; None: nothing, or not asked."""
 
     @property
     def tokens(self) -> list[str]:
@@ -75,7 +77,7 @@ def probe(run: RunDir, text: str, step: int | None = None) -> Probe:
     """
     model = run.config.model
     tokenizer, found = text_ids(run, text)
-    steps = _steps(run, step)
+    steps, change = _steps(run, step)
     ids = np.array([run.load_held_out().bos_id, *found], np.int32)
     seen = map_snapshots(_look, load_stacked(run, steps), ids[None], config=model)
     looks = tuple(
@@ -84,22 +86,24 @@ def probe(run: RunDir, text: str, step: int | None = None) -> Probe:
     )
     every_id = range(model.vocab_size)
     vocabulary = [str(i) for i in every_id] if tokenizer is None else decode_tokens(tokenizer, every_id)
-    return Probe(ids, tuple(vocabulary), looks)
+    return Probe(ids, tuple(vocabulary), looks, change)
 
 
-def _steps(run: RunDir, step: int | None) -> list[int]:
+def _steps(run: RunDir, step: int | None) -> tuple[list[int], str | None]:
+    """The snapshots to look with, and what the run has become since the analysis that named them."""
     kept = [entry.step for entry in run.snapshots()]
     if step is not None:
-        return [step]
-    analysis = run.path / "analysis.zarr"
+        return [step], None
+    analysis, change = run.path / "analysis.zarr", None
     if analysis.exists():
         dataset = load_dataset(analysis)
+        change = outdated(run, dataset)
         if "step_before" in dataset and finding_of(dataset).changes:
             ends = [int(dataset["step_before"]), int(dataset["step_after"])]
             # The run may have been cut back and trained anew since it was analyzed.
             if set(ends) <= set(kept):
-                return ends
-    return kept[-1:]
+                return ends, change
+    return kept[-1:], change
 
 
 def _look(params: Params, tokens: Int[Array, "1 T"], config: ModelConfig) -> dict[str, Array]:

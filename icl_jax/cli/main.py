@@ -257,7 +257,7 @@ def run(argv: Sequence[str]) -> int:
     except MemoryError as error:
         if is_debug:
             traceback.print_exc()
-        _tell_error(f"out of memory: {error}")
+        _tell_error(": ".join(filter(None, ["out of memory", str(error)])))
         return 2
     except KeyboardInterrupt:
         process.interrupts.is_told = True

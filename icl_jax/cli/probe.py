@@ -68,6 +68,8 @@ def probe(args: ProbeArgs, console: Console) -> int:
         columns["MLPs"] = ["", *(f"{value:+.1f}" for value in terms.mlps.sum(axis=-1)), ""]
     if {"b_O", "b_U"} & set(model.biases):
         columns["biases"] = ["", *(f"{value:+.1f}" for value in terms.biases), ""]
+    if found.outdated is not None:
+        say(console, f"{found.outdated}: icl-jax analyze measures what is new")
     say(console, f"{run.path}: {_title([look.step for look in found.looks])}")
     _print_table(console, columns)
     for look in found.looks:

@@ -60,7 +60,10 @@ def _window(dataset: xr.Dataset) -> Iterator[str]:
         low, high = change.size_interval
         yield _line("  90 % intervals", ", ".join([*parts, f"size {low:+.2f} to {high:+.2f} nats"]))
     before, after = int(dataset["step_before"]), int(dataset["step_after"])
-    at = {f"before (step {before})": before, f"after (step {after})": after, "end of run": int(dataset["snapshot"][-1])}
+    last = int(dataset["snapshot"][-1])
+    at = {f"before (step {before})": before, f"after (step {after})": after, "end of run": last}
+    if not finding.changes:  # then there is no before: a tenth of the run and its end
+        at = {f"a tenth of the run (step {before})": before, "end of run": last}
     for name in ("icl_windowed", "icl_score"):
         errors = dataset["icl_sem" if name == "icl_windowed" else "icl_score_sem"]
         values = [
@@ -165,7 +168,10 @@ def _ablations(dataset: xr.Dataset) -> Iterator[str]:
         return
     # After the change: it is what these heads have just done that the vector measures.
     now = {"selected": int(dataset["step_after"])}
-    yield _line("ablation after it", "head: share of the change that it undoes (and the ICL score it costs, nats)")
+    when, what = "after it", "the change"
+    if not finding_of(dataset).changes:
+        when, what = "at the end", "what the run changed from a tenth of it on"
+    yield _line(f"ablation {when}", f"head: share of {what} that it undoes (and the ICL score it costs, nats)")
     n_layers, n_heads = dataset.sizes["layer"], dataset.sizes["head"]
     for kind, title in _KINDS.items():
         along = -dataset[f"{kind}_along_change"].sel(now).values

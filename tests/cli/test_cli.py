@@ -1,16 +1,19 @@
 """The command line as a user meets it."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from icl_jax import __version__
+from icl_jax import __version__, process
+from icl_jax.cli import main
 from icl_jax.config.builtin import suite_file
 from icl_jax.rundir import RunDir
 from icl_jax.suites.suite import load_suite
-from tests.train.runs import CLI, TINY, command, finish, start_cli, tiny_config, train_here
+from icl_jax.train import session
+from tests.train.runs import CLI, TINY, TellingTracker, command, finish, start_cli, tiny_config, train_here
 
 _VERBS = [
     ("train",),
@@ -69,10 +72,17 @@ def test_a_folder_does_not_hide_the_built_in_config_or_suite_of_its_name(
         status, out, err = command(*args)
         assert (status, err) == (0, ""), args
         assert "64" in out
-    # Into a folder of its own name, and once more: it resumes.
-    small = ("--train.n-steps", "1", "--optimizer.warmup-steps", "0", "--devices", "1")
-    for said in ("smoke: complete, 1 steps", "smoke: already complete at step 1"):
-        status, out, err = command("train", "smoke", "--run", "smoke", *small)
+    # Into a folder of its own name, with Ctrl-C; once more: it resumes; and a third time.
+    small = ("--train.n-steps", "2", "--optimizer.warmup-steps", "0", "--devices", "1")
+    again = ("train", "smoke", "--run", "smoke", *small)
+    with monkeypatch.context() as patch:
+        tracker = TellingTracker(lambda step: None if step else signal.raise_signal(signal.SIGINT))
+        patch.setattr(session, "make_tracker", lambda *_args: tracker)
+        status, out, err = command(*again)
+    assert (status, err) == (130, "")
+    assert f"SIGINT: state saved at step 1; resume with: icl-jax {' '.join(again)}" in out
+    for said in ("smoke: resumes at step 1", "smoke: already complete at step 2"):
+        status, out, err = command(*again)
         assert (status, err) == (0, ""), err
         assert said in out
     assert load_suite(suite_file("quick")).members[0].name == "repeats-0l"
@@ -80,6 +90,27 @@ def test_a_folder_does_not_hide_the_built_in_config_or_suite_of_its_name(
 
 def test_version() -> None:
     assert command("--version") == (0, f"icl-jax {__version__}\n", "")
+
+
+@pytest.mark.parametrize("why", ["Unable to allocate 3.00 TiB for an array", ""])
+def test_memory_that_runs_out_is_one_line(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def verify(*_args: object) -> int:
+        raise MemoryError(why)
+
+    monkeypatch.setitem(main._VERBS, "verify", verify)
+    assert command("verify", "run") == (2, "", f"icl-jax: out of memory{': ' if why else ''}{why}\n")
+
+
+def test_jax_is_not_asked_for_a_million_devices(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(process, "configure_jax", asked.append)
+    many = ("--devices", str(2**20), "--train.batch-size", str(2**20))
+    status = main.run(["train", str(config_file), "--run", str(tmp_path / "run"), *many])
+    assert (status, asked) == (2, [512])
+    assert capsys.readouterr().err.startswith("icl-jax: --devices = 1048576: must be at most 8")
+    assert not (tmp_path / "run").exists()
 
 
 def test_debug_shows_where_an_error_came_from() -> None:

@@ -144,7 +144,7 @@ def test_a_folder_for_the_hub(runs: Path, tmp_path: Path) -> None:
 
 
 def test_a_standard_class_needs_no_code_of_ours_and_the_tokenizer_goes_along(
-    tmp_path: Path, tokenizer_json: str
+    tmp_path: Path, tokenizer_json: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = ModelConfig(
         n_layers=1, n_ctx=33, vocab_size=263, d_mlp=8, gated_mlp=True, activation="silu", positions="rotary"
@@ -152,9 +152,11 @@ def test_a_standard_class_needs_no_code_of_ours_and_the_tokenizer_goes_along(
     run = make_run(tmp_path / "run", model, {5: random_params(model)}, random_rows(model, 6), tokenizer_json)
     assert command("analyze", run.path, "--only", "held_out_loss,icl")[0] == 0
     out = tmp_path / "hub"
-    status, said, err = command("export", run.path, "--to", "transformers", "--out", out)
+    monkeypatch.chdir(tmp_path)
+    status, said, err = command("export", run.path, "--to", "transformers", "--out", "hub")
     assert (status, err) == (0, "")
     assert said.splitlines()[0] == f"{out}: step5, LlamaForCausalLM"
+    assert f"from_pretrained({str(out / 'step5')!r})" in said  # from any folder
     assert "trust_remote_code" not in said
     assert {path.name for path in (out / "step5").iterdir()} == {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",

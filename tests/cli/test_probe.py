@@ -92,7 +92,11 @@ def test_before_and_after_where_the_analysis_knows_the_window(run: Path) -> None
         lines = manifest.read_text().splitlines(keepends=True)
         manifest.write_text("".join(line for line in lines if json.loads(line)["step"] != end))
         (run / "snapshots" / str(end)).rename(run / "away")
-        assert [look.step for look in icl_jax.open_run(str(run)).probe(TEXT).looks] == [100]
+        change = "11 snapshots up to step 100 then, 10 up to step 100 now: icl-jax analyze measures what is new"
+        with pytest.warns(UserWarning, match=change):
+            assert [look.step for look in icl_jax.open_run(str(run)).probe(TEXT).looks] == [100]
+        assert change in command("probe", run, TEXT)[1].splitlines()[0]
+        assert change not in command("probe", run, TEXT, "--step", "100")[1]
         (run / "away").rename(run / "snapshots" / str(end))
         manifest.write_text("".join(lines))
     finally:

@@ -36,7 +36,8 @@ def test_the_score_at_single_tokens_is_not_shown_where_it_says_nothing() -> None
     for error, is_shown in ((0.1, True), (0.46, False)):
         table = _shown(no_change() | {"icl_score_sem": (("snapshot",), np.linspace(error, 0.01, 11))})
         assert ("not shown: at single tokens its standard error is up to 0.46" in table) != is_shown
-        assert ("icl_score (nats)             before (step 10) -0.100 ±" in table) == is_shown
+        assert ("icl_score (nats)             a tenth of the run (step 10) -0.100 ±" in table) == is_shown
+        assert not any(word in table for word in ("before (", "after ("))
 
 
 def test_changes_of_the_best_heads_and_of_the_loss() -> None:
