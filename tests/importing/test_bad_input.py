@@ -127,6 +127,8 @@ def test_tensors_that_cannot_be_used(llama: Callable[..., Path], tokenizer_json:
 ARGUMENTS: dict[str, tuple[tuple[str, ...], str]] = {
     "no such path": (("nosuch",), "nosuch: no such file or folder, and no glob of checkpoints"),
     "folder of nothing": (("empty",), "empty: must hold a config.json with weights, a .gguf file, or a folder"),
+    "a file of something else": (("short.txt",), "short.txt: is neither a folder nor a file of weights"),
+    "a device": (("/dev/null",), "/dev/null: is neither a folder nor a file of weights"),
     "folders without steps": (("unnamed",), "unnamed: no folder is named by its step, such as step1000; there are a"),
     "two of one step": (("twice",), "are both of step 3"),
     "steps": (("series", "--steps", "a-b"), "--steps = 'a-b': must be steps and ranges of steps such as 0,1000,2000"),

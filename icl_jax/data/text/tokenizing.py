@@ -101,6 +101,8 @@ def tokenizer_file(name: str) -> Path | None:
 
 def read_tokenizer_file(name: str, path: Path) -> str:
     """Text of a tokenizer file. Raises UserError if it cannot be read."""
+    if path.is_fifo():  # it may never be written to
+        raise UserError(f"data.tokenizer = {name!r}: is no regular file")
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -30,8 +30,11 @@ class FolderSource:
             return
         if root.exists():
             self._is_one = is_checkpoint(root)
-            found = [root] if self._is_one else [path for path in root.iterdir() if _may_be_one(path)]
+            inside = root.iterdir() if root.is_dir() else ()
+            found = [root] if self._is_one else [path for path in inside if _may_be_one(path)]
             allowed = "must hold a config.json with weights, a .gguf file, or a folder of such for each step"
+            if not root.is_dir():
+                allowed = "is neither a folder nor a file of weights"
         else:
             found = [path for path in map(Path, glob.glob(expanded)) if is_checkpoint(path)]
             self._is_one = len(found) == 1

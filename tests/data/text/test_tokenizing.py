@@ -1,5 +1,6 @@
 """Tokenizers and encoding."""
 
+import os
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -157,6 +158,9 @@ def test_tokenizer_files(tmp_path: Path, bpe: Tokenizer) -> None:
         with pytest.raises(UserError, match=r"data.tokenizer = .*mine.json") as caught:
             load_tokenizer(str(path))
         assert "\n" not in str(caught.value)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe': is no regular file"):
+        load_tokenizer(str(tmp_path / "pipe"))
     with pytest.raises(UserError, match=r"gone.json': cannot read the file: No such file"):
         load_tokenizer(str(tmp_path / "gone.json"))
 
