@@ -94,7 +94,7 @@ def configs(draw: st.DrawFn) -> Config:
     options: dict[str, Any] = {
         "repeats": {
             "phrase_len": draw(st.integers(2, model.n_ctx - 1)),
-            "n_phrases": draw(COUNT),
+            "n_phrases": draw(st.integers(1, 2**31 - 1)),
             "phrase_prob": draw(st.floats(min_value=0, max_value=1, exclude_min=True)),
         },
         "classes": {"n_classes": draw(COUNT), "bursty": draw(st.floats(0, 1))},
