@@ -117,17 +117,22 @@ def co_occurrence(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
         + (f"; {100 * part:.0f} % of the best head formed in it" if _changes(run) else "")
         for run, part in zip(forming, shares, strict=True)
     ]
-    controls = [
-        run for run in without_heads(measured) if run.phase is not None and run.phase.status != "too few points"
-    ]
+    controls = [run for run in without_heads(measured) if _has_curve(run)]
     effect += [f"{run.name}, without induction heads: {run.phase_words}" for run in controls]
-    together = [_changes(run) and part >= _MOST for run, part in zip(forming, shares, strict=True)]
     limits = _limits("a correlation only", untaken)
+    together = [_changes(run) and part >= _MOST for run, part in zip(forming, shares, strict=True) if _has_curve(run)]
+    if not together:
+        return "not tested", effect, _limits(untaken, "takes eight snapshots or more")
     if not all(together):
         return "partly" if any(together) else "not supported", effect, limits
     if not controls:
         return "partly", effect, _limits(limits, "needs a run on the same data that forms no induction heads")
     return "partly" if any(_changes(run) for run in controls) else "supported", effect, limits
+
+
+def _has_curve(run: ReportedRun) -> bool:
+    """Whether it has points enough to tell a change from none: a single imported checkpoint has not."""
+    return run.phase is not None and run.phase.status != "too few points"
 
 
 def _changes(run: ReportedRun) -> bool:

@@ -82,6 +82,10 @@ def test_co_occurrence_takes_heads_a_change_and_a_control_without(tmp_path: Path
     # Too few points to tell are no control.
     untold = _run(tmp_path / "untold", forms=False, model=_model(1), change_p=((), np.nan))
     assert co_occurrence([forming, untold])[0] == "partly"
+    # Nor do they show that heads come without a change: a single checkpoint of someone else's, say.
+    one = _run(tmp_path / "single", forms=True, model=_model(), **no_change() | {"change_p": ((), np.nan)})
+    assert co_occurrence([one, flat])[::2] == ("not tested", "takes eight snapshots or more")
+    assert co_occurrence([one, forming, flat])[0] == "supported"
 
 
 def test_a_fall_without_a_change_does_not_pass(tmp_path: Path) -> None:
