@@ -117,6 +117,7 @@ def losses(
     return _loss_of(x_BTD, params, rows, config, execution)
 
 
+@takes_rows
 def loss_of_resid(
     params: Params, resid: Float[Array, "B T D"], rows: Int[Array, "B T1"], config: ModelConfig
 ) -> Float[Array, "B T"]:

@@ -60,11 +60,12 @@ def test_they_are_all_there() -> None:
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.endswith("loss_and_grads")])
 def test_what_are_no_ids_are_refused(name: str, kind: str) -> None:
     tokens, said = BAD[kind]
-    more = {"labels": jnp.asarray(tokens), "n_labels": 1} if name.endswith(".label_matching") else {}
     parameters = inspect.signature(FUNCTIONS[name]).parameters
-    given = {"tokens" if "tokens" in parameters else "rows": jnp.asarray(tokens)}
+    given = {"params": PARAMS, "config": MODEL, "tokens" if "tokens" in parameters else "rows": jnp.asarray(tokens)}
+    # What else it takes is not looked at before.
+    more = {p.name: jnp.asarray(tokens) for p in parameters.values() if p.default is p.empty and p.name not in given}
     with pytest.raises(ValueError, match=said):
-        FUNCTIONS[name](params=PARAMS, config=MODEL, **given, **more)
+        FUNCTIONS[name](**given, **more)
 
 
 def test_the_module_refuses_too() -> None:

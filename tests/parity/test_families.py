@@ -150,4 +150,5 @@ def test_every_family_of_transformers_is_tried() -> None:
     assert families - {kind for kind, _ in CASES.values()} == {
         "pico_decoder",  # above
         "hooked_transformer",  # of TransformerLens
+        "icl_jax",  # ours, in test_exported.py
     }

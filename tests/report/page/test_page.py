@@ -211,7 +211,7 @@ def test_report_analyzes_what_never_was(
     assert page_json(tmp_path / "out" / "index.html")["runs"][0]["name"] == "run"
     (tmp_path / "file").write_text("")
     assert run_cli(["report", str(tmp_path / "run"), "--out", str(tmp_path / "file" / "x")]) == 2
-    assert f"{tmp_path / 'file' / 'x'}: cannot write the report: Not a directory" in capsys.readouterr().err
+    assert f"{tmp_path / 'file'} is a file: must be a folder" in capsys.readouterr().err
     assert run_cli(["report", "gs://bucket/run"]) == 2
     assert "--out is missing: gs://bucket/run is a bucket" in capsys.readouterr().err
     assert run_cli(["report", str(tmp_path / "none")]) == 2
