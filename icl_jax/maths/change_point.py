@@ -30,7 +30,8 @@ from scipy.special import ndtri
 
 from icl_jax.maths.step_fit import FLOOR, ColumnFit, StepFits, logistic
 
-_FEWEST = 8
+FEWEST = 8
+"""Points that a curve must have for a change to be told from none."""
 _N_RATES = 12
 _N_WIDTHS = 7
 _N_TRIED = 16
@@ -152,7 +153,7 @@ def changes(
     smooth curve. `most`: changes to look for. Raises ValueError if tokens do not increase.
     """
     u, y = _read(tokens, curve, direction)
-    if len(y) < _FEWEST:
+    if len(y) < FEWEST:
         return [], float("nan")
     if (span := float(np.ptp(y))) == 0:
         return [], 1.0
@@ -186,7 +187,7 @@ def explained(
     None for a curve of fewer than eight points.
     """
     u, y = _read(tokens, curve, direction)
-    if len(y) < _FEWEST:
+    if len(y) < FEWEST:
         return None
     span = float(np.ptp(y)) or 1.0
     search = _Search((u - u[0]) / (u[-1] - u[0]), -direction * y / span, _smooth_columns(u, schedule), _cells(u), None)
@@ -208,7 +209,7 @@ def _read(tokens: np.ndarray, curve: np.ndarray, direction: int) -> tuple[np.nda
     u, y = np.asarray(tokens, np.float64)[is_known], np.asarray(curve, np.float64)[is_known]
     if np.any(np.diff(u) <= 0):
         raise ValueError("tokens do not increase")
-    if direction and len(y) >= _FEWEST:
+    if direction and len(y) >= FEWEST:
         first = _turn(u, direction * y)
         u, y = u[first:], y[first:]
     return u, y

@@ -9,6 +9,7 @@ than 0.05 has no change that matters, so it is not tested: its p-value is 1. Sou
 import numpy as np
 import xarray as xr
 
+from icl_jax.maths.change_point import FEWEST
 from icl_jax.maths.finding import LEAST, Finding, arrays_of, find_changes
 from icl_jax.measures.curves import SCORES, head_curves
 from icl_jax.measures.measurement import Context, Derived
@@ -25,7 +26,7 @@ def derive(context: Context, dataset: xr.Dataset) -> dict[str, np.ndarray]:
     n_tests = int(np.prod(shape))
 
     def find(tokens: np.ndarray, curve: np.ndarray) -> Finding:
-        if np.ptp(curve) < LEAST:
+        if len(curve) >= FEWEST and np.ptp(curve) < LEAST:
             return Finding((), 1.0)
         return find_changes(tokens, curve, schedule=schedule, direction=1, n_tests=n_tests)
 

@@ -73,7 +73,7 @@ def _window(dataset: xr.Dataset) -> Iterator[str]:
         if name == "icl_score" and (error := float(errors.max())) > SAYS_NOTHING:
             values = [f"not shown: at single tokens its standard error is up to {error:.2f}"]
         yield _line(f"{name} (nats)", ", ".join(values))
-    if "steepest_drop" in dataset:
+    if "steepest_drop" in dataset and dataset.sizes["snapshot"] > 1:
         ends = (_millions(float(dataset[f"steepest_{side}_tokens"])) for side in ("start", "end"))
         fall, share = float(dataset["steepest_drop"]), float(dataset["steepest_share"])
         of_run = f" ({100 * share:.0f} % of the run's change)" if np.isfinite(share) else ""

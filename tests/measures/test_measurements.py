@@ -92,7 +92,7 @@ def test_what_is_kept_of_the_losses_is_where_the_coordinates_say(tmp_path: Path)
 @pytest.mark.parametrize("steps", [(0,), (0, 3), (2, 3)])
 def test_one_or_two_snapshots_are_enough_for_what_needs_no_curve(tmp_path: Path, steps: tuple[int, ...]) -> None:
     names = [entry.name for entry in TABLE]
-    names = names[: names.index("head_scores") + 1]
+    names = [*names[: names.index("head_scores") + 1], "copying", "head_changes"]
     found = analyze(random_run(tmp_path / "run", MODEL, steps), only=names)
     absent = json.loads(found.attrs["absent"])
     assert {"bump", "pca"} <= set(absent)
@@ -101,7 +101,11 @@ def test_one_or_two_snapshots_are_enough_for_what_needs_no_curve(tmp_path: Path,
     assert {"icl_windowed", "prefix_matching", "step_before"} <= set(found)
     assert (int(found["step_before"]), int(found["step_after"])) == (steps[0], steps[-1])
     assert str(found["change_status"].values) == "too few points"
-    assert any("not tested: fewer than eight points" in line for line in phase_table(found))
+    assert set(found["head_change_status"].values.flat) == {"too few points"}
+    lines = phase_table(found)
+    assert any("not tested: fewer than eight points" in line for line in lines)
+    assert not any("no change found" in line for line in lines)
+    assert any("steepest fall" in line for line in lines) == (len(steps) > 1)
     assert not any("nan" in line for line in phase_table(found))
     for name, variable in found.variables.items():
         assert "UNEXPECTED" not in variable.attrs.get("missing", ""), name

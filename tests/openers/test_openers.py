@@ -12,36 +12,21 @@ import pytest
 from icl_jax.config import ModelConfig
 from icl_jax.model.forward import run_with_cache
 from icl_jax.model.loss import losses
-from tests.analysis.small_runs import make_run, random_rows, random_run
+from tests.analysis.small_runs import make_run, random_rows
+from tests.hub_folders import ODD, SIZES, T, exported, own_remote_code  # noqa: F401 - a fixture
 from tests.model.random_params import random_params, random_tokens
 from tests.train.runs import command
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.usefixtures("own_remote_code"), pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 _WHY = "needs the extra `openers`: make test-openers"
 torch = pytest.importorskip("torch", reason=_WHY)
 transformers = pytest.importorskip("transformers", reason=_WHY)
 nnsight = pytest.importorskip("nnsight", reason=_WHY)
 lm_eval = pytest.importorskip("lm_eval", reason=_WHY)
 
-T = 41
-SIZES = {"n_layers": 2, "d_model": 24, "n_heads": 3, "n_ctx": T, "vocab_size": 37, "position_embedding": "learned"}
-ODD = {"norm_position": "both", "d_mlp": 17, "smeared_keys": True, "norm": "layernorm"}
-
-
-@pytest.fixture(autouse=True)
-def _modules_of_remote_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-
-
-def _exported(folder: Path, model: ModelConfig) -> Path:
-    run = random_run(folder / "run", model, [3])
-    status, _, err = command("export", run.path, "--to", "transformers", "--out", folder / "hub")
-    assert (status, err) == (0, "")
-    return folder / "hub" / "step3"
-
 
 def _opened(folder: Path, model: ModelConfig) -> Any:
-    path = _exported(folder, model)
+    path = exported(folder, model)
     return transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True).eval()
 
 
@@ -101,7 +86,7 @@ LENS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("fields", LENS.values(), ids=LENS)
 def test_transformer_lens_4(fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ModelConfig(**SIZES | fields)
-    path = _exported(tmp_path, model)
+    path = exported(tmp_path, model)
     monkeypatch.syspath_prepend(str(path.parent))
     monkeypatch.delitem(sys.modules, "transformer_lens_adapter", raising=False)
     from transformer_lens_adapter import open_bridge

@@ -12,34 +12,23 @@ from icl_jax.config import ModelConfig
 from icl_jax.export.as_family import form_of
 from icl_jax.model.forward import run_with_cache
 from icl_jax.model.loss import losses
-from tests.analysis.small_runs import random_run
+from tests.hub_folders import ODD, SIZES, T, exported, own_remote_code  # noqa: F401 - a fixture
 from tests.model.architectures import FAMILIES, OPTIONS
 from tests.model.class_cases import CASES
 from tests.model.random_params import random_params, random_tokens
-from tests.train.runs import command
 
-pytestmark = [pytest.mark.slow, pytest.mark.ci, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.usefixtures("own_remote_code"),
+    pytest.mark.slow,
+    pytest.mark.ci,
+    pytest.mark.filterwarnings("ignore"),
+]
 torch = pytest.importorskip("torch", reason="needs the extra `parity`: make test-parity")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     transformers = pytest.importorskip("transformers", reason="needs the extra `parity`: make test-parity")
 
-T = 41
-SIZES = {"n_layers": 2, "d_model": 24, "n_heads": 3, "n_ctx": T, "vocab_size": 37, "position_embedding": "learned"}
 ALL = (OPTIONS | FAMILIES) | {name: fields for name, (_, fields) in CASES.items()}
-ODD = {"norm_position": "both", "d_mlp": 17, "smeared_keys": True, "norm": "layernorm"}
-
-
-@pytest.fixture(autouse=True)
-def _modules_of_remote_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-
-
-def exported(folder: Path, model: ModelConfig) -> Path:
-    run = random_run(folder / "run", model, [3])
-    status, _, err = command("export", run.path, "--to", "transformers", "--out", folder / "hub")
-    assert (status, err) == (0, "")
-    return folder / "hub" / "step3"
 
 
 def opened(folder: Path, model: ModelConfig) -> Any:
