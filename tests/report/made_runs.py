@@ -82,3 +82,53 @@ def _found(finding: Finding, before: int, after: int) -> dict[str, tuple[tuple[s
     dims = ((), ("change",), ("change", "bound"))
     found = {f"change_{name}": (dims[values.ndim], values) for name, values in arrays.items()}
     return {**found, "step_before": ((), before), "step_after": ((), after)}
+
+
+PER_HEAD = ("snapshot", "layer", "head")
+
+
+def small_model(n_layers: int = 2, **changes) -> ModelConfig:
+    return ModelConfig(n_layers=n_layers, d_model=6, n_heads=2, n_ctx=17, vocab_size=11, **changes)
+
+
+def icl_step(before: float, after: float) -> np.ndarray:
+    """Flat to step 40, at `after` from step 60 on, midway between."""
+    return np.array([before] * 5 + [(before + after) / 2] + [after] * 5)
+
+
+def scores_step(*final: float) -> np.ndarray:
+    """[snapshot, layer, head], two heads a layer: 0 to step 40, the final scores from step 60 on."""
+    ramp = np.array([0.0] * 5 + [0.5] + [1.0] * 5)
+    return ramp[:, None, None] * np.array(final).reshape(-1, 2)
+
+
+def plain_run(path: Path, *, forms: bool, model: ModelConfig, final: float = -1.0, **variables) -> ReportedRun:
+    last_layer = (0.9, 0.1) if forms else (0.1, 0.1)
+    matching = (0.0, 0.0) * (model.n_layers - 1) + last_layer
+    found = {
+        "icl_windowed": (("snapshot",), icl_step(0.0, final)),
+        "prefix_matching": (PER_HEAD, scores_step(*matching)),
+        **(window(40, 60) if forms else no_change()),
+        **variables,
+    }
+    return made_run(path, model, found)
+
+
+def labelled_run(path: Path, seed: int, after: float) -> ReportedRun:
+    n = np.arange(11)
+    prob = np.stack([np.where(n < 6, 0.1, after), np.full(11, np.nan)], axis=1)
+    run = plain_run(
+        path, forms=True, model=small_model(),
+        label=(("label",), np.array(["again", "never"])), label_n=(("label",), np.array([3, 0])),
+        label_prob=(("snapshot", "label"), prob), label_rank=(("snapshot", "label"), 1 / prob),
+        labelled_label=(("labelled",), np.array([0, 0, 0])),
+        labelled_prob=(("snapshot", "labelled"), np.tile([after - 0.1, after, after + 0.1], (11, 1))),
+    )  # fmt: skip
+    set_seed(path, seed)
+    return ReportedRun(type(run.run).open(str(path)), path.name)
+
+
+def with_config(run: ReportedRun, section: str, **values) -> ReportedRun:
+    """The run, as if of another config."""
+    config = replace(run.run.config, **{section: replace(getattr(run.run.config, section), **values)})
+    return ReportedRun(replace(run.run, config=config), run.name)

@@ -1,7 +1,6 @@
-"""Verdicts and seeds of analyses written by hand, against answers worked out by hand."""
+"""Verdicts of analyses written by hand, against answers worked out by hand."""
 
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +11,8 @@ from icl_jax.config import ModelConfig
 from icl_jax.data.corpora.repeats import RepeatsOptions
 from icl_jax.report.behaviours import behaviours
 from icl_jax.report.chart import Gap
-from icl_jax.report.figures import icl_comparison, smeared_against_plain
-from icl_jax.report.reported_run import ReportedRun, millions, open_runs, share, signed
-from icl_jax.report.seeds import group_by_config, interval
+from icl_jax.report.figures import smeared_against_plain
+from icl_jax.report.reported_run import ReportedRun, open_runs
 from icl_jax.report.verdicts import (
     ablation,
     co_occurrence,
@@ -24,45 +22,28 @@ from icl_jax.report.verdicts import (
     mechanism,
     verdicts,
 )
-from tests.model.random_params import random_params
-from tests.report.made_runs import made_run, no_change, open_change, set_seed, window
+from tests.report.made_runs import (
+    PER_HEAD,
+    icl_step,
+    labelled_run,
+    made_run,
+    no_change,
+    open_change,
+    plain_run,
+    scores_step,
+    small_model,
+    window,
+    with_config,
+)
 from tests.rundir.made_run import edit_config
 
-_SH = ("snapshot", "layer", "head")
 _SELECTED = ("selected", "layer", "head")
 
 
-def _model(n_layers: int = 2, **changes) -> ModelConfig:
-    return ModelConfig(n_layers=n_layers, d_model=6, n_heads=2, n_ctx=17, vocab_size=11, **changes)
-
-
-def _icl(before: float, after: float) -> np.ndarray:
-    """Flat to step 40, at `after` from step 60 on, midway between."""
-    return np.array([before] * 5 + [(before + after) / 2] + [after] * 5)
-
-
-def _scores(*final: float) -> np.ndarray:
-    """[snapshot, layer, head], two heads a layer: 0 to step 40, the final scores from step 60 on."""
-    ramp = np.array([0.0] * 5 + [0.5] + [1.0] * 5)
-    return ramp[:, None, None] * np.array(final).reshape(-1, 2)
-
-
-def _run(path: Path, *, forms: bool, model: ModelConfig, final: float = -1.0, **variables) -> ReportedRun:
-    last_layer = (0.9, 0.1) if forms else (0.1, 0.1)
-    matching = (0.0, 0.0) * (model.n_layers - 1) + last_layer
-    found = {
-        "icl_windowed": (("snapshot",), _icl(0.0, final)),
-        "prefix_matching": (_SH, _scores(*matching)),
-        **(window(40, 60) if forms else no_change()),
-        **variables,
-    }
-    return made_run(path, model, found)
-
-
 def test_co_occurrence_takes_heads_a_change_and_a_control_without(tmp_path: Path) -> None:
-    forming = _run(tmp_path / "two", forms=True, model=_model())
-    flat = _run(tmp_path / "one", forms=False, model=_model(1), final=-0.25)
-    changing = _run(tmp_path / "changes", forms=False, model=_model(1), **window(40, 60))
+    forming = plain_run(tmp_path / "two", forms=True, model=small_model())
+    flat = plain_run(tmp_path / "one", forms=False, model=small_model(1), final=-0.25)
+    changing = plain_run(tmp_path / "changes", forms=False, model=small_model(1), **window(40, 60))
     finding, effect, _ = co_occurrence([forming, flat])
     assert finding == "supported"
     assert effect == [
@@ -75,43 +56,47 @@ def test_co_occurrence_takes_heads_a_change_and_a_control_without(tmp_path: Path
         "a correlation only; needs a run on the same data that forms no induction heads",
     )
     # On other data the control says nothing of it, and its own larger change does not count against it.
-    other_data = _run(tmp_path / "other", forms=False, model=replace(_model(1), vocab_size=13), **window(40, 60))
+    other_data = plain_run(
+        tmp_path / "other", forms=False, model=replace(small_model(1), vocab_size=13), **window(40, 60)
+    )
     assert co_occurrence([forming, other_data])[0] == "partly"
     assert co_occurrence([forming, flat, other_data])[:2] == ("supported", effect)
     assert co_occurrence([flat]) == ("not tested", [], "no run ends with an induction head")
     # Too few points to tell are no control.
-    untold = _run(tmp_path / "untold", forms=False, model=_model(1), change_p=((), np.nan))
+    untold = plain_run(tmp_path / "untold", forms=False, model=small_model(1), change_p=((), np.nan))
     assert co_occurrence([forming, untold])[0] == "partly"
     # Nor do they show that heads come without a change: a single checkpoint of someone else's, say.
-    one = _run(tmp_path / "single", forms=True, model=_model(), **no_change() | {"change_p": ((), np.nan)})
+    one = plain_run(tmp_path / "single", forms=True, model=small_model(), **no_change() | {"change_p": ((), np.nan)})
     assert co_occurrence([one, flat])[::2] == ("not tested", "takes eight snapshots or more")
     assert co_occurrence([one, forming, flat])[0] == "supported"
 
 
 def test_a_fall_without_a_change_does_not_pass(tmp_path: Path) -> None:
     linear = np.linspace(0, -1, 11)
-    flat = _run(tmp_path / "one", forms=False, model=_model(1), final=-0.25)
+    flat = plain_run(tmp_path / "one", forms=False, model=small_model(1), final=-0.25)
     for name, icl, prefix in (
         ("linear", linear, -linear[:, None, None] * np.array([[[0.0, 0.0], [0.9, 0.1]]])),
-        ("smooth", _icl(0.0, -1.0), _scores(0, 0, 0.9, 0.1)),
+        ("smooth", icl_step(0.0, -1.0), scores_step(0, 0, 0.9, 0.1)),
     ):
-        run = _run(
-            tmp_path / name, forms=True, model=_model(), icl_windowed=(("snapshot",), icl),
-            prefix_matching=(_SH, prefix), **no_change(),
+        run = plain_run(
+            tmp_path / name, forms=True, model=small_model(), icl_windowed=(("snapshot",), icl),
+            prefix_matching=(PER_HEAD, prefix), **no_change(),
         )  # fmt: skip
         finding, effect, _ = co_occurrence([run, flat])
         assert (finding, effect[0]) == ("not supported", f"{name}: no change found (p = 0.5)")
-    forming = _run(tmp_path / "two", forms=True, model=_model())
+    forming = plain_run(tmp_path / "two", forms=True, model=small_model())
     assert co_occurrence([run, forming, flat])[0] == "partly"
 
 
 def test_the_heads_rise_is_counted_by_the_changes(tmp_path: Path) -> None:
     # From step 45, where a quarter is done, to step 65: 1 % to 99 % of a step of 50 to 60.
-    late = _run(tmp_path / "late", forms=True, model=_model(), **window(50, 60))
+    late = plain_run(tmp_path / "late", forms=True, model=small_model(), **window(50, 60))
     assert "75 % of the best head formed" in co_occurrence([late])[1][0]
-    always = _run(tmp_path / "always", forms=True, model=_model(), prefix_matching=(_SH, np.full((11, 2, 2), 0.9)))
+    always = plain_run(
+        tmp_path / "always", forms=True, model=small_model(), prefix_matching=(PER_HEAD, np.full((11, 2, 2), 0.9))
+    )
     assert "0 % of the best head formed" in co_occurrence([always])[1][0]
-    still = _run(tmp_path / "still", forms=True, model=_model(), **open_change(40))
+    still = plain_run(tmp_path / "still", forms=True, model=small_model(), **open_change(40))
     assert co_occurrence([still])[1] == [
         "still: from 0.04 M tokens on, still going on at the end, −0.50 nats (100 % of the run's change); "
         "100 % of the best head formed in it"
@@ -124,19 +109,19 @@ def test_heads_that_match_in_their_own_corpus_are_induction_heads(tmp_path: Path
             "label": (("label",), np.array(["name"])), "label_prob": (("snapshot", "label"), np.full((11, 1), prob)),
             "label_matching": (("snapshot", "label", "layer", "head"), matching[:, None]),
         }  # fmt: skip
-        return _run(tmp_path / name, forms=False, model=model, **window(40, 60), **label)
+        return plain_run(tmp_path / name, forms=False, model=model, **window(40, 60), **label)
 
-    two = run("two", _model(), _scores(0.7, 0.1, 0.8, 0.1))
+    two = run("two", small_model(), scores_step(0.7, 0.1, 0.8, 0.1))
     assert two.heads_of("induction") == [(1, 0)]  # a head of the first layer cannot match, whatever it scores
     assert co_occurrence([two])[1][0].endswith("100 % of the best head formed in it")
-    assert run("lacking", _model(), _scores(0.1, 0.1, 0.8, 0.1), prob=0.4).forms_induction is False
-    assert run("one", _model(1), _scores(0.8, 0.1)).forms_induction is False
-    assert run("smeared", _model(1, smeared_keys=True), _scores(0.8, 0.1)).forms_induction
+    assert run("lacking", small_model(), scores_step(0.1, 0.1, 0.8, 0.1), prob=0.4).forms_induction is False
+    assert run("one", small_model(1), scores_step(0.8, 0.1)).forms_induction is False
+    assert run("smeared", small_model(1, smeared_keys=True), scores_step(0.8, 0.1)).forms_induction
 
 
 def test_each_verdict_says_which_controls_its_runs_contain(tmp_path: Path) -> None:
-    forming = _run(tmp_path / "two", forms=True, model=_model())
-    flat = _run(tmp_path / "one", forms=False, model=_model(1), final=-0.25)
+    forming = plain_run(tmp_path / "two", forms=True, model=small_model())
+    flat = plain_run(tmp_path / "one", forms=False, model=small_model(1), final=-0.25)
     alone = {row.argument[0]: row.controls for row in verdicts([forming])}
     assert "models without induction heads on the same data: not tested" in alone["1"]
     assert all(alone.values())
@@ -148,8 +133,8 @@ def test_each_verdict_says_which_controls_its_runs_contain(tmp_path: Path) -> No
         "a corpus without repeats: not tested",
     ]
     assert both["2"][0] == "the same model without smeared keys: not tested"
-    ablated = _run(
-        tmp_path / "ablated", forms=True, model=_model(),
+    ablated = plain_run(
+        tmp_path / "ablated", forms=True, model=small_model(),
         pattern_preserving_icl_effect=(_SELECTED, _effects(0.3, 0.0, 0.5, 0.1)),
     )  # fmt: skip
     (row,) = [row for row in verdicts([ablated]) if row.argument[0] == "3"]
@@ -160,14 +145,14 @@ def test_each_verdict_says_which_controls_its_runs_contain(tmp_path: Path) -> No
 
 def test_controls_that_runs_contain_are_found(tmp_path: Path) -> None:
     once = ("selected",)
-    run = _run(
-        tmp_path / "two", forms=True, model=_model(), shuffled_icl=(once, np.full(11, 0.1)),
+    run = plain_run(
+        tmp_path / "two", forms=True, model=small_model(), shuffled_icl=(once, np.full(11, 0.1)),
         shuffled_icl_sem=(once, np.full(11, 0.03)), set_n=(once, np.full(11, 2)),
         random_set_n=(once, np.full(11, 2)), set_icl_effect=(once, np.full(11, 0.8)),
         set_icl_effect_sem=(once, np.full(11, 0.05)),
         random_set_icl_effect=((*once, "draw"), np.tile([0.1, -0.02, 0.0], (11, 1))),
     )  # fmt: skip
-    bare = _run(tmp_path / "bare", forms=False, model=_model())
+    bare = plain_run(tmp_path / "bare", forms=False, model=small_model())
     edit_config(tmp_path / "bare", lambda text: re.sub("phrase_prob = .*", "phrase_prob = 1e-6", text))
     rows = {row.argument[0]: row.controls for row in verdicts([run, *open_runs([str(bare.run.path)])])}
     assert "shuffled contexts: two +0.10 ± 0.03 nats in place of −1.00" in rows["1"]
@@ -176,9 +161,9 @@ def test_controls_that_runs_contain_are_found(tmp_path: Path) -> None:
 
 
 def test_co_perturbation_takes_a_pair_that_differs_in_smearing_alone(tmp_path: Path) -> None:
-    smeared = _run(tmp_path / "smeared", forms=True, model=_model(1, smeared_keys=True), final=-1.5)
-    plain = _run(tmp_path / "plain", forms=False, model=_model(1), final=-0.25)
-    other = _run(tmp_path / "other", forms=False, model=_model(2))
+    smeared = plain_run(tmp_path / "smeared", forms=True, model=small_model(1, smeared_keys=True), final=-1.5)
+    plain = plain_run(tmp_path / "plain", forms=False, model=small_model(1), final=-0.25)
+    other = plain_run(tmp_path / "other", forms=False, model=small_model(2))
     finding, effect, limits = co_perturbation([other, smeared, plain])
     assert (finding, limits) == ("supported", "one seed each")
     assert effect == [
@@ -196,9 +181,9 @@ def test_co_perturbation_takes_a_pair_that_differs_in_smearing_alone(tmp_path: P
 
 
 def test_smearing_must_be_sooner_where_both_change(tmp_path: Path) -> None:
-    control = _run(tmp_path / "control", forms=True, model=_model(2))
-    sooner = _run(tmp_path / "sooner", forms=True, model=_model(2, smeared_keys=True), **window(20, 40))
-    as_late = _run(tmp_path / "as_late", forms=True, model=_model(2, smeared_keys=True))
+    control = plain_run(tmp_path / "control", forms=True, model=small_model(2))
+    sooner = plain_run(tmp_path / "sooner", forms=True, model=small_model(2, smeared_keys=True), **window(20, 40))
+    as_late = plain_run(tmp_path / "as_late", forms=True, model=small_model(2, smeared_keys=True))
     assert co_perturbation([control, sooner])[0] == "supported"
     assert co_perturbation([control, as_late])[0] == "not supported"
 
@@ -222,8 +207,8 @@ def _effects(*heads: float) -> np.ndarray:
 def test_ablation_holds_induction_heads_against_the_others(
     tmp_path: Path, along: tuple[float, ...], icl: tuple[float, ...], expected: str
 ) -> None:
-    run = _run(
-        tmp_path / "run", forms=True, model=_model(),
+    run = plain_run(
+        tmp_path / "run", forms=True, model=small_model(),
         pattern_preserving_along_change=(_SELECTED, _effects(*along)),
         pattern_preserving_icl_effect=(_SELECTED, _effects(*icl)),
     )  # fmt: skip
@@ -236,7 +221,7 @@ def test_ablation_holds_induction_heads_against_the_others(
 
 
 def test_ablation_that_was_not_taken_is_not_tested(tmp_path: Path) -> None:
-    run = _run(tmp_path / "run", forms=True, model=_model())
+    run = plain_run(tmp_path / "run", forms=True, model=small_model())
     assert ablation([run]) == ("not tested", [], "the ablations were not taken (icl-jax analyze RUN)")
 
 
@@ -244,13 +229,13 @@ def _mechanism_run(path: Path, *, previous: float, z: float, copying: float = 0.
     composition = np.full((11, 2, 2, 2, 2), np.nan)
     composition[:, 0, :, 1, :] = -1.0
     composition[-1, 0, 1, 1, 0] = z
-    return _run(
-        path, forms=True, model=_model(),
-        copying_eigenvalue=(_SH, np.full((11, 2, 2), copying)),
-        qk_trace_ratio=(_SH, np.full((11, 2, 2), 0.5)),
-        qk_trace=(_SH, np.full((11, 2, 2), 3.0)),
+    return plain_run(
+        path, forms=True, model=small_model(),
+        copying_eigenvalue=(PER_HEAD, np.full((11, 2, 2), copying)),
+        qk_trace_ratio=(PER_HEAD, np.full((11, 2, 2), 0.5)),
+        qk_trace=(PER_HEAD, np.full((11, 2, 2), 3.0)),
         k_composition_z=(("snapshot", "layer_src", "head_src", "layer_dst", "head_dst"), composition),
-        previous_token=(_SH, _scores(0.1, previous, 0.1, 0.1)),
+        previous_token=(PER_HEAD, scores_step(0.1, previous, 0.1, 0.1)),
     )  # fmt: skip
 
 
@@ -263,16 +248,21 @@ def test_mechanism_takes_copying_matching_and_a_previous_token_head(tmp_path: Pa
     ]
     assert mechanism([_mechanism_run(tmp_path / "no_previous", previous=0.2, z=5.0)])[0] == "partly"
     assert mechanism([_mechanism_run(tmp_path / "no_pair", previous=0.7, z=2.0)])[0] == "partly"
-    one_layer = _run(tmp_path / "one", forms=True, model=_model(1), copying_eigenvalue=(_SH, np.full((11, 1, 2), 0.8)))
+    one_layer = plain_run(
+        tmp_path / "one",
+        forms=True,
+        model=small_model(1),
+        copying_eigenvalue=(PER_HEAD, np.full((11, 1, 2), 0.8)),
+    )
     assert mechanism([one_layer])[::2] == ("partly", "copying only: K-composition needs two layers")
 
 
 def test_continuity_takes_three_sizes(tmp_path: Path) -> None:
-    runs = [_run(tmp_path / str(n), forms=True, model=_model(n)) for n in (2, 3, 4)]
+    runs = [plain_run(tmp_path / str(n), forms=True, model=small_model(n)) for n in (2, 3, 4)]
     assert continuity(runs)[0] == "partly"
-    again = _run(tmp_path / "again", forms=True, model=_model(3))
-    none = _run(tmp_path / "none", forms=False, model=_model(5))
-    other_data = _run(tmp_path / "other", forms=True, model=replace(_model(4), vocab_size=13))
+    again = plain_run(tmp_path / "again", forms=True, model=small_model(3))
+    none = plain_run(tmp_path / "none", forms=False, model=small_model(5))
+    other_data = plain_run(tmp_path / "other", forms=True, model=replace(small_model(4), vocab_size=13))
     assert continuity([*runs[:2], again, none, other_data])[::2] == (
         "not tested",
         "needs 3 sizes or more on the same data that form induction heads; here 2",
@@ -280,28 +270,14 @@ def test_continuity_takes_three_sizes(tmp_path: Path) -> None:
     assert [row.argument[0] for row in verdicts(runs)] == list("123456")
 
 
-def _labelled(path: Path, seed: int, after: float) -> ReportedRun:
-    n = np.arange(11)
-    prob = np.stack([np.where(n < 6, 0.1, after), np.full(11, np.nan)], axis=1)
-    run = _run(
-        path, forms=True, model=_model(),
-        label=(("label",), np.array(["again", "never"])), label_n=(("label",), np.array([3, 0])),
-        label_prob=(("snapshot", "label"), prob), label_rank=(("snapshot", "label"), 1 / prob),
-        labelled_label=(("labelled",), np.array([0, 0, 0])),
-        labelled_prob=(("snapshot", "labelled"), np.tile([after - 0.1, after, after + 0.1], (11, 1))),
-    )  # fmt: skip
-    set_seed(path, seed)
-    return ReportedRun(type(run.run).open(str(path)), path.name)
-
-
 def test_behaviours_before_and_after_with_intervals(tmp_path: Path) -> None:
-    first = _labelled(tmp_path / "a", 0, 0.5)
+    first = labelled_run(tmp_path / "a", 0, 0.5)
     (row,) = behaviours([first])
     assert (row.label, row.group, row.before.prob, row.before.rank, row.after.n) == ("again", "a", 0.1, 10.0, 3)
     # Over single tokens: 0.4, 0.5, 0.6 have a standard deviation of 0.1.
     assert (row.after.prob, row.after.rank) == (0.5, 2.0)
     assert row.after.half == pytest.approx(1.96 * 0.1 / np.sqrt(3))
-    (row,) = behaviours([first, _labelled(tmp_path / "b", 1, 0.7)])
+    (row,) = behaviours([first, labelled_run(tmp_path / "b", 1, 0.7)])
     # Over two seeds: mean 0.6, standard error 0.1, and t of one degree of freedom at 97.5 % is 12.706.
     assert (row.group, row.after.n) == ("a (2 seeds)", 6)
     assert row.after.prob == pytest.approx(0.6)
@@ -323,123 +299,24 @@ def test_generality_names_the_head_of_several_behaviours(tmp_path: Path) -> None
         "labelled_prob": (("snapshot", "labelled"), np.tile(prob, (11, 1))),
         "label_matching": (("snapshot", "label", "layer", "head"), np.tile(at_end, (11, 1, 1, 1))),
     }  # fmt: skip
-    run = _run(tmp_path / "two", forms=True, model=_model(), **fields)
+    run = plain_run(tmp_path / "two", forms=True, model=small_model(), **fields)
     finding, effect, _ = generality([run])
     assert finding == "partly"
     assert effect[1:] == [
         "two: what followed the same token before is looked up by head 1.0 for name (0.90), sum (0.60)"
     ]
     fields["label_matching"] = (fields["label_matching"][0], np.full((11, 5, 2, 2), 0.3))
-    assert generality([_run(tmp_path / "none", forms=True, model=_model(), **fields)])[0] == "not tested"
-
-
-def test_runs_that_differ_in_seeds_alone_are_one_curve(tmp_path: Path) -> None:
-    runs = [_labelled(tmp_path / name, seed, 0.5) for name, seed in (("a", 0), ("b", 1), ("c", 2))]
-    other = _run(tmp_path / "other", forms=False, model=_model(1))
-    groups = group_by_config([runs[0], other, *runs[1:]])
-    assert [group.name for group in groups] == ["a (3 seeds)", "other"]
-    tokens, mean, low, high = groups[0].mean_curve("icl_windowed")
-    np.testing.assert_array_equal(tokens, np.arange(0, 101, 10) * 1000)
-    np.testing.assert_allclose(mean, _icl(0, -1))
-    assert low is not None
-    np.testing.assert_allclose(low, high)  # three equal seeds
-    assert groups[1].mean_curve("icl_windowed")[2:] == (None, None)
-    labels = [s.label for s in icl_comparison.FIGURE.panels([*runs, other])[0].chart.series if s.in_legend]
-    assert labels == ["a (3 seeds)", "other"]
-
-
-FREE = {
-    "train": {"flush_every_s": 60.0, "parallel": "mesh", "fsdp": 2},
-    "snapshots": {"state_every_s": 1.0, "keep_states": 5},
-    "tracker": {"wandb": "offline", "group": "g", "every_steps": 3},
-    "launch": {"topology": "v5e:4x4"},
-}
-
-
-def _with(run: ReportedRun, section: str, **values) -> ReportedRun:
-    """The run, as if of another config."""
-    config = replace(run.run.config, **{section: replace(getattr(run.run.config, section), **values)})
-    return ReportedRun(replace(run.run, config=config), run.name)
-
-
-@pytest.mark.parametrize("section", FREE)
-def test_what_changes_no_number_parts_no_runs(section: str, tmp_path: Path) -> None:
-    one = _run(tmp_path / "one", forms=False, model=_model(1))
-    other = _with(
-        _with(_run(tmp_path / "other", forms=False, model=_model(1)), "train", seed=1), section, **FREE[section]
-    )
-    assert [group.name for group in group_by_config([one, other])] == ["one (2 seeds)"]
-    smeared = _run(tmp_path / "smeared", forms=True, model=_model(1, smeared_keys=True))
-    assert co_perturbation([smeared, other])[0] == "supported"
+    assert generality([plain_run(tmp_path / "none", forms=True, model=small_model(), **fields)])[0] == "not tested"
 
 
 def test_rows_of_other_options_are_no_control(tmp_path: Path) -> None:
-    forming = _run(tmp_path / "two", forms=True, model=_model())
-    flat = _run(tmp_path / "one", forms=False, model=_model(1), final=-0.25)
-    assert co_occurrence([forming, _with(flat, "data", seed=5)])[0] == "supported"
+    forming = plain_run(tmp_path / "two", forms=True, model=small_model())
+    flat = plain_run(tmp_path / "one", forms=False, model=small_model(1), final=-0.25)
+    assert co_occurrence([forming, with_config(flat, "data", seed=5)])[0] == "supported"
     assert (
-        co_occurrence([forming, _with(flat, "data", options=RepeatsOptions(phrase_len=2, phrase_prob=0.4))])[0]
+        co_occurrence([forming, with_config(flat, "data", options=RepeatsOptions(phrase_len=2, phrase_prob=0.4))])[0]
         == "partly"
     )
-
-
-def test_interval_is_students() -> None:
-    mean, half = interval(np.array([1.0, 2.0, 4.0]))
-    # Mean 7/3, standard deviation sqrt(7/3), t of two degrees of freedom 4.3027.
-    assert mean == pytest.approx(7 / 3)
-    assert half == pytest.approx(4.3027 * np.sqrt(7 / 3) / np.sqrt(3), rel=1e-4)
-    assert interval(np.array([1.0]))[1] is None
-
-
-def test_names_differ_where_folders_have_the_same(tmp_path: Path) -> None:
-    for name in ("x/run", "y/run", "z"):
-        _run(tmp_path / name, forms=False, model=_model(1))
-    paths = [str(tmp_path / name) for name in ("x/run", "y/run", "z")]
-    assert [run.name for run in open_runs(paths)] == ["x/run", "y/run", "z"]
-
-
-def test_a_run_that_is_named_twice_is_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = _run(tmp_path / "run", forms=False, model=_model(1)).run
-    shutil.copytree(tmp_path / "run", tmp_path / "copy")
-    run.save_snapshot(10, random_params(_model(1)))
-    paths = [str(tmp_path / name) for name in ("copy", "run", "copy")]
-    (found,) = open_runs(paths)
-    assert (found.name, found.also) == ("run", (paths[0],))
-    assert f"; the same run as in {paths[0]}" in found.details
-    (group,) = group_by_config([found])
-    assert group.name == "run"
-    # Where it stands, a run has a name too.
-    monkeypatch.chdir(tmp_path / "run")
-    assert [(run.name, run.also) for run in open_runs([".", "."])] == [("run", ())]
-
-
-def test_the_mean_of_seeds_ends_with_the_shortest(tmp_path: Path) -> None:
-    long, short = (_labelled(tmp_path / name, seed, 0.5) for name, seed in (("long", 0), ("short", 1)))
-    vars(short)["data"] = short.data.isel(snapshot=slice(0, 7), selected=slice(0, 7))
-    long.data["label_prob"][7:] = 0.9
-    for runs in ([long, short], [short, long]):
-        (group,) = group_by_config(runs)
-        tokens, mean, low, _ = group.mean_curve("icl_windowed")
-        np.testing.assert_array_equal(tokens, np.arange(0, 61, 10) * 1000)
-        assert len(mean) == len(tokens)
-        assert low is not None
-        # At the end: where both were, not at 100 of one and at 60 of the other.
-        (row,) = behaviours(runs)
-        assert row.after.prob == pytest.approx(0.5)
-
-
-def test_numbers_for_people() -> None:
-    assert [millions(n) for n in (0, 380_000, 12_300_000, 3.1e9)] == ["0 M", "0.38 M", "12.3 M", "3.1 B"]
-    assert [signed(-0.4), signed(2.04, 1), share(-0.126)] == ["−0.40", "+2.0", "−0.13"]
-
-
-def test_reasons_of_what_is_absent(tmp_path: Path) -> None:
-    run = _run(tmp_path / "run", forms=True, model=_model())
-    assert run.gap("icl_windowed", "prefix_matching") is None
-    assert run.gap("icl_windowed", "smear_own") == Gap("keys are not smeared")
-    gap = run.gap("qk_trace")
-    assert gap is not None
-    assert gap.why == "qk_trace is not in this analysis; icl-jax analyze RUN takes it"
 
 
 def _without(path: Path, run: ReportedRun, *variables: str) -> ReportedRun:
@@ -451,7 +328,7 @@ def _without(path: Path, run: ReportedRun, *variables: str) -> ReportedRun:
 def test_what_was_not_measured_is_not_said_to_be_not_so(tmp_path: Path) -> None:
     whole = _mechanism_run(tmp_path / "whole", previous=0.7, z=5.0)
     unscored = _without(tmp_path / "unscored", whole, "prefix_matching")
-    none = _run(tmp_path / "none", forms=False, model=_model())
+    none = plain_run(tmp_path / "none", forms=False, model=small_model())
     for argument in (co_occurrence, ablation, mechanism):
         assert argument([none])[::2] == ("not tested", "no run ends with an induction head")
         finding, _, limits = argument([none, unscored])
@@ -477,8 +354,8 @@ def test_what_was_not_measured_is_not_said_to_be_not_so(tmp_path: Path) -> None:
 
 
 def test_a_pair_whose_change_was_not_measured_is_not_one_without_heads(tmp_path: Path) -> None:
-    smeared = _run(tmp_path / "smeared", forms=True, model=_model(1, smeared_keys=True))
-    plain = _run(tmp_path / "plain", forms=False, model=_model(1))
+    smeared = plain_run(tmp_path / "smeared", forms=True, model=small_model(1, smeared_keys=True))
+    plain = plain_run(tmp_path / "plain", forms=False, model=small_model(1))
     for lacking in (("change_p",), ("prefix_matching",), ("icl_windowed",)):
         untaken = _without(tmp_path / lacking[0], smeared, *lacking)
         finding, effect, limits = co_perturbation([untaken, plain])
@@ -490,7 +367,7 @@ def test_a_pair_whose_change_was_not_measured_is_not_one_without_heads(tmp_path:
 
 
 def test_labels_that_were_not_measured_are_not_said_to_be_lacking(tmp_path: Path) -> None:
-    whole = _labelled(tmp_path / "a", 0, 0.5)
+    whole = labelled_run(tmp_path / "a", 0, 0.5)
     assert "the heads' attention by label were not taken" in generality([whole])[2]
     unmeasured = _without(tmp_path / "b", whole, "label_prob", "label_rank")
     unmeasured.data.coords["label"] = whole.data["label"]
