@@ -32,10 +32,12 @@ def test_every_array_is_there_once() -> None:
     assert not any(np.shares_memory(array, np.asarray(params["W_E"])) for array in state.values())
 
 
-def test_smeared_keys_cannot_go_along() -> None:
-    config = ModelConfig(smeared_keys=True)
+@pytest.mark.parametrize("field", [{"smeared_keys": True}, {"smear_gate": True}, {"key_offset": 3}])
+def test_what_looks_back_by_other_ways_than_attention_cannot_go_along(field: dict[str, Any]) -> None:
+    config = ModelConfig(**field)
+    [(name, value)] = field.items()
     for convert in (lambda: hooked_config(config), lambda: hooked_state_dict(random_params(config), config)):
-        with pytest.raises(UserError, match=r"model\.smeared_keys = true"):
+        with pytest.raises(UserError, match=rf"model\.{name} = {str(value).lower()}: TransformerLens has no"):
             convert()
 
 

@@ -63,6 +63,10 @@ class ModelConfig:
     """Rotary: base of the layers with the window, which then take no scaling; 0: as the others."""
     smeared_keys: bool = False
     """Mix each key with the one before it, by one trained number per head (Olsson et al. 2022, Argument 2)."""
+    key_offset: int = 0
+    """The last entries of each key, so many, are those of the key before (modded-nanogpt: half of a head); 0: none."""
+    smear_gate: bool = False
+    """Add the embedding before to each embedding, through a gate that reads the embedding (nanochat)."""
     qk_norm: Literal["none", "head", "all"] = "none"
     """Normalise queries and keys before they are rotated: each head by itself, or all of a layer together."""
     attn_soft_cap: float = 0.0
@@ -90,7 +94,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_types("model", self, is_float32=True)
-        for name in ("n_layers", "d_head", "n_kv_heads", "rotary_dim", "rotary_original_ctx", "window"):
+        for name in ("n_layers", "d_head", "n_kv_heads", "rotary_dim", "rotary_original_ctx", "window", "key_offset"):
             require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "must be 0 or more")
         for name in ("d_model", "n_heads", "vocab_size", "n_ctx"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be 1 or more")
@@ -169,6 +173,8 @@ class ModelConfig:
             require(all(0 <= layer < self.n_layers for layer in value), f"model.{name}", value, allowed)
 
     def _check_attention(self) -> None:
+        allowed = f"must be at most the width of a head, {self.head_width}"
+        require(self.key_offset <= self.head_width, "model.key_offset", self.key_offset, allowed)
         for name in ("window_layers", "window_rotary_base"):
             value = getattr(self, name)
             require(not value or self.window > 0, f"model.{name}", value, "only with model.window > 0")
@@ -193,6 +199,11 @@ class ModelConfig:
     def has_position_embedding(self) -> bool:
         """Positions are vectors that are added to something."""
         return self.positions in ("shortformer", "standard")
+
+    @property
+    def keys_hold_tokens_before(self) -> bool:
+        """A key of the first layer holds something of the token before, so that its heads can match prefixes."""
+        return self.smeared_keys or self.key_offset > 0 or self.smear_gate
 
     @property
     def changes_scores(self) -> bool:

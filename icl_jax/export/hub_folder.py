@@ -105,6 +105,6 @@ def _write_step(folder: Path, run: RunDir, entry: SnapshotEntry, form: Form, fil
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8", newline="")
-    tensors = {name: np.ascontiguousarray(array) for name, array in form.tensors(params).items()}
+    tensors = {name: np.asarray(array, order="C") for name, array in form.tensors(params).items()}
     metadata = {"format": "pt", "run_id": run.run_id, "step": str(entry.step), "sha256": entry.sha256}
     (folder / "model.safetensors").write_bytes(save(tensors, metadata=metadata))

@@ -2,8 +2,8 @@
 
 `icl-jax export --to transformers` puts this file beside the weights where no class of `transformers` computes the same.
 Every option of icl_jax's `ModelConfig` is here: positions that are added to the inputs of queries and keys only
-(Shortformer), smeared keys, attention-only layers, windows, grouped keys, norms before and after, caps. There is no
-cache of keys: each token that is generated computes the row again.
+(Shortformer), smeared and offset keys, attention-only layers, windows, grouped keys, norms before and after, caps.
+There is no cache of keys: each token that is generated computes the row again.
 """
 
 import math
@@ -22,6 +22,7 @@ FIELDS: dict[str, Any] = {
     "position_embedding": "sinusoidal", "rotary_base": 10_000.0, "rotary_dim": 0, "rotary_scaling": "none",
     "rotary_factor": 1.0, "rotary_original_ctx": 0, "rotary_low_turns": 1.0, "rotary_high_turns": 4.0,
     "no_rotary_layers": [], "window": 0, "window_layers": [], "window_rotary_base": 0.0, "smeared_keys": False,
+    "key_offset": 0, "smear_gate": False,
     "qk_norm": "none", "attn_soft_cap": 0.0, "logit_soft_cap": 0.0, "norm": "rmsnorm", "norm_position": "pre",
     "norm_eps": 1e-5, "parallel_residual": "none", "tied_unembedding": False,
 }  # fmt: skip
@@ -58,6 +59,13 @@ class IclJaxConfig(PretrainedConfig):
         return self.window if not self.window_layers or layer in self.window_layers else 0
 
 
+def normalised(x: torch.Tensor, eps: float, *, is_centred: bool) -> torch.Tensor:
+    """LayerNorm or RMSNorm without weights."""
+    if is_centred:
+        x = x - x.mean(-1, keepdim=True)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
 class Norm(nn.Module):
     """LayerNorm or RMSNorm with a scale and no bias, in float32."""
 
@@ -67,11 +75,7 @@ class Norm(nn.Module):
         self.is_centred, self.eps = config.norm == "layernorm", config.norm_eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float()
-        if self.is_centred:
-            wide = wide - wide.mean(-1, keepdim=True)
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * self.weight).to(x.dtype)
+        return (normalised(x.float(), self.eps, is_centred=self.is_centred) * self.weight).to(x.dtype)
 
 
 def _norm(config: IclJaxConfig, *, is_there: bool) -> nn.Module:
@@ -169,8 +173,12 @@ class Attention(nn.Module):
             q, k = rotate(q, frequencies, position_ids), rotate(k, frequencies, position_ids)
         k, v = (x.repeat_interleave(config.n_heads // config.n_kv_heads, dim=1) for x in (k, v))
         is_there = attention_mask.bool()
+        if n := config.key_offset:
+            kept, late = k[..., :-n], k[..., -n:]
+            k = torch.cat([kept, _before(late, late, is_there[:, None, :, None])], dim=-1)
         if config.smeared_keys:
-            k = self._smeared(k, is_there)
+            own = self.smear_alpha.sigmoid()[None, :, None, None]
+            k = own * k + (1 - own) * _before(k, k, is_there[:, None, :, None])
         scores = q @ k.transpose(-1, -2) / math.sqrt(self.head_dim)
         if config.attn_soft_cap:
             scores = config.attn_soft_cap * torch.tanh(scores / config.attn_soft_cap)
@@ -189,12 +197,11 @@ class Attention(nn.Module):
             pattern = pattern_fn(pattern)
         return self.o_proj((pattern @ v).transpose(1, 2).flatten(2)), pattern
 
-    def _smeared(self, k: torch.Tensor, is_there: torch.Tensor) -> torch.Tensor:
-        """Each key mixed with the one before; the first stays. Olsson et al. 2022, Argument 2."""
-        own = self.smear_alpha.sigmoid()[None, :, None, None]
-        has_before = F.pad(is_there[:, :-1], (1, 0))[:, None, :, None]
-        before = torch.where(has_before, F.pad(k[:, :, :-1], (0, 0, 1, 0)), k)
-        return own * k + (1 - own) * before
+
+def _before(x: torch.Tensor, other: torch.Tensor, is_there: torch.Tensor) -> torch.Tensor:
+    """What stands a place before in x, axis -2; `other` where there is nothing before."""
+    has_before = F.pad(is_there[..., :-1, :], (0, 0, 1, 0))
+    return torch.where(has_before, F.pad(x[..., :-1, :], (0, 0, 1, 0)), other)
 
 
 def _solu(x: torch.Tensor) -> torch.Tensor:
@@ -287,7 +294,11 @@ class Decoder(nn.Module):
 
     def __init__(self, config: IclJaxConfig) -> None:
         super().__init__()
-        self.positions = config.positions
+        self.positions, self.norm, self.eps = config.positions, config.norm, config.norm_eps
+        if config.smear_gate:
+            self.smear_gate_w = nn.Parameter(torch.zeros(config.d_model))
+            self.smear_lambda = nn.Parameter(torch.zeros(()))
+        self.has_gate = config.smear_gate
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         if config.position_embedding == "learned" and config.positions != "rotary":
             self.embed_positions: nn.Module = nn.Embedding(config.n_ctx, config.d_model)
@@ -296,11 +307,19 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList([Layer(config, layer) for layer in range(config.n_layers)])
         self.ln_final = _norm(config, is_there=True)
 
+    def _gate(self, x: torch.Tensor) -> torch.Tensor:
+        """How much of the embedding before is added to each. Source: nanochat."""
+        if self.norm != "none":
+            x = normalised(x, self.eps, is_centred=self.norm == "layernorm")
+        return self.smear_lambda * (x @ self.smear_gate_w).sigmoid()
+
     def forward(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, attention_mask: torch.Tensor
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The stream before each layer and, normalised, after the last; the patterns."""
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.has_gate:
+            x = x + self._gate(x)[..., None] * _before(x, torch.zeros_like(x), attention_mask.bool()[..., None])
         position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
         added = None
         if self.positions in ("shortformer", "standard"):

@@ -25,6 +25,8 @@ _ACTIVATIONS = {"gelu_tanh": "gelu_new", **{name: name for name in ("gelu", "sil
 # What `HookedTransformer` has no form for: field, what it can be, and what is missing.
 _MISSING: dict[str, tuple[tuple[Any, ...], str]] = {
     "smeared_keys": ((False,), "smeared keys"),
+    "key_offset": ((0,), "keys that take entries of the key before"),
+    "smear_gate": ((False,), "gate between embeddings"),
     "qk_norm": (("none",), "such norms of queries and keys"),
     "norm_position": (("pre",), "such norms of what a layer writes"),
     "activation": (tuple(_ACTIVATIONS), "such activation"),

@@ -118,7 +118,7 @@ def _stacked(name: str, part: Part, found: list[Tensor], model: ModelConfig, whe
             raise UserError(f"{where}: {what}") from None
 
     if "{}" not in part.name:
-        return np.ascontiguousarray(one(found[0]))
+        return np.asarray(one(found[0]), order="C")
     first = one(found[0])
     whole = np.empty((len(found), *first.shape), np.float32)
     for layer, tensor in enumerate(found):

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
 from icl_jax.maths.activations import Activations
-from icl_jax.model.forward import positions_TD, unembedding_DV, with_bias
+from icl_jax.model.forward import embedded, positions_TD, unembedding_DV, with_bias
 from icl_jax.model.params import Params, per_head
 from icl_jax.model.tokens import takes_tokens
 
@@ -56,9 +56,7 @@ def freeze(seen: Activations) -> FrozenRun:
 @takes_tokens
 def embedding(params: Params, tokens: Int[Array, "B T"], config: ModelConfig) -> Float[Array, "B T D"]:
     """The residual stream before the first layer: tokens, and standard positions."""
-    embed = params["W_E"][tokens]
-    pos_TD = positions_TD(params.get("W_pos"), tokens.shape[1], config)
-    return embed + pos_TD[None] if config.positions == "standard" and pos_TD is not None else embed
+    return embedded(params, tokens, positions_TD(params.get("W_pos"), tokens.shape[1], config), config)
 
 
 def norm_scale(x: Float[Array, "B T D"], config: ModelConfig) -> Float[Array, "B T"]:

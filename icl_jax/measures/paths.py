@@ -33,7 +33,7 @@ from icl_jax.maths.frozen_run import (
 )
 from icl_jax.measures.measurement import Context, Measurement, Variable, attention_only, needs_plain_keys
 from icl_jax.measures.snapshot import Snapshot
-from icl_jax.model.forward import positions_TD, smear, unembedding_DV
+from icl_jax.model.forward import mixed_keys, positions_TD, unembedding_DV
 from icl_jax.model.params import Params, per_head
 from icl_jax.model.positions import rotary_frequencies, rotate
 
@@ -113,10 +113,9 @@ def expand_scores(params: Params, run: FrozenRun, config: ModelConfig) -> ScoreT
     if config.positions == "rotary":
         frequencies = rotary_frequencies(config, layer=1)
         q, k = (rotate(x.reshape(-1, 1, *x.shape[-2:]), frequencies).reshape(x.shape) for x in (q, k))
-    if config.smeared_keys:
-        by_head = jnp.moveaxis(k, 0, 2).reshape(-1, n_heads, *k.shape[-2:])
-        smeared = smear(by_head, params["smear_alpha"][1]).reshape(n_sources, -1, n_heads, *k.shape[-2:])
-        k = jnp.moveaxis(smeared, 2, 0)
+    by_head = jnp.moveaxis(k, 0, 2).reshape(-1, n_heads, *k.shape[-2:])
+    mixed = mixed_keys(by_head, {name: value[1] for name, value in params.items() if name == "smear_alpha"}, config)
+    k = jnp.moveaxis(mixed.reshape(n_sources, -1, n_heads, *k.shape[-2:]), 2, 0)
     is_visible = np.tri(n_ctx, dtype=bool)[None]
     n_visible = np.arange(1, n_ctx + 1, dtype=np.float32)[None, :, None]
 

@@ -4,8 +4,8 @@ A tap is a function ``tap(name, layer, value) -> value`` that sees, and may repl
 
 ==============  =======  ==========================================
 resid_pre       B T D    residual stream entering the layer
-q, k, v         B H T E  after W_Q, W_K, W_V, biases, norms, rotation and smearing; keys and values that heads share
-                         are there for each of them
+q, k, v         B H T E  after W_Q, W_K, W_V, biases, norms, rotation, offset and smearing; keys and values that
+                         heads share are there for each of them
 attn_scores     B H Q K  before the softmax, minus infinity where nothing is seen
 pattern         B H Q K  after it
 z               B H T E  values mixed by the pattern
@@ -75,6 +75,53 @@ def smear(k: Float[Array, "B H T E"], alpha: Float[Array, " H"]) -> Float[Array,
     return own * k + (1 - own) * previous
 
 
+def offset_keys(k: Float[Array, "B H T E"], n: int) -> Float[Array, "B H T E"]:
+    """Keys whose last n entries are those of the key before; key 0 stays.
+
+    A key then says which token it is and which came before, so that one layer can match prefixes. Source:
+    modded-nanogpt, the half of each head that is not rotated.
+    """
+    kept = k.shape[-1] - n
+    late = k[..., kept:]
+    late = jnp.concatenate([late[:, :, :1], late[:, :, :-1]], axis=2)
+    return jnp.concatenate([k[..., :kept], late], axis=3)
+
+
+def mixed_keys(k: Float[Array, "B H T E"], layer: Params, config: ModelConfig) -> Float[Array, "B H T E"]:
+    """Keys with what they take from the key before, if anything: linear in keys."""
+    if config.key_offset:
+        k = offset_keys(k, config.key_offset)
+    return smear(k, layer["smear_alpha"]) if config.smeared_keys else k
+
+
+def gated_smear(
+    x: Float[Array, "B T D"], weight: Float[Array, " D"], scale: Float[Array, ""], config: ModelConfig
+) -> Float[Array, "B T D"]:
+    """``x_t + scale sigmoid(norm(x_t) weight) x_(t-1)``; x_0 stays.
+
+    Source: nanochat. Departures: its gate reads the first 24 entries, and its embeddings are normalised themselves.
+    """
+    read = x if config.norm == "none" else normalise(x, jnp.ones_like(weight), config)
+    gate_BT = scale * jax.nn.sigmoid(einsum("BTD,D->BT", read, weight))
+    return jnp.concatenate([x[:, :1], x[:, 1:] + gate_BT[:, 1:, None] * x[:, :-1]], axis=1)
+
+
+def embedded(
+    params: Params, tokens: Int[Array, "B T"], pos_TD: jax.Array | None, config: ModelConfig,
+    gather: GatherFn = lambda _name, value: value,
+) -> Float[Array, "B T D"]:  # fmt: skip
+    """The residual stream before the first layer: tokens, what a gate lets in of those before, standard positions."""
+    dtype = jnp.dtype(config.compute_dtype)
+    # Looked up before it is rounded: the gradients of one token's many places then add up in float32.
+    resid = jnp.take(gather("W_E", params["W_E"]), tokens, axis=0).astype(dtype)
+    if config.smear_gate:
+        weight, scale = (gather(name, params[name]).astype(dtype) for name in ("smear_gate_w", "smear_lambda"))
+        resid = gated_smear(resid, weight, scale, config)
+    if config.positions == "standard" and pos_TD is not None:
+        resid = resid + pos_TD[None]
+    return resid
+
+
 def positions_TD(W_pos: jax.Array | None, n_ctx: int, config: ModelConfig) -> jax.Array | None:
     """The position embeddings of the first n_ctx positions, or None for others; `W_pos` if they are learned."""
     if not config.has_position_embedding:
@@ -122,8 +169,7 @@ def _block(
         q, k = rotate(q, frequencies), rotate(k, frequencies)
     if config.key_heads < config.n_heads:
         k, v = (jnp.repeat(x, config.n_heads // config.key_heads, axis=1) for x in (k, v))
-    if config.smeared_keys:
-        k = smear(k, layer["smear_alpha"])
+    k = mixed_keys(k, layer, config)
     q, k, v = see("q", q), see("k", k), see("v", v)
     scores = Scores.of(config, index)
     if tap is not None and ("pattern" in seen or "attn_scores" in seen):
@@ -225,12 +271,9 @@ def final_resid(
     def load(name: str, value: jax.Array) -> jax.Array:
         return gather(name, value).astype(dtype)
 
-    # Looked up before it is rounded: the gradients of one token's many places then add up in float32.
-    resid = jnp.take(gather("W_E", params["W_E"]), tokens, axis=0).astype(dtype)
     W_pos = load("W_pos", params["W_pos"]) if "W_pos" in params else None
     pos_TD = positions_TD(W_pos, tokens.shape[1], config)
-    if config.positions == "standard" and pos_TD is not None:
-        resid = resid + pos_TD[None]
+    resid = embedded(params, tokens, pos_TD, config, gather)
     stacked = {name: params[name] for name in layer_names(config)}
 
     def block(resid: jax.Array, layer: Params, index: int = 0, told: TapFn | None = tap) -> jax.Array:
@@ -276,10 +319,8 @@ def by_layer(
     take gigabytes.
     """
     execution, dtype = resolve(config), jnp.dtype(config.compute_dtype)
-    resid = jnp.take(params["W_E"], tokens, axis=0).astype(dtype)
     pos_TD = positions_TD(params.get("W_pos"), tokens.shape[1], config)
-    if config.positions == "standard" and pos_TD is not None:
-        resid = resid + pos_TD[None]
+    resid = embedded(params, tokens, pos_TD, config)
 
     def one(resid: jax.Array, layer: Params, index: int = 0) -> tuple[jax.Array, Any]:
         layer = {name: value.astype(dtype) for name, value in layer.items()}

@@ -125,6 +125,10 @@ class Parameters(nnx.Module):
             for name in config.biases:
                 if name != "b_U":
                     setattr(self, name, bias(*_BIASES[name]))
+        if config.smear_gate:
+            # What the gate multiplies its input by, and what multiplies the gate: training begins without it.
+            self.smear_gate_w = declare("D", None, jnp.zeros, decayed=False, sharded=False)
+            self.smear_lambda = declare("", None, jnp.zeros, decayed=False, sharded=False)
         if config.norm != "none":
             self.ln_final_w = norm("D", "ln_final.w")
         if not config.tied_unembedding:

@@ -177,7 +177,8 @@ class ReportedRun:
     def own_matching(self) -> np.ndarray:
         """Of each head the best attention by label, at labels that the model has, [snapshot, layer, head]; 0 to 1.
 
-        Without smeared keys a head of the first layer sees single tokens: it matches nothing, and has 0 here.
+        Unless keys hold something of the token before, a head of the first layer sees single tokens: it matches
+        nothing, and has 0 here.
         """
         model = self.config.model
         found = np.zeros((len(self.tokens), model.n_layers, model.n_heads))
@@ -185,7 +186,7 @@ class ReportedRun:
             is_known = np.nan_to_num(self.last("label_prob")) >= HAS_LABEL
             scores = np.nan_to_num(self.data["label_matching"].values[:, is_known])
             found = scores.max(axis=1, initial=0.0)
-            if not model.smeared_keys:
+            if not model.keys_hold_tokens_before:
                 found[:, 0] = 0
         return found
 
@@ -227,6 +228,9 @@ class ReportedRun:
         count = _NUMBERS[model.n_layers] if model.n_layers < len(_NUMBERS) else str(model.n_layers)
         words = [f"{count} layer{'' if model.n_layers == 1 else 's'}"]
         words += ["smeared keys"] if model.smeared_keys else []
+        words += ["key offset"] if model.key_offset else []
+        words += ["smear gate"] if model.smear_gate else []
+        words += ["grouped keys"] if model.key_heads < model.n_heads else []
         words += ["MLPs"] if model.d_mlp else []
         return ", ".join(words)
 

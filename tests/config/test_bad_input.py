@@ -18,6 +18,8 @@ BAD = {
     "fraction for a whole number": ("[train]\nn_steps = 1e3", ["train.n_steps = 1000.0", "must be a whole number"]),
     "bool for a number": ("[model]\nn_heads = true", ["model.n_heads = True", "must be a whole number"]),
     "bool for a rate": ("[optimizer]\nlr = true", ["optimizer.lr = True", "must be a finite number"]),
+    "offset wider than a head": ("[model]\nkey_offset = 17", ["model.key_offset = 17", "width of a head, 16"]),
+    "negative offset": ("[model]\nkey_offset = -1", ["model.key_offset = -1", "0 or more"]),
     "number for a bool": ("[model]\nsmeared_keys = 1", ["model.smeared_keys = 1", "must be true or false"]),
     "text for a bool": ('[model]\nsmeared_keys = "yes"', ["model.smeared_keys = 'yes'", "must be true or false"]),
     "number for text": (

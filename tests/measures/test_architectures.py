@@ -71,7 +71,9 @@ def test_terms_of_a_logit_add_up(name: str) -> None:
     assert bool(np.any(found.biases)) == bool({"b_O", "b_U"} & set(config.biases))
 
 
-@pytest.mark.parametrize("name", ["grouped keys", "partial rotary", "wide heads", "no rotary in layer 1"])
+@pytest.mark.parametrize(
+    "name", ["grouped keys", "partial rotary", "wide heads", "no rotary in layer 1", "key offset", "smear gate"]
+)
 def test_paths_and_score_terms_add_up_to_the_model(name: str) -> None:
     config = _config(name)
     found = check(paths.PATHS, config, stacked(config, 1)) | check(paths.PATH_PAIRS, config, stacked(config, 1))

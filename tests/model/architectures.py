@@ -38,6 +38,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "norms on both sides": {"norm_position": "both", "d_mlp": 17, "norm": "layernorm"},
     "parallel, one norm": {"parallel_residual": "one_norm", "d_mlp": 17},
     "parallel, two norms": {"parallel_residual": "two_norms", "d_mlp": 17, "norm": "layernorm"},
+    "key offset": {"key_offset": 3, "positions": "rotary", "rotary_dim": 2, "d_head": 6, "n_heads": 4, "n_kv_heads": 2},
+    "smear gate": {"smear_gate": True, "norm": "layernorm", "positions": "standard"},
     "soft caps": {"attn_soft_cap": 1.5, "logit_soft_cap": 2.0},
 }  # fmt: skip
 """By what they are about; sizes that are missing are the test's own, with heads of at least 4 entries."""

@@ -13,7 +13,7 @@ def random_params(config: ModelConfig, seed: int = 0) -> Params:
     for name, shape in param_shapes(config).items():
         if name.startswith("ln") or name.endswith("norm_w"):
             value = rng.uniform(0.5, 1.5, shape)
-        elif name == "smear_alpha" or name.startswith("b_"):
+        elif name.startswith("smear") or name.startswith("b_"):
             value = rng.normal(0, 1, shape)
         else:
             # Small enough that rounding does not grow from layer to layer where nothing is normalised.

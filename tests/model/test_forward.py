@@ -127,6 +127,12 @@ def numpy_logits(params: Params, tokens: np.ndarray, config: ModelConfig) -> np.
     out = []
     for row in tokens:
         resid = w["W_E"][row]
+        if config.smear_gate:
+            read = (
+                resid if config.norm == "none" else _norm(resid, np.ones(config.d_model), config.norm, config.norm_eps)
+            )
+            gate = w["smear_lambda"] / (1 + np.exp(-read @ w["smear_gate_w"]))
+            resid = np.stack([resid[0]] + [resid[t] + gate[t] * resid[t - 1] for t in range(1, len(row))])
         if config.positions == "standard":
             resid = resid + pos
         for n in range(config.n_layers):
@@ -152,6 +158,9 @@ def numpy_logits(params: Params, tokens: np.ndarray, config: ModelConfig) -> np.
                 if config.positions == "rotary" and n not in config.no_rotary_layers:
                     frequencies = _frequencies(config, n)
                     q, k = (np.stack([_rotated(y[t], t, frequencies) for t in range(len(row))]) for y in (q, k))
+                if config.key_offset:
+                    kept = config.head_width - config.key_offset
+                    k = np.stack([k[0]] + [np.append(k[j, :kept], k[j - 1, kept:]) for j in range(1, len(row))])
                 if config.smeared_keys:
                     own = 1 / (1 + math.exp(-w["smear_alpha"][n, h]))
                     k = np.stack([k[0]] + [own * k[j] + (1 - own) * k[j - 1] for j in range(1, len(row))])
@@ -235,7 +244,9 @@ def test_every_attention_gives_the_same_logits(attention: Any) -> None:
     ("positions", "attention"), [("shortformer", "blocked"), ("rotary", "reference"), ("standard", "cudnn")]
 )
 def test_later_tokens_never_change_earlier_logits(positions: Any, attention: Any) -> None:
-    config = model_config(n_layers=2, d_mlp=M, smeared_keys=True, positions=positions, attention=attention)
+    config = model_config(
+        n_layers=2, d_mlp=M, smeared_keys=True, key_offset=2, smear_gate=True, positions=positions, attention=attention
+    )
     params = random_params(config)
     run = jax.jit(lambda tokens: forward(params, tokens, config))
 

@@ -1,6 +1,7 @@
 """What `icl-jax export --to transformers` writes, opened by transformers: the same logits, and what rows may be."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def test_logits_and_patterns(fields: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize("positions", ["shortformer", "rotary", "alibi"])
 def test_padding_changes_nothing_and_generating_goes_on_by_the_row(positions: str, tmp_path: Path) -> None:
     model = ModelConfig(**SIZES | ODD | {"positions": positions, "position_embedding": "sinusoidal", "window": 5})
+    model = replace(model, key_offset=2, smear_gate=True)
     theirs = opened(tmp_path, model)
     row = torch.from_numpy(np.array(random_tokens(model, 1, 12), np.int64))
     padding = torch.zeros((1, 4), dtype=torch.long)

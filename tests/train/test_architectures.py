@@ -25,7 +25,10 @@ from tests.train.runs import assert_same_run, tiny_config, train_here
 
 V, T, B = 29, 17, 4
 # Those that meet in no family: the others are parts of these.
-STEPPED = FAMILIES | {name: OPTIONS[name] for name in ("gated", "soft caps", "one key head", "norms on both sides")}
+STEPPED = FAMILIES | {
+    name: OPTIONS[name]
+    for name in ("gated", "soft caps", "one key head", "norms on both sides", "key offset", "smear gate")
+}
 
 
 def _config(name: str, **train: Any) -> Config:
@@ -62,7 +65,7 @@ def test_a_step_over_devices_that_share_parameters_is_that_of_one() -> None:
     after = []
     for n_devices, train in ((1, {}), (2, {"parallel": "mesh", "fsdp": 2})):
         config = _config("Gemma 2", **train)
-        config = replace(config, model=replace(config.model, biases=("b_Q", "b_V", "b_in", "b_U")))
+        config = replace(config, model=replace(config.model, biases=("b_Q", "b_V", "b_in", "b_U"), smear_gate=True))
         config = replace(config, optimizer=replace(config.optimizer, eps=1e-2))
         parallel = ParallelStep(config, jax.devices()[:n_devices])
         params = random_params(config.model)
@@ -76,6 +79,7 @@ def test_a_step_over_devices_that_share_parameters_is_that_of_one() -> None:
 def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     config = _config("Llama", n_steps=4)
     config = replace(config, model=replace(config.model, biases=("b_Q", "b_U"), qk_norm="head", norm_position="both"))
+    config = replace(config, model=replace(config.model, key_offset=2, smear_gate=True))
     train_here(config, tmp_path / "unbroken")
     assert train_here(config, tmp_path / "run", stop_at=2).step == 2
     train_here(config, tmp_path / "run")

@@ -45,6 +45,8 @@ FAMILY = Family(
         **ATTENTION,
         "q_norm_w": Part(name=f"{_LAYER}self_attn.q_norm.weight", layout=_of_queries),
         "k_norm_w": Part(name=f"{_LAYER}self_attn.k_norm.weight", layout=_of_queries),
+        "smear_gate_w": Part(name="smear_gate_w"),
+        "smear_lambda": Part(name="smear_lambda"),
         "smear_alpha": Part(name=f"{_LAYER}self_attn.smear_alpha"),
         **GATED_MLP,
         "ln1_w": Part(name=f"{_LAYER}ln1.weight"),
