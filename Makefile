@@ -36,7 +36,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce setup-parity setup-docs check test test-slow test-faults test-parity test-bucket compile-tpu real-model smoke validate-launch docs bench bench-peers bench-gpu bench-against soak wheel clean FORCE
+.PHONY: help setup reproduce setup-parity setup-docs check test test-slow test-faults test-parity test-bucket compile-tpu real-model smoke validate-launch docs bench bench-peers bench-public bench-gpu bench-against soak wheel clean FORCE
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.13]"
@@ -145,6 +145,9 @@ bench: setup ## speed and memory of training and of analysis, how they grow, whe
 bench-peers: $(VENV)/.installed-parity ## training and analysis beside PyTorch and TransformerLens (installs them: 1 GB; a quarter of an hour)
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.analysis --peers
+
+bench-public: $(VENV)/.installed-parity ## measures, ablation and import of SmolLM2-135M and training of a Llama beside TransformerLens and transformers (after make real-model; an hour)
+	$(BIN)/python -m benchmarks.public_models --run $(REAL_RUN)
 
 bench-gpu: $(VENV)/.installed-gpu ## training on one NVIDIA GPU beside PyTorch, bfloat16 (installs both for CUDA: 5 GB)
 	$(BIN)/python -m benchmarks.peers --device gpu --contenders icl_jax "PyTorch eager" torch.compile

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -26,12 +26,14 @@ from benchmarks.contenders import MAKERS
 from benchmarks.peak import gpu_gflops, gpu_name, matmul_gflops
 from benchmarks.shapes import SETS
 from icl_jax import process
-from icl_jax.config import Config
+from icl_jax.config import Config, ModelConfig
 from icl_jax.plan.flops import step_flops
 
 OURS = "icl_jax"
 # With every position's loss, which icl_jax always records and the peers do on request.
 RECORDED = " + record"
+# Tokens by CPU second, of the whole process.
+CPU = ", CPU"
 # Relative, of the mean loss at each of the first steps. TransformerLens predicts one token a row less.
 AGREES = {"float32": 1e-4, "bfloat16": 5e-3}
 
@@ -42,7 +44,7 @@ class Args:
 
     device: Literal["cpu", "gpu"] = "cpu"
     """Where."""
-    shapes: Literal["cpu", "gpu", "tiny", ""] = ""
+    shapes: Literal["cpu", "gpu", "llama", "tiny", ""] = ""
     """Which set of models; left out: the device's own."""
     only: str = ""
     """One shape, by a part of its name."""
@@ -51,9 +53,20 @@ class Args:
     seconds: float = 2.0
     """About how long one timing takes."""
     contenders: tuple[str, ...] = tuple(MAKERS)
-    """Whom to time."""
+    """Whom to time; of those that train the shape."""
+    records: bool = True
+    """Time the others with every position's loss too."""
     out: str = ""
     """Where the JSON goes; left out: runs/bench/peers-DEVICE.json."""
+
+
+class Timed(NamedTuple):
+    """Some steps."""
+
+    seconds: float
+    losses: list[float]
+    """Of these, and of one before them."""
+    cpu_s: float
 
 
 def _serve(connection: Connection, name: str, config: Config, device: str) -> None:
@@ -71,9 +84,9 @@ def _serve(connection: Connection, name: str, config: Config, device: str) -> No
         seed, n_steps = request
         first, *batches = random_rows(config, seed, 1 + n_steps)
         losses = made.run([first])  # takes back the caches, and a GPU's memory, that others had in between
-        start_s = time.perf_counter()
+        start_s, start_cpu_s = time.perf_counter(), time.process_time()
         losses += made.run(batches)
-        connection.send((time.perf_counter() - start_s, losses))
+        connection.send(Timed(time.perf_counter() - start_s, losses, time.process_time() - start_cpu_s))
         made.release()
 
 
@@ -94,10 +107,10 @@ class Worker:
         if (error := self._connection.recv()) is not None:
             raise error
 
-    def run(self, seed: int, n_steps: int) -> tuple[float, list[float]]:
-        """Seconds for `n_steps` steps, and the losses of these and of one before them."""
+    def run(self, seed: int, n_steps: int) -> Timed:
+        """Time `n_steps` steps."""
         self._connection.send((seed, n_steps))
-        answer: tuple[float, list[float]] = self._connection.recv()
+        answer: Timed = self._connection.recv()
         return answer
 
 
@@ -130,27 +143,34 @@ def check_agreement(losses: dict[str, list[float]], config: Config) -> None:
             )
 
 
+def _trains(name: str, model: ModelConfig) -> bool:
+    if name == "TransformerLens":
+        return not model.smeared_keys
+    return name == OURS or (name == "LlamaForCausalLM") == (model.positions == "rotary")
+
+
 def time_shape(config: Config, args: Args) -> dict[str, list[float]]:
-    """Tokens/s of each contender, round by round, and beside them the peak of the machine in GFLOP/s."""
-    names = [name for name in args.contenders if not (config.model.smeared_keys and name == "TransformerLens")]
-    names += [name + RECORDED for name in names if name != OURS]
+    """Tokens/s of each contender, round by round, also by CPU seconds; beside them the machine's peak in GFLOP/s."""
+    names = [name for name in args.contenders if _trains(name, config.model)]
+    names += [name + RECORDED for name in names if name != OURS and args.records]
     if OURS not in names:
         raise SystemExit(f"--contenders must have {OURS}")
     with ExitStack() as stack:
         workers = {name: stack.enter_context(worker(name, config, args.device)) for name in names}
         for each in workers.values():
             each.wait()
-        check_agreement({name: each.run(0, 3)[1] for name, each in workers.items()}, config)
+        check_agreement({name: each.run(0, 3).losses for name, each in workers.items()}, config)
         n_steps = {}
         for name, each in workers.items():
             each.run(1, 5)  # torch.compile's second compilation, caches, clocks
-            n_steps[name] = max(3, round(args.seconds / (each.run(2, 5)[0] / 5)))
-        found: dict[str, list[float]] = {name: [] for name in names}
+            n_steps[name] = max(3, round(args.seconds / (each.run(2, 5).seconds / 5)))
+        found: dict[str, list[float]] = {name + kind: [] for name in names for kind in ("", CPU)}
         peak: list[float] = []
         for seed in range(args.rounds):
             for name, each in workers.items():
-                seconds, _ = each.run(10 + seed, n_steps[name])
-                found[name].append(n_steps[name] * config.tokens_per_step / seconds)
+                timed = each.run(10 + seed, n_steps[name])
+                for kind, seconds in (("", timed.seconds), (CPU, timed.cpu_s)):
+                    found[name + kind].append(n_steps[name] * config.tokens_per_step / seconds)
             peak.append(matmul_gflops() if args.device == "cpu" else gpu_gflops())
     return found | {"peak": peak}
 
@@ -170,7 +190,7 @@ def main(args: Args) -> None:
     for shape, config in SETS[args.shapes or args.device].items():
         if args.only not in shape:
             continue
-        found = time_shape(config, args)
+        found = {name: values for name, values in time_shape(config, args).items() if not name.endswith(CPU)}
         peak = found.pop("peak")
         ratios = {
             name: [mine / theirs for mine, theirs in zip(found[OURS], values, strict=True)]

@@ -33,4 +33,10 @@ TINY = {
     "tiny, smeared": _config(4, n_layers=1, d_model=16, n_heads=2, n_ctx=16, vocab_size=32, smeared_keys=True),
     "tiny, bfloat16": _config(4, n_layers=1, d_model=16, n_heads=2, n_ctx=16, vocab_size=32, compute_dtype="bfloat16"),
 }
-SETS = {"cpu": CPU, "gpu": GPU, "tiny": TINY}
+LLAMA = {
+    "4 layers, d 256, Llama": _config(
+        8, n_layers=4, d_model=256, n_heads=8, n_kv_heads=4, d_mlp=704, n_ctx=512, vocab_size=4096, positions="rotary",
+        activation="silu", gated_mlp=True,
+    )
+}  # fmt: skip
+SETS = {"llama": LLAMA, "cpu": CPU, "gpu": GPU, "tiny": TINY}

@@ -1,4 +1,4 @@
-"""The same training step by icl_jax, PyTorch and TransformerLens, each made by `(config, device, per_position)`."""
+"""The same training step by icl_jax and its peers, each made by `(config, device, per_position)`."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -44,9 +44,16 @@ def _transformer_lens(config: Config, device: str, per_position: bool) -> Conten
     return TransformerLens(config, device, per_position)
 
 
+def _llama(config: Config, device: str, per_position: bool) -> Contender:
+    from benchmarks.contenders.llama import Llama
+
+    return Llama(config, device, per_position)
+
+
 MAKERS: dict[str, Callable[[Config, str, bool], Contender]] = {
     "icl_jax": _ours,
     "PyTorch eager": _eager,
     "torch.compile": _compiled,
     "TransformerLens": _transformer_lens,
+    "LlamaForCausalLM": _llama,
 }

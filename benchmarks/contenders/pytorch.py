@@ -14,7 +14,6 @@ from torch import nn
 
 from icl_jax import process
 from icl_jax.config import Config, ModelConfig
-from icl_jax.model.params import declarations
 from icl_jax.model.positions import sinusoidal
 
 
@@ -117,20 +116,13 @@ class PyTorch:
     def __init__(self, config: Config, device: str, per_position: bool, *, is_compiled: bool) -> None:
         torch.set_num_threads(process.cpu_count())
         self._config, self._device, self._per_position, self._n_done = config, torch.device(device), per_position, 0
-        self._model = Model(config.model)
-        self._model.load(initial_params(config))
-        self._model.to(self._device)
-        params = dict(self._model.named_parameters())
+        self._model = self._make_model(config).to(self._device)
+        params = list(self._model.parameters())
         opt = config.optimizer
-        declared = declarations(config.model)
-
-        def is_decayed(name: str) -> bool:
-            return declared[name.split(".")[-1].replace("W_QKV", "W_Q")].decayed
-
         self._optimizer = torch.optim.AdamW(
             [
-                {"params": [p for name, p in params.items() if is_decayed(name)]},
-                {"params": [p for name, p in params.items() if not is_decayed(name)], "weight_decay": 0.0},
+                {"params": [p for p in params if p.ndim > 1]},
+                {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
             ],
             lr=opt.lr,
             betas=(opt.b1, opt.b2),
@@ -139,6 +131,11 @@ class PyTorch:
             fused=True,
         )
         self._loss = torch.compile(self._loss_fn) if is_compiled else self._loss_fn
+
+    def _make_model(self, config: Config) -> nn.Module:
+        model = Model(config.model)
+        model.load(initial_params(config))
+        return model
 
     def _loss_fn(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean loss, and what is recorded: the mean at each position, or the mean once more."""

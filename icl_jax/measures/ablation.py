@@ -23,6 +23,7 @@ resampling: Chan et al. 2022 (causal scrubbing). Departures: rows of the run in 
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -158,15 +159,20 @@ def _heads_of_layer(
 @takes_rows
 def ablate(
     params: Params | dict[str, np.ndarray], rows: Int[Array, "B tokens"] | np.ndarray, config: ModelConfig,
-    kinds: tuple[str, ...] = KINDS,
+    kinds: tuple[str, ...] = KINDS, *, layers: Sequence[int] | None = None,
 ) -> dict[str, Float[Array, "..."]]:  # fmt: skip
     """Loss of every token, nats: "intact" [row, position], and for each of `kinds` [layer, head, row, position].
+
+    `layers`: those whose heads are ablated, in this order; None: all.
 
     What lies before a head is computed once for all. resample puts one row's values in another's place, so it is NaN
     for a single row. Raises ValueError for a kind that is none of `KINDS`.
     """
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ValueError(f"kinds has {', '.join(unknown)}: must be of {', '.join(KINDS)}")
+    chosen = list(range(config.n_layers) if layers is None else layers)
+    if not chosen or not all(0 <= layer < config.n_layers for layer in chosen):
+        raise ValueError(f"{layers=} must be layers from 0 to {config.n_layers - 1}")
     params = as_jax(params)
     n_rows, n_ctx = rows.shape[0], rows.shape[1] - 1
     n_each = max(2, min(n_rows, _TOKENS_AT_A_TIME // n_ctx))
@@ -179,9 +185,9 @@ def ablate(
         intact = _intact(params, rows, config)
         of_layer = partial(_heads_of_layer, params, rows, config, kinds, intact, mean)
         if resolve(config).scan_layers:
-            return {"intact": intact.loss_BT, **jax.lax.map(of_layer, jnp.arange(config.n_layers))}
-        layers = [of_layer(layer) for layer in range(config.n_layers)]
-        return {"intact": intact.loss_BT} | {kind: jnp.stack([loss[kind] for loss in layers]) for kind in kinds}
+            return {"intact": intact.loss_BT, **jax.lax.map(of_layer, jnp.asarray(chosen))}
+        found = [of_layer(layer) for layer in chosen]
+        return {"intact": intact.loss_BT} | {kind: jnp.stack([loss[kind] for loss in found]) for kind in kinds}
 
     chunks = jax.lax.map(some_rows, rows_IBT)
     whole = {"intact": chunks["intact"].reshape(-1, n_ctx)[:n_rows]}

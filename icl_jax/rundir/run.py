@@ -4,6 +4,7 @@ import contextlib
 import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -208,10 +209,12 @@ class RunDir:
 
         tokens: predicted in training before; None: what the config says.
         """
-        save_arrays(self.path / "snapshots" / str(step), params)
+        with ThreadPoolExecutor(1) as beside:
+            sha256 = beside.submit(params_sha256, params)
+            save_arrays(self.path / "snapshots" / str(step), params)
         n_bytes = sum(array.nbytes for array in params.values())
         tokens = step * self.config.tokens_per_step if tokens is None else tokens
-        self.manifest.add(SnapshotEntry(step, tokens, params_sha256(params), n_bytes))
+        self.manifest.add(SnapshotEntry(step, tokens, sha256.result(), n_bytes))
 
     def snapshots(self) -> list[SnapshotEntry]:
         """What `read_snapshots` finds. Raises UserError where that is nothing."""

@@ -12,6 +12,7 @@ from icl_jax.measures import ablation
 from icl_jax.measures.ablation import KINDS
 from icl_jax.measures.ablation_effects import along_change
 from icl_jax.measures.held_out_loss import held_out_loss
+from icl_jax.model import execution
 from tests.analysis.small_runs import random_rows
 from tests.model.random_params import random_params
 
@@ -94,6 +95,19 @@ def test_what_random_heads_do_depends_on_how_they_are_taken_away(rows: np.ndarra
         for j in range(i):
             assert np.abs(kinds[i] - kinds[j]).max() > 0.01
     np.testing.assert_array_equal(np.asarray(loss["full"])[-1], np.asarray(loss["pattern_preserving"])[-1])
+
+
+@pytest.mark.parametrize("is_scanned", [False, True])
+def test_heads_of_some_layers_alone(rows: np.ndarray, is_scanned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if is_scanned:
+        monkeypatch.setattr(execution, "_MAX_UNROLLED_LAYERS", 2)
+    params = random_params(CONFIG)
+    whole = jax.jit(lambda params: ablate(params, rows, CONFIG, ("full",)))(params)
+    some = jax.jit(lambda params: ablate(params, rows, CONFIG, ("full",), layers=(2, 0)))(params)
+    np.testing.assert_allclose(some["full"], whole["full"][np.array([2, 0])], atol=1e-5)
+    for layers in ((), (3,), (-1,)):
+        with pytest.raises(ValueError, match="must be layers from 0 to 2"):
+            ablate(params, rows, CONFIG, layers=layers)
 
 
 def test_a_single_row_has_no_other_to_draw_from(rows: np.ndarray) -> None:

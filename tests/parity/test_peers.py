@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from benchmarks import peers
-from benchmarks.shapes import GPU, TINY
+from benchmarks.shapes import GPU, LLAMA, TINY
 from icl_jax.config import Config
 from tests.parity.hooked import import_transformer_lens
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 import_transformer_lens()
 
+from benchmarks.contenders.llama import Llama  # noqa: E402  (after the skip)
 from benchmarks.contenders.pytorch import PyTorch, learning_rate  # noqa: E402  (after the skip)
 from icl_jax.train.optimizer import learning_rate_fn  # noqa: E402
 
@@ -47,6 +48,15 @@ def test_pytorch_follows_our_losses_for_twelve_steps(name: str, per_position: bo
     np.testing.assert_allclose(theirs, ours, rtol=tolerance)
     other = replace(config, optimizer=replace(config.optimizer, weight_decay=0.0, lr=3e-3))
     assert not np.allclose(PyTorch(other, "cpu", per_position, is_compiled=False).run(batches), ours, rtol=tolerance)
+
+
+def test_their_llama_follows_our_losses() -> None:
+    (config,) = LLAMA.values()
+    small = {"d_model": 16, "n_heads": 4, "n_kv_heads": 2, "d_mlp": 24, "n_ctx": 16, "vocab_size": 32, "n_layers": 2}
+    config = replace(config, model=replace(config.model, **small), train=replace(config.train, batch_size=4))
+    batches = peers.random_rows(config, 3, 12)
+    theirs = Llama(config, "cpu", True, is_compiled=False).run(batches)
+    np.testing.assert_allclose(theirs, losses_of_ours(config, batches), rtol=2e-5)
 
 
 def test_the_shape_for_gpus_agrees_when_it_is_small() -> None:
