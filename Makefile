@@ -15,6 +15,8 @@ else
 VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 endif
 BIN := $(VENV)/bin
+# Container images set it, and then each of the hundred processes of `make test` compiles all its modules again.
+unexport PYTHONDONTWRITEBYTECODE
 comma := ,
 STAMP := $(VENV)/.installed
 
@@ -22,7 +24,7 @@ STAMP := $(VENV)/.installed
 # PyTorch always through pip, whose configuration, which uv does not read, may say which of its builds to take.
 define install
 @echo "installing icl_jax [$(2)] in $(1)"
-@$(if $(findstring parity,$(2)),$(1)/bin/python -m pip install -qq --constraint constraints.txt torch)
+@$(if $(findstring parity,$(2)),$(1)/bin/python -m pip install -qq --no-compile --constraint constraints.txt torch)
 @$(1)/bin/python -m pip install -qq --constraint constraints.txt uv && $(1)/bin/uv pip install -q --python $(1)/bin/python $(pinned) || \
     { echo "without uv (a few minutes)" && $(1)/bin/python -m pip install -q $(pinned); }
 @touch $@
@@ -67,8 +69,9 @@ check: setup ## lint, formatting, types, import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# One worker more than CI's cores: some wait for processes and disks.
 test: setup ## fast tests, on 8 simulated devices; MARK='not slow or ci': with kills, faults and what setup-parity installs
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(MARK)"
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "$(MARK)"
 
 setup-parity: $(VENV)/.installed-parity ## TransformerLens and PyTorch, for tests against them (1 GB)
 

@@ -16,12 +16,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tests.compiling import QUICK
+
 # Before jax is used first. JAX_PLATFORMS in the environment takes the tests to another platform.
 if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")
-    # Most programs run once: what LLVM makes faster costs more time than it saves. A level that is asked for stays.
+    # Most programs run once: what makes them faster costs more time than it saves. A level that is asked for stays.
     if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+        os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -40,15 +42,14 @@ hypothesis.settings.load_profile("icl_jax")
 
 @pytest.fixture(scope="session", autouse=True)
 def _isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Caches of this worker's own, for tests and for the programs that they start; a test may override any of it."""
-    # Compiled programs are used again by later tests, the other workers' too.
+    """Caches of this session's own, for tests and for the programs that they start; a test may override any of it."""
+    # Compiled programs are used again by later tests, by the other workers' and by the commands that tests start.
     base = tmp_path_factory.getbasetemp()
-    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    jax.config.update("jax_compilation_cache_dir", str(session / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    jax.config.update("jax_compilation_cache_dir", str(cache / "icl_jax" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(cache))
         patch.setenv("WANDB_MODE", "disabled")
         patch.setenv("WANDB_SILENT", "true")
         yield

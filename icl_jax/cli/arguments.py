@@ -109,6 +109,8 @@ def _as_arguments(config: Config) -> Config:
     given = {field.name: getattr(config.data, field.name) for field in fields(config.data)}
     given |= {name: config.data.options if name == config.data.corpus else cls() for name, cls in groups.items()}
     cls = make_dataclass("Overrides", [], bases=(Config,), namespace=unchecked, frozen=True, kw_only=True)
+    for made in (data_cls, cls):  # else tyro looks for their source in all of Python's types.py, once for every field
+        made.__module__ = "builtins"
     sections = {field.name: getattr(config, field.name) for field in fields(config)}
     arguments: Config = cls(**sections | {"data": data_cls(**given)})
     return arguments

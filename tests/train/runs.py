@@ -33,6 +33,7 @@ from icl_jax.train.probes import make_probe_fn
 from icl_jax.train.start import open_or_create
 from icl_jax.train.stop import StopSignal
 from icl_jax.train.watch.tracker import NullTracker
+from tests.compiling import QUICK
 from tests.waiting import LAST_RESORT_S
 
 TINY = """
@@ -129,7 +130,7 @@ def start_cli(
     paths = [checkout, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
     if is_long:
-        flags = env.pop("XLA_FLAGS", "").replace("--xla_backend_optimization_level=0", "").strip()
+        flags = env.pop("XLA_FLAGS", "").replace(QUICK, "").strip()
         env |= {"XLA_FLAGS": flags} if flags else {}  # an empty one would be the name of a file
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     child = subprocess.Popen([*program, *map(str, args)], text=True, env=env, **pipes)
