@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tests.compiling import QUICK
+from tests.typechecking import checked
 
 # Before jax is used first. JAX_PLATFORMS in the environment takes the tests to another platform.
 if "JAX_PLATFORMS" not in os.environ:
@@ -29,10 +30,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Before these are imported: types, shapes and dtypes in their signatures are checked at each call, at trace time under
-# jit. A whole number is a float, as it is to mypy.
+# jit.
 jaxtyping.install_import_hook(
     ["icl_jax.analysis", "icl_jax.maths", "icl_jax.measures", "icl_jax.model", "icl_jax.train.step"],
-    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+    f"{checked.__module__}.{checked.__name__}",
 )
 
 # A deadline measures the other worker too.

@@ -61,10 +61,10 @@ class Parameters(nnx.Module):
     Weights are normal with standard deviation ``config.init_std``, norm weights 1 and smear alphas 0, so that a
     smeared head begins with the mean of its own and the previous key (the paper does not disclose its start).
     No array has size zero: a model without layers simply lacks the per-layer arrays. Biases, where there are any, start
-    at 0; norms have none, since a bias of a norm is one of whatever reads it.
+    at 0; norms have none, since a bias of a norm is one of whatever reads it. Without `rngs` there are shapes alone.
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs | None) -> None:
         self.config = config
         sizes = {
             "N": config.n_layers, "D": config.d_model, "H": config.n_heads, "G": config.key_heads,
@@ -80,7 +80,8 @@ class Parameters(nnx.Module):
                 axes=axes, shape=shape, decayed=decayed, sharded=sharded, multiplies=multiplies, hooked=hooked
             )
             metadata = {f.name: getattr(declaration, f.name) for f in fields(declaration) if f.name != "shape"}
-            return nnx.Param(init(shape), **metadata)
+            value: Any = init(shape) if rngs else jax.ShapeDtypeStruct(shape, jnp.float32)
+            return nnx.Param(value, **metadata)
 
         def weight(axes: str, hooked: str, *, multiplies: bool = True) -> nnx.Param[jax.Array]:
             return declare(axes, hooked, normal, decayed=True, sharded=True, multiplies=multiplies)
@@ -92,6 +93,7 @@ class Parameters(nnx.Module):
             return declare(axes, hooked, jnp.zeros, decayed=False, sharded=False)
 
         def normal(shape: tuple[int, ...]) -> jax.Array:
+            assert rngs
             return jnp.float32(config.init_std) * jax.random.normal(rngs.params(), shape, jnp.float32)
 
         # In this order: each weight takes the next numbers of the stream.
@@ -147,15 +149,11 @@ class Parameters(nnx.Module):
 def declarations(config: ModelConfig) -> dict[str, Declaration]:
     """Every parameter of a model, by its name. Nothing is allocated."""
     found: dict[str, Declaration] = {}
-
-    def declare() -> None:
-        for name, value in vars(Parameters(config, nnx.Rngs(0))).items():
-            if isinstance(value, nnx.Param):
-                known = value.get_metadata()
-                metadata = {f.name: known[f.name] for f in fields(Declaration) if f.name != "shape"}
-                found[name] = Declaration(shape=value.shape, **metadata)
-
-    jax.eval_shape(declare)
+    for name, value in vars(Parameters(config, None)).items():
+        if isinstance(value, nnx.Param):
+            known = value.get_metadata()
+            metadata = {f.name: known[f.name] for f in fields(Declaration) if f.name != "shape"}
+            found[name] = Declaration(shape=value.shape, **metadata)
     return found
 
 
