@@ -126,9 +126,14 @@ def _audit(
 
 
 def _origin(run: RunDir) -> list[Finding]:
-    """Steps that an import could not have."""
-    missing = {} if run.imported is None else run.imported.get("missing", {})
-    return [Finding(steps=(int(step),), kind="missing", said=str(why)) for step, why in missing.items()]
+    """Steps that an import could not have, and where it took all that there are those that the series passes over."""
+    if run.imported is None:
+        return []
+    missing = run.imported.get("missing", {})
+    found = [Finding(steps=(int(step),), kind="missing", said=str(why)) for step, why in missing.items()]
+    if run.imported.get("steps") != "":
+        return found
+    return found + judge_gaps(sorted({*(entry.step for entry in run.manifest.read()), *map(int, missing)}))
 
 
 def _losses(run: RunDir, notes: list[str]) -> list[Finding]:

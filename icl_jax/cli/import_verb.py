@@ -27,7 +27,8 @@ class ImportArgs:
     stage: str = ""
     """Of several stages of training, such as 2 or 1,2-ingredient3, in the order of training. Default: the first."""
     text: str = ""
-    """Held-out rows: manual (Python's own), python (its library's source), a file, folder or glob. Default: manual."""
+    """Held-out rows: manual (Python's own), python (its library's source), a file, folder or glob, or a run directory,
+    whose own rows are taken. Default: manual."""
     n_ctx: int = 0
     """Tokens of a row; 0: 512, or what the model takes."""
     tokenizer: str = ""

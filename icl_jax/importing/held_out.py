@@ -2,22 +2,89 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from icl_jax.config import ModelConfig, UserError
+from icl_jax.config import DataConfig, ModelConfig, UserError
 from icl_jax.data.corpora.manual import ManualDocuments
 from icl_jax.data.probe_tokens import eligible_tokens
 from icl_jax.data.text.documents import Documents, measure_documents, python_documents, text_documents
 from icl_jax.data.text.tokenizing import count_ids, encode_documents, find_bos, parse_tokenizer
 from icl_jax.importing.checkpoint import Checkpoint
-from icl_jax.rundir import HeldOut
+from icl_jax.rundir import HeldOut, RunDir
 from icl_jax.rundir.held_out import n_rows_kept
 
 N_ROWS = 512
 _MANY_ROWS = 16 * N_ROWS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What an imported run is measured on, and what it keeps of where that is from."""
+
+    held_out: HeldOut
+    data: DataConfig
+    corpus_sha256: str
+    tokenizer_json: str | None
+    """None where rows are token ids that no text stands behind."""
+    text: str
+    """See `text_of`."""
+
+    @property
+    def bos(self) -> tuple[int, str | None]:
+        """Id and token, where there is a tokenizer."""
+        id_ = self.held_out.bos_id
+        return id_, None if self.tokenizer_json is None else parse_tokenizer(self.tokenizer_json).id_to_token(id_)
+
+
+def run_of(text: str) -> RunDir | None:
+    """The run directory that `--text` names, if it names one."""
+    return RunDir.open(text) if text not in ("", "manual", "python") and RunDir.is_run(text) else None
+
+
+def text_of(text: str) -> str:
+    """What environment.json calls the text that `--text` names: manual, python, text:PATH, or run:ID of a run."""
+    return open_documents(text)[1] if (run := run_of(text)) is None else f"run:{run.run_id}"
+
+
+def open_rows(text: str, checkpoint: Checkpoint, model: ModelConfig, tokenizer: str = "") -> Rows:
+    """Rows of the text that `--text` names, by the tokenizer of the checkpoint or one that the user names.
+
+    Of a run directory they are its own rows, with what it knows of them. Raises UserError where the text, the tokenizer
+    and the model do not go together.
+    """
+    if (run := run_of(text)) is not None:
+        return _rows_of_run(run, checkpoint, model, tokenizer)
+    tokenizer_json = find_tokenizer(checkpoint, tokenizer)
+    bos_id = bos_of(checkpoint, parse_tokenizer(tokenizer_json), "tokenizer.json")
+    documents, source = open_documents(text)
+    held_out = take_rows(documents, source, tokenizer_json, bos_id, model)
+    return Rows(
+        held_out=held_out, data=DataConfig(source=source, tokenizer="tokenizer.json", held_out_rows=len(held_out.rows)),
+        corpus_sha256=documents_sha256(documents), tokenizer_json=tokenizer_json, text=source,
+    )  # fmt: skip
+
+
+def _rows_of_run(run: RunDir, checkpoint: Checkpoint, model: ModelConfig, tokenizer: str) -> Rows:
+    held_out, its_own = run.load_held_out(), run.read_tokenizer()
+    found = _tokenizer_of(checkpoint, tokenizer)
+    if found is not None and (its_own is None or _ids(found) != _ids(its_own)):
+        has = "no tokenizer" if its_own is None else "another tokenizer"
+        raise UserError(f"--text = {str(run.path)!r}: has {has} than {checkpoint.path}: its rows would be other tokens")
+    if held_out.rows.max() >= model.vocab_size:
+        allowed = f"must be at least {held_out.rows.max() + 1}, the ids of the rows of {run.path}"
+        raise UserError(f"model.vocab_size = {model.vocab_size}: {allowed}")
+    return Rows(
+        held_out=held_out, data=run.config.data, corpus_sha256=run.environment["corpus_sha256"], tokenizer_json=its_own,
+        text=f"run:{run.run_id}",
+    )  # fmt: skip
+
+
+def _ids(tokenizer_json: str) -> dict[str, int]:
+    return parse_tokenizer(tokenizer_json).get_vocab()
 
 
 def find_tokenizer(checkpoint: Checkpoint, file: str = "") -> str:
@@ -26,7 +93,19 @@ def find_tokenizer(checkpoint: Checkpoint, file: str = "") -> str:
     Else what the checkpoint holds, or tokenizer.json in its folder or the one above, or vocab.json and merges.txt (a
     byte-level BPE). Raises UserError where there is none.
     """
-    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    if (found := _tokenizer_of(checkpoint, file)) is not None:
+        return found
+    named = checkpoint.config.get("tokenizer_name")
+    known = f" (its config.json names {named})" if isinstance(named, str) else ""
+    raise UserError(f"{_folder(checkpoint)}: has no tokenizer.json{known}: --tokenizer PATH.json names the model's own")
+
+
+def _folder(checkpoint: Checkpoint) -> Path:
+    return checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+
+
+def _tokenizer_of(checkpoint: Checkpoint, file: str) -> str | None:
+    folder = _folder(checkpoint)
     if file:
         return _read(Path(file).expanduser())
     if checkpoint.tokenizer_json is not None:
@@ -37,9 +116,7 @@ def find_tokenizer(checkpoint: Checkpoint, file: str = "") -> str:
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if vocab.is_file() and merges.is_file():
         return _byte_level_bpe(vocab, merges)
-    named = checkpoint.config.get("tokenizer_name")
-    known = f" (its config.json names {named})" if isinstance(named, str) else ""
-    raise UserError(f"{folder}: has no tokenizer.json{known}: --tokenizer PATH.json names the model's own")
+    return None
 
 
 def _read(path: Path) -> str:

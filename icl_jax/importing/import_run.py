@@ -9,20 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from icl_jax import __version__
-from icl_jax.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ProbeConfig,
-    TrainConfig,
-    UserError,
-)
-from icl_jax.data.text.tokenizing import parse_tokenizer
+from icl_jax.config import Config, ModelConfig, OptimizerConfig, ProbeConfig, TrainConfig, UserError
 from icl_jax.importing.checkpoint import Checkpoint, open_checkpoint
 from icl_jax.importing.families.family import Arrays
 from icl_jax.importing.families.table import family_of
-from icl_jax.importing.held_out import bos_of, documents_sha256, find_tokenizer, open_documents, take_rows
+from icl_jax.importing.held_out import open_rows, run_of, text_of
 from icl_jax.importing.map_weights import map_weights, read_config
 from icl_jax.importing.sources.revision import Revision, choose_steps
 from icl_jax.importing.sources.source import Fetched, Source
@@ -58,6 +49,12 @@ def import_run(source: Source, path: str, settings: ImportSettings, tell: Tell) 
 class _Import:
     def __init__(self, source: Source, path: str, settings: ImportSettings, tell: Tell) -> None:
         self._source, self._path, self._settings, self._tell = source, path, settings, tell
+        self._n_ctx = settings.n_ctx
+        if (run := run_of(settings.text)) is not None:
+            self._n_ctx = run.config.model.n_ctx
+            if settings.n_ctx not in (0, self._n_ctx):
+                allowed = f"must be {self._n_ctx}, the tokens of the rows of --text = {settings.text!r}"
+                raise UserError(f"--n-ctx = {settings.n_ctx}: {allowed}")
         self._run = self._existing()
         self._missing: dict[int, str] = {}
         self._held = contextlib.ExitStack()
@@ -76,7 +73,7 @@ class _Import:
         other = "give --run another path"
         if self._settings.n_ctx not in (0, n_ctx):
             raise UserError(f"--n-ctx = {self._settings.n_ctx}: {run.path} was imported with {n_ctx}: {other}")
-        if self._settings.text and open_documents(self._settings.text)[1] != text:
+        if self._settings.text and text_of(self._settings.text) != text:
             raise UserError(f"--text = {self._settings.text!r}: {run.path} was imported with {text!r}: {other}")
         return run
 
@@ -98,7 +95,7 @@ class _Import:
         elif (config := self._source.config(todo[0])) is not None:
             # Before anything large is fetched, and before each step would be refused for the same reason.
             where = f"{self._source.name}: config.json of {todo[0].name}"
-            read_config(config, where, self._settings.n_ctx, self._settings.ignored)
+            read_config(config, where, self._n_ctx, self._settings.ignored)
         pace = _Pace(len(todo))
         errors = []
         for revision in todo:
@@ -139,7 +136,7 @@ class _Import:
             checkpoint = open_checkpoint(fetched.path)
             n_bytes = checkpoint.n_bytes
             model, params = map_weights(
-                checkpoint, n_ctx=self._settings.n_ctx if self._run is None else self._run.config.model.n_ctx,
+                checkpoint, n_ctx=self._n_ctx if self._run is None else self._run.config.model.n_ctx,
                 ignored=self._settings.ignored,
             )  # fmt: skip
             if self._run is None:
@@ -168,22 +165,20 @@ class _Import:
         there = {entry.step for entry in run.manifest.read()}
         missing = imported["missing"] | {str(step): why for step, why in self._missing.items()}
         kept = {step: why for step, why in missing.items() if int(step) not in there}
-        if kept != imported["missing"]:
-            imported["missing"] = kept
+        # Once all were wanted the steps that are there are the series'.
+        now = {"missing": kept} | ({} if self._settings.steps else {"steps": ""})
+        if any(imported.get(name) != value for name, value in now.items()):
+            imported |= now
             run.save_environment()
 
     def _create(self, checkpoint: Checkpoint, model: ModelConfig, chosen: list[Revision]) -> RunDir:
-        tokenizer_json = find_tokenizer(checkpoint, self._settings.tokenizer)
-        tokenizer = parse_tokenizer(tokenizer_json)
-        bos_id = bos_of(checkpoint, tokenizer, "tokenizer.json")
-        documents, text_source = open_documents(self._settings.text or "manual")
-        held_out = take_rows(documents, text_source, tokenizer_json, bos_id, model)
-        n_rows = len(held_out.rows)
+        rows = open_rows(self._settings.text or "manual", checkpoint, model, self._settings.tokenizer)
+        n_rows = len(rows.held_out.rows)
         per_step = self._tokens_per_step(checkpoint, chosen)
         batch_size = per_step // model.n_ctx if per_step and per_step % model.n_ctx == 0 else 1
         config = Config(
             model=model,
-            data=DataConfig(source=text_source, tokenizer="tokenizer.json", held_out_rows=n_rows),
+            data=rows.data,
             train=TrainConfig(n_steps=max(1, *map(self._step, chosen)), batch_size=batch_size),
             optimizer=OptimizerConfig(warmup_steps=0),
             probes=ProbeConfig(n_probes=0, held_out_rows=min(_PROBE_ROWS, n_rows)),
@@ -193,19 +188,20 @@ class _Import:
             "family": family_of(checkpoint.config, str(checkpoint.path)).name,
             "icl_jax": __version__,
             "tokens_per_step": per_step,
-            "bos": [bos_id, tokenizer.id_to_token(bos_id)],
-            "text": text_source,
+            "bos": list(rows.bos),
+            "text": rows.text,
+            "steps": self._settings.steps,
             "ignored_options": list(self._settings.ignored),
             "snapshots": {},
             "missing": {},
         }
         shape = f"{model.n_layers} layers of {model.n_heads} heads, d_model {model.d_model}"
-        rows = f"{n_rows} rows of {model.n_ctx} tokens of {text_source}"
-        self._tell(f"{self._path}: {imported['family']}, {shape}, vocabulary {model.vocab_size:,}; {rows}")
+        measured = f"{n_rows} rows of {model.n_ctx} tokens of {rows.data.source}"
+        self._tell(f"{self._path}: {imported['family']}, {shape}, vocabulary {model.vocab_size:,}; {measured}")
         self._held.enter_context(exclusive(self._path))
         return RunDir.create(
-            self._path, config, corpus_sha256=documents_sha256(documents), tokenizer_json=tokenizer_json,
-            held_out=held_out, imported=imported,
+            self._path, config, corpus_sha256=rows.corpus_sha256, tokenizer_json=rows.tokenizer_json,
+            held_out=rows.held_out, imported=imported,
         )  # fmt: skip
 
     def _tokens_per_step(self, checkpoint: Checkpoint, chosen: list[Revision]) -> int | None:
