@@ -3,7 +3,7 @@
 import contextlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -149,18 +149,25 @@ def find_config(name: str) -> tuple[Path, Config]:
     return path, load_config(path)
 
 
-def parse_with_config(cls: type[T], args: Sequence[str], *, prog: str, description: str) -> T:
+def _config_of_file(name: str) -> Config:
+    return find_config(name)[1]
+
+
+def parse_with_config(
+    cls: type[T], args: Sequence[str], *, prog: str, description: str, load: Callable[[str], Config] = _config_of_file,
+    first: str = "the config file",
+) -> T:  # fmt: skip
     """Parse arguments whose first is a config: the file gives the defaults that the others override.
 
-    `cls` is a dataclass with fields `config` and `overrides`. Help without a config shows the built-in defaults.
+    `cls` is a dataclass with fields `config` and `overrides`. `load`: from the first argument, which `first` names, to
+    the config, where that is no file. Help without it shows the built-in defaults.
     """
     if not args or args[0].startswith("-"):
         if not any(arg in ("-h", "--help") for arg in args):
-            raise UserError(f"the config file must come first; see {prog} --help")
+            raise UserError(f"{first} must come first; see {prog} --help")
         default: Any = cls(config=tyro.MISSING, overrides=_as_arguments(Config()))  # type: ignore[call-arg]
         return parse(cls, args, prog=prog, description=description, default=default)
-    _, config = find_config(args[0])
-    shown = _as_arguments(config)
+    shown = _as_arguments(load(args[0]))
     default = cls(config=args[0], overrides=shown)  # type: ignore[call-arg]
     read: Any = parse(cls, args, prog=prog, description=description, default=default)
     parsed: T = replace(read, overrides=_as_config(read.overrides, shown))

@@ -26,7 +26,18 @@ def _train(args: Sequence[str], console: Console) -> int:
     from icl_jax.cli.train import TrainArgs, train
 
     parsed = parse_with_config(TrainArgs, args, prog="icl-jax train", description=_train.__doc__ or "")
-    return train(parsed, console, args)
+    return train(parsed, console, ["train", *args])
+
+
+def _branch(args: Sequence[str], console: Console) -> int:
+    """Train on from a snapshot of a run, in a new one. Example: icl-jax branch runs/a --at 600 --run runs/b"""
+    from icl_jax.cli.branch import BranchArgs, branch, config_of
+
+    description = _branch.__doc__ or ""
+    parsed = parse_with_config(
+        BranchArgs, args, prog="icl-jax branch", description=description, load=config_of, first="RUN"
+    )
+    return branch(parsed, console, ["branch", *args])
 
 
 def _import(args: Sequence[str], console: Console) -> int:
@@ -170,6 +181,7 @@ def _launch(args: Sequence[str], console: Console) -> int:
 
 _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
     "train": _train,
+    "branch": _branch,
     "analyze": _analyze,
     "report": _report,
     "probe": _probe,
@@ -186,7 +198,7 @@ _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
 }
 
 
-_LASTING = [[verb] for verb in ("train", "analyze", "report", "export", "reproduce", "sweep", "launch")]
+_LASTING = [[verb] for verb in ("train", "branch", "analyze", "report", "export", "reproduce", "sweep", "launch")]
 """Verbs whose results are in files: what they say may be lost."""
 _PASSING_ON = {"reproduce", "sweep", "launch"}
 """Verbs that pass Ctrl-C on to the commands that they have started, and wait for them to save their states."""

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -15,6 +16,9 @@ from icl_jax.data import Corpus, open_shown
 from icl_jax.display import say
 from icl_jax.telling import command
 from icl_jax.train.may_start import check_vocabulary, may_start
+
+if TYPE_CHECKING:
+    from icl_jax.train.branch import Branch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +70,10 @@ def _check(args: TrainArgs) -> None:
         args.overrides.train.rows_per_device(args.devices * args.processes)
 
 
-def train(args: TrainArgs, console: Console, given: Sequence[str]) -> int:
+def train(args: TrainArgs, console: Console, given: Sequence[str], branch: "Branch | None" = None) -> int:
     """Train, and return the exit status: 0 at the end, `sigterm_status` preempted by SIGTERM, 130 on SIGINT.
 
-    given: the arguments as they stand on the command line: the same ones resume.
+    given: the command line without `icl-jax`: the same one resumes. branch: what a new run begins with.
     """
     config = args.overrides
     _check(args)
@@ -79,6 +83,8 @@ def train(args: TrainArgs, console: Console, given: Sequence[str]) -> int:
         may_start(run_path(args), config)
         corpus = open_shown(config, console)
         check_vocabulary(config, corpus)
+        if branch is not None and (words := branch.other_bos(corpus)):
+            say(console, words)
 
         def open_corpus(_config: Config, _console: Console) -> Corpus:
             return corpus
@@ -93,6 +99,7 @@ def train(args: TrainArgs, console: Console, given: Sequence[str]) -> int:
         console,
         open_corpus=open_corpus,
         argv=sys.argv,
+        branch=branch,
         n_devices=args.devices,
         coordinator=args.coordinator,
         n_processes=args.processes,
@@ -100,7 +107,7 @@ def train(args: TrainArgs, console: Console, given: Sequence[str]) -> int:
     )
     if outcome.signum:
         name = signal.Signals(outcome.signum).name
-        again = command(["icl-jax", "train", *given])
+        again = command(["icl-jax", *given])
         say(console, f"{name}: state saved at step {outcome.step}; resume with: {again}")
     if outcome.signum == signal.SIGINT:
         return 130

@@ -60,11 +60,12 @@ class RunDir:
         record_attributes: dict[str, object] | None = None,
         held_out: HeldOut | None = None,
         imported: dict[str, Any] | None = None,
+        said: Mapping[str, Any] | None = None,
     ) -> "RunDir":
         """Make a new run directory. Raises UserError if the folder holds something else or cannot be written.
 
         Without `held_out` it can be trained in, but not analyzed. `imported`: where its snapshots are from; such a run
-        has no record.
+        has no record. `said`: further entries of environment.json.
         """
         root = epath.Path(path)
         environment = {
@@ -77,6 +78,7 @@ class RunDir:
         }
         if imported is not None:
             environment["imported"] = imported
+        environment |= said or {}
         with _writing(root):
             cls.check_free(path)
             root.mkdir(parents=True, exist_ok=True)

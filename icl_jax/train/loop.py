@@ -55,11 +55,13 @@ def train(
     resumed.
     """
     config = run.config
-    start_step = run.last_state_step() or 0
+    saved_step = run.last_state_step()
+    start_step = saved_step or 0
     if start_step == config.train.n_steps:
         return Outcome(start_step, 0)
     parallel = ParallelStep(config, devices, execution)
-    state = load_state(run, start_step, parallel) if start_step else parallel.init_state()
+    # A branch begins with a state of step 0, another run without one.
+    state = parallel.init_state() if saved_step is None else load_state(run, saved_step, parallel)
     probe_fn = make_probe_fn(config, corpus, parallel.local_devices)
     with Writer() as writer, local_batches(config, corpus, start_step) as batches:
         keeper = _Keeper(run, parallel, writer, progress, tracker, stop)

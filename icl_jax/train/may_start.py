@@ -25,7 +25,7 @@ def may_start(path: str, config: Config, n_processes: int = 1) -> RunDir | None:
         return None
     run = RunDir.open(path)
     if run.imported is not None:
-        raise UserError(f"{run.path}: was imported and has no training state: give --run another path")
+        raise UserError(f"{run.path}: was imported and has no training state: icl-jax branch trains on from a snapshot")
     differences = numeric_differences(run.config, config)
     if differences:
         raise UserError(f"{run.path}: is a run with another config ({'; '.join(differences)}): give --run another path")

@@ -18,6 +18,7 @@ from icl_jax.model.params import n_params
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.checkpoints import quiet_orbax
 from icl_jax.rundir.files import reason
+from icl_jax.train.branch import Branch
 from icl_jax.train.environment import describe_start
 from icl_jax.train.loop import Outcome, train
 from icl_jax.train.may_start import check_vocabulary, may_start
@@ -35,6 +36,7 @@ def run(
     *,
     open_corpus: Callable[[Config, Console], Corpus],
     argv: list[str],
+    branch: Branch | None = None,
     n_devices: int = 0,
     coordinator: str = "",
     n_processes: int = 1,
@@ -42,8 +44,8 @@ def run(
 ) -> Outcome:
     """Make or resume the run directory `path` and train to the end of the config.
 
-    `open_corpus` may show its progress on the console. `coordinator` joins several processes first (`jax.distributed`).
-    Raises UserError and NonFiniteLossError.
+    `open_corpus` may show its progress on the console. `branch`: what a new run begins with. `coordinator` joins
+    several processes first (`jax.distributed`). Raises UserError and NonFiniteLossError.
     """
     quiet_orbax()
     if coordinator:
@@ -77,7 +79,7 @@ def run(
             "cannot use this run directory", lambda: is_first() and may_start(path, config, jax.process_count())
         )
         corpus = all_or_none("cannot open the corpus", open_here)
-        with StopSignal() as stop, held_run(path, config, corpus) as run_dir:
+        with StopSignal() as stop, held_run(path, config, corpus, branch) as run_dir:
             start_step = run_dir.last_state_step() or 0
             if start_step >= config.train.n_steps:
                 tell(f"{run_dir.path}: already complete at step {start_step}")

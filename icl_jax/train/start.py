@@ -13,23 +13,32 @@ from icl_jax.maths.icl_score import icl_positions
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.lock import exclusive
 from icl_jax.rundir.record import HELD_OUT_AGAIN
+from icl_jax.train.branch import BRANCH, Branch
 from icl_jax.train.held_out import take_held_out
 from icl_jax.train.may_start import may_start
 from icl_jax.train.processes import all_or_none, is_first
 
 
-def open_or_create(path: str, config: Config, corpus: Corpus) -> RunDir:
+def open_or_create(path: str, config: Config, corpus: Corpus, branch: Branch | None = None) -> RunDir:
     """A run directory cut back to its last full state, ready for `train`.
 
-    Raises UserError if the folder is not a run, is one whose config or corpus would give other numbers, or cannot be
-    written.
+    `branch`: what a new one begins with. Raises UserError if the folder is not a run, is one whose config or corpus
+    would give other numbers or one of another branch, or cannot be written.
     """
     run = may_start(path, config, jax.process_count())  # again: this process now holds the folder
-    return _create(path, config, corpus) if run is None else _resume(run, corpus)
+    if run is None:
+        return _create(path, config, corpus, branch)
+    if branch is not None and not branch.is_of(run):
+        raise UserError(f"{run.path}: is a run that does not begin there: give --run another path")
+    if BRANCH in run.environment and run.last_state_step() is None:
+        if branch is None:
+            raise UserError(f"{run.path}: lacks what it begins with: icl-jax branch, as it was made, completes it")
+        branch.fill(run)
+    return _resume(run, corpus)
 
 
 @contextlib.contextmanager
-def held_run(path: str, config: Config, corpus: Corpus) -> Iterator[RunDir]:
+def held_run(path: str, config: Config, corpus: Corpus, branch: Branch | None = None) -> Iterator[RunDir]:
     """What `open_or_create` gives, held against a second trainer. Process 0 opens it for all: it fails for all."""
     with contextlib.ExitStack() as held:
 
@@ -37,14 +46,16 @@ def held_run(path: str, config: Config, corpus: Corpus) -> Iterator[RunDir]:
             if not is_first():
                 return None
             held.enter_context(exclusive(path))
-            return open_or_create(path, config, corpus)
+            return open_or_create(path, config, corpus, branch)
 
         what = f"cannot use this run directory, {path}"
         run = all_or_none(what, open_first)
         yield all_or_none(what, lambda: run or replace(RunDir.open(path), config=config))
 
 
-def _create(path: str, config: Config, corpus: Corpus) -> RunDir:
+def _create(path: str, config: Config, corpus: Corpus, branch: Branch | None) -> RunDir:
+    if branch is not None:
+        branch.check(config, corpus.fingerprint)
     positions = icl_positions(config.model.n_ctx)
     attributes: dict[str, object] = {
         "icl_early": positions.early,
@@ -55,10 +66,14 @@ def _create(path: str, config: Config, corpus: Corpus) -> RunDir:
     }
     if isinstance(corpus, TextCorpus):
         attributes[HELD_OUT_AGAIN] = len(corpus.held_out_again)
-    return RunDir.create(
+    run = RunDir.create(
         path, config, corpus_sha256=corpus.fingerprint, tokenizer_json=corpus.tokenizer_json,
         record_attributes=attributes, held_out=take_held_out(config, corpus),
+        said={} if branch is None else {BRANCH: branch.described(config)},
     )  # fmt: skip
+    if branch is not None:
+        branch.fill(run)
+    return run
 
 
 def _resume(run: RunDir, corpus: Corpus) -> RunDir:

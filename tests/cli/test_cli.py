@@ -17,6 +17,7 @@ from tests.train.runs import CLI, TINY, TellingTracker, command, finish, start_c
 
 _VERBS = [
     ("train",),
+    ("branch",),
     ("verify",),
     ("audit",),
     ("import",),

@@ -1,0 +1,205 @@
+"""Training that goes on from a snapshot of another run, in a run directory of its own.
+
+A branch goes on with the steps of its parent: it holds the parent's record and snapshots of before, and from the
+parent's full state of that step, if nothing was changed, the same bits follow. Anew, and always of an imported run,
+which has no record, the snapshot is step 0 of a run like any other.
+"""
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from icl_jax.config import Config, ProbeConfig, UserError
+from icl_jax.config.tables import flat
+from icl_jax.data import Corpus
+from icl_jax.rundir import RunDir, SnapshotEntry
+from icl_jax.rundir.checkpoints import Arrays, saved_steps
+from icl_jax.rundir.files import absolute
+from icl_jax.rundir.manifest import params_sha256
+from icl_jax.rundir.record import ProbeResult, StepBlock
+
+BRANCH = "branch"
+"""Entry of environment.json: parent, step, and what was changed or is fresh."""
+_BLOCK = 4096
+_SCHEDULES = ("model.n_ctx", "train.n_steps", "train.batch_size", "snapshots.n_linear", "snapshots.n_log", "probes.")
+"""Fields that the parent's record and snapshots are laid out by."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Where a new run begins."""
+
+    parent: RunDir
+    step: int
+    is_anew: bool = False
+    """Steps count from 0."""
+    fresh_optimizer: bool = False
+
+    @property
+    def first_step(self) -> int:
+        """Of the training that is to be done."""
+        return 0 if self.is_anew else self.step
+
+    @cached_property
+    def _state(self) -> Arrays | None:
+        """The parent's full state of the step, if it has it."""
+        return self.parent.load_state(self.step) if self._has_state else None
+
+    @property
+    def _has_state(self) -> bool:
+        return self.step in saved_steps(self.parent.path / "state")
+
+    @cached_property
+    def params(self) -> Arrays:
+        """Of the snapshot, else of the state."""
+        if self._state is None or any(entry.step == self.step for entry in self.parent.manifest.read()):
+            return self.parent.load_params(self.step)
+        return {name.removeprefix("params."): a for name, a in self._state.items() if name.startswith("params.")}
+
+    @property
+    def fresh(self) -> list[str]:
+        """What does not go on."""
+        if self.is_anew:
+            return ["optimiser state", "count of steps"]
+        if self.fresh_optimizer:
+            return ["optimiser state"]
+        return [] if self._has_state else ["optimiser state: the parent has no full state of this step"]
+
+    def check(self, config: Config, corpus_sha256: str) -> None:
+        """Raise UserError where the parent's parameters, its record or its rows are not of such a config and corpus."""
+        from icl_jax.model.params import param_shapes
+
+        theirs, ours = {name: a.shape for name, a in self.params.items()}, param_shapes(config.model)
+        for name in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(name) != ours.get(name):
+                here, there = (f"the shape {list(s)}" if (s := x.get(name)) else "no place" for x in (ours, theirs))
+                raise UserError(f"model: {name} has {here}, and in {self.parent.path} {there}: must be the same")
+        if self.is_anew:
+            return
+        before, now = flat(self.parent.config), flat(config)
+        for name, value in now.items():
+            if name.startswith(_SCHEDULES) and before[name] != value:
+                allowed = f"must be {before[name]!r}, for the steps before are the parent's; --anew counts from step 0"
+                raise UserError(f"{name} = {value!r}: {allowed}")
+        if config.data == self.parent.config.data and corpus_sha256 != self.parent.environment["corpus_sha256"]:
+            raise UserError(
+                f"{self.parent.path}: the corpus has changed since it was trained; --anew takes it as it is"
+            )
+        if self.step >= config.train.n_steps:
+            raise UserError(f"--at = {self.step}: must be less than train.n_steps = {config.train.n_steps}, or --anew")
+
+    def other_bos(self, corpus: Corpus) -> str:
+        """In words, where rows begin with another token than those that the parent was measured on; else empty."""
+        theirs = self.parent.load_held_out().bos_id
+        if theirs == corpus.bos_id:
+            return ""
+        (ours,), (other,) = corpus.decode([corpus.bos_id]), corpus.decode([theirs])
+        return (
+            f"rows begin with {ours!r} (id {corpus.bos_id}), those of {self.parent.path} with {other!r} (id {theirs})"
+        )
+
+    def described(self, config: Config) -> dict[str, Any]:
+        """The entry of environment.json."""
+        imported = self.parent.imported
+        return {
+            "run_id": self.parent.run_id,
+            "path": str(absolute(self.parent.path)),
+            "step": self.step,
+            "tokens": self._entry.tokens if self._entry else self.step * self.parent.config.tokens_per_step,
+            "sha256": params_sha256(self.params),
+            "anew": self.is_anew,
+            "fresh": self.fresh,
+            "changed_fields": self.changed_fields(config),
+            **({} if imported is None else {
+                "imported": {"source": imported["source"], **imported["snapshots"].get(str(self.step), {})}
+            }),
+        }  # fmt: skip
+
+    def changed_fields(self, config: Config) -> dict[str, list[Any]]:
+        """By name, the parent's value and the new one; none of an imported run, of whose training nothing is known."""
+        if self.parent.imported is not None:
+            return {}
+        before, now = flat(self.parent.config), flat(config)
+        return {name: [before.get(name), value] for name, value in now.items() if before.get(name) != value}
+
+    @property
+    def _entry(self) -> SnapshotEntry | None:
+        return next((entry for entry in self.parent.manifest.read() if entry.step == self.step), None)
+
+    def is_of(self, run: RunDir) -> bool:
+        """Whether a run that is there was made by the same branch."""
+        made = run.environment.get(BRANCH, {})
+        return bool(
+            (self.parent.run_id, self.step, self.is_anew) == (made.get("run_id"), made.get("step"), made.get("anew"))
+        )
+
+    def fill(self, run: RunDir) -> None:
+        """Give a new run what it goes on from; its state last, so that a killed start is done again."""
+        run.cut(0)
+        if not self.is_anew:
+            self._copy_history(run)
+        run.save_state(self.first_step, self._first_state(run.config))
+
+    def _first_state(self, config: Config) -> Arrays:
+        import jax.numpy as jnp
+
+        from icl_jax.train.optimizer import init_opt_state
+        from icl_jax.train.state_arrays import state_to_arrays
+        from icl_jax.train.step import TrainState
+
+        if self._state is not None and not self.fresh:
+            return self._state
+        params = {name: jnp.asarray(array) for name, array in self.params.items()}
+        state = TrainState(jnp.int32(self.first_step), params, init_opt_state(config, params))
+        return {name: np.asarray(array) for name, array in state_to_arrays(state).items()}
+
+    def _copy_history(self, run: RunDir) -> None:
+        theirs, ours = self.parent.load_record(), run.open_record()
+        for start in range(0, self.step, _BLOCK):
+            part = theirs.isel(step=slice(start, min(start + _BLOCK, self.step)))
+            names = [field.name for field in fields(StepBlock) if field.name != "first_step"]
+            ours.write_steps(StepBlock(first_step=start, **{name: part[name].values for name in names}))
+        for i, step in enumerate(theirs["probe_step"].values if "probe" in theirs.sizes else ()):
+            if step < self.step:
+                at = theirs.isel(probe=i)
+                names = [field.name for field in fields(ProbeResult) if field.name != "step"]
+                found: dict[str, Any] = {name: at[name].values if name in at else np.zeros(0) for name in names}
+                ours.write_probe(ProbeResult(step=int(step), **found))
+        for entry in self.parent.manifest.read():
+            if entry.step < self.step:
+                run.save_snapshot(entry.step, self.parent.load_params(entry.step))
+
+
+def open_branch(path: str, step: int, *, is_anew: bool = False, fresh_optimizer: bool = False) -> Branch:
+    """A branch of the run `path`. Raises UserError for a step of which it has neither a snapshot nor a state."""
+    parent = RunDir.open(path)
+    branch = Branch(parent, step, is_anew or parent.imported is not None, fresh_optimizer)
+    if not branch._has_state:
+        parent.snapshot(step)
+    if not branch.is_anew and (n := parent.load_record().sizes["step"]) < step:
+        raise UserError(f"--at = {step}: {parent.path} has recorded {n} steps")
+    return branch
+
+
+def default_config(parent: RunDir) -> Config:
+    """The parent's; of an imported run, of whose training nothing is known, what a config says by default.
+
+    A quarter of the rows that it is measured on are then held out, of the same text.
+    """
+    config = parent.config
+    if parent.imported is None:
+        return config
+    n_rows = max(1, config.data.held_out_rows // 4)
+    probes = ProbeConfig(held_out_rows=min(ProbeConfig().held_out_rows, n_rows))
+    return Config(model=config.model, data=replace(config.data, held_out_rows=n_rows), probes=probes)
+
+
+def with_its_tokenizer(parent: RunDir, config: Config) -> Config:
+    """With the parent's tokenizer.json for other text: ids must mean what they meant. One that is given stays."""
+    path, before, now = parent.path / "tokenizer.json", parent.config.data, config.data
+    is_same = (now.source, now.options) == (before.source, before.options) and parent.imported is None
+    if is_same or now.tokenizer != before.tokenizer or not path.exists():
+        return config
+    return replace(config, data=replace(now, tokenizer=str(absolute(path))))
