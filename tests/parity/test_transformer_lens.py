@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import pytest
 from icl_jax.analysis import ablate, direct_logit_attribution, duplicate_token, induction_stripe, previous_token
 from icl_jax.config import ModelConfig, UserError
 from icl_jax.export.transformer_lens import hooked_config
+from icl_jax.importing.checkpoint import open_checkpoint
+from icl_jax.importing.map_weights import map_weights
+from icl_jax.maths.activations import as_jax
 from icl_jax.measures.circuits import centred_unembedding, fold_norms, ov_circuit, ov_matrix, qk_matrix
 from icl_jax.measures.composition import composition_scores
 from icl_jax.measures.copying import copying_eigenvalue
@@ -103,6 +107,39 @@ def test_an_exported_run_loads_by_the_lines_that_are_printed(config: ModelConfig
     tokens = random_tokens(config, 2, T)
     logits = forward(random_params(config, seed=0), tokens, config)
     np.testing.assert_allclose(logits, to_jax(names["model"](to_torch(tokens))), atol=1e-4)
+
+
+_SAVED: dict[str, dict[str, Any]] = {
+    "attn-only": {"attn_only": True, "normalization_type": "LN"},
+    "shortformer": {"attn_only": True, "normalization_type": None, "positional_embedding_type": "shortformer"},
+    "gelu, folded": {"act_fn": "gelu_new", "d_mlp": 29, "normalization_type": "LNPre"},
+    "solu": {"act_fn": "solu_ln", "d_mlp": 29, "normalization_type": "LN"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", _SAVED.values(), ids=_SAVED)
+def test_a_pth_that_it_saves_is_imported_and_goes_back(fields: dict[str, Any], tmp_path: Path) -> None:
+    lens = import_transformer_lens()
+    import torch
+
+    torch.manual_seed(0)
+    sizes = {"n_layers": 2, "d_model": 24, "n_heads": 3, "d_head": 8, "n_ctx": T, "d_vocab": 37, "device": "cpu"}
+    model = lens.HookedTransformer(lens.HookedTransformerConfig(**sizes | fields)).eval()
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            values.copy_(0.3 * torch.randn_like(values) + float(name.endswith(("ln.w", "ln1.w", "ln2.w", "final.w"))))
+    torch.save(model.state_dict(), tmp_path / "model_final.pth")
+    (tmp_path / "config.json").write_text(json.dumps(model.cfg.to_dict(), default=str))
+    ours, params = map_weights(open_checkpoint(tmp_path))
+    tokens = random_tokens(ours, 2, T)
+    theirs = to_jax(model(to_torch(tokens)))
+    np.testing.assert_allclose(forward(as_jax(params), tokens, ours), theirs, atol=1e-4)
+    again = hooked_transformer(as_jax(params), ours)
+    np.testing.assert_allclose(to_jax(again(to_torch(tokens))), theirs, atol=1e-4)
+    if fields["normalization_type"] != "LN":  # else the norms' biases are folded into the weights
+        before, after = model.state_dict(), again.state_dict()
+        for name in before.keys() - {n for n in before if n.endswith(("mask", "IGNORE"))}:
+            np.testing.assert_array_equal(to_jax(before[name]), to_jax(after[name]), err_msg=name)
 
 
 def test_composition_scores() -> None:
