@@ -24,11 +24,13 @@ class Axis:
     """Its name in CSV files; empty: the label."""
     range: tuple[float, float] | None = None
     """In the units of the axis; None: what the data needs."""
+    names: tuple[str, ...] = ()
+    """Of the values 0, 1, ..., where it is no scale."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One curve, or one set of dots. Arrays of one length; NaN breaks a line."""
+    """One curve, one set of dots or of bars. Arrays of one length; NaN breaks a line."""
 
     label: str
     x: np.ndarray
@@ -37,6 +39,8 @@ class Series:
     """Lower and upper end of an interval around y."""
     high: np.ndarray | None = None
     dots: bool = False
+    bars: bool = False
+    """Beside those of the other series."""
     node: bool = False
     """Dots so large that `text` stands inside them."""
     head: tuple[int, int] | None = None
@@ -65,6 +69,10 @@ class Heat:
     """What the colour means, with the unit."""
     diverging: bool = False
     """Colours run to both sides of 0."""
+    range: tuple[float, float] | None = None
+    """That the colours span; None: what the data needs."""
+    heads: bool = False
+    """x is the head, y the layer: a click isolates it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +124,16 @@ class Gap:
         return f"<p>{html.escape(self.why)}</p>"
 
 
+@dataclass(frozen=True, slots=True)
+class Value:
+    """Stands where a chart would have one point: what it is, in words."""
+
+    text: str
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self.text)}</p>"
+
+
 def table_of(chart: Chart) -> tuple[list[str], list[list[object]]]:
     """The numbers of a chart, one row per point: header and rows, in the order that they are drawn."""
     columns = [axis.column or axis.label for axis in (chart.x, chart.y)]
@@ -130,7 +148,8 @@ def table_of(chart: Chart) -> tuple[list[str], list[list[object]]]:
     rows: list[list[object]] = []
     for series in chart.series:
         for i in range(len(series.x)):
-            row: list[object] = [series.label, float(series.x[i]), float(series.y[i])]
+            x = chart.x.names[int(series.x[i])] if chart.x.names else float(series.x[i])
+            row: list[object] = [series.label, x, float(series.y[i])]
             if has_interval:
                 row += ["", ""] if series.low is None or series.high is None else [
                     float(series.low[i]), float(series.high[i]),

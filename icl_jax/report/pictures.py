@@ -26,6 +26,8 @@ _DIVERGING = ("#0072B2", "#F7F7F7", "#D55E00")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 _MARKS = ("", "o", "^")
 _N_MARKS = 9
+_BARS = 0.8
+"""Of the distance from a group of bars to the next."""
 _PER_ROW = 4
 _UNDER_AXIS_POINTS = 26
 _TITLE_CHARS, _LEGEND_CHARS = 40, 48
@@ -164,8 +166,14 @@ def chart_html(chart: Chart) -> str:
 def _draw_chart(axes: Any, chart: Chart) -> None:
     if chart.heat is not None:
         _draw_heat(axes, chart)
+    bars = [series for series in chart.series if series.bars]
+    for i, series in enumerate(bars):
+        width = _BARS / len(bars)
+        aside = series.x + width * (i - (len(bars) - 1) / 2)
+        axes.bar(aside, series.y, width, color=COLOURS[series.colour % len(COLOURS)], label=_SHOWN + series.label)
     for series in chart.series:
-        _draw_series(axes, series)
+        if not series.bars:
+            _draw_series(axes, series)
     if chart.zero:
         axes.axhline(0, color="#999999", lw=0.6, zorder=0)
     for band in chart.bands if chart.x.is_tokens else ():
@@ -178,7 +186,10 @@ def _draw_chart(axes: Any, chart: Chart) -> None:
             getattr(axes, f"{which}axis").set_major_locator(mpl.ticker.MultipleLocator())
         if axis.range is not None:
             getattr(axes, f"set_{which}lim")(axis.range)
-        _number(getattr(axes, f"{which}axis"), axis)
+        if axis.names:
+            getattr(axes, f"set_{which}ticks")(range(len(axis.names)), axis.names)
+        else:
+            _number(getattr(axes, f"{which}axis"), axis)
 
 
 def _number(drawn: Any, axis: Axis) -> None:
@@ -208,6 +219,8 @@ def _draw_heat(axes: Any, chart: Chart) -> None:
         most = float(np.nanmax(np.abs(heat.z))) or 1.0
         colours = mpl.colors.LinearSegmentedColormap.from_list("diverging", _DIVERGING)
         limits = {"cmap": colours, "vmin": -most, "vmax": most}
+    if heat.range is not None:
+        limits |= {"vmin": heat.range[0], "vmax": heat.range[1]}
     mesh = axes.pcolormesh(heat.x, heat.y, heat.z, shading="nearest", rasterized=True, **limits)
     axes.figure.colorbar(mesh, ax=axes, label=heat.label, pad=0.02)
 

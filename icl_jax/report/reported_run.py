@@ -94,6 +94,11 @@ class ReportedRun:
         return [name for name in variables if (gap := self.gap(name)) is not None and _TAKES in gap.why]
 
     @property
+    def is_single(self) -> bool:
+        """Whether it is one snapshot, which has no curve."""
+        return len(self.tokens) == 1
+
+    @property
     def tokens(self) -> np.ndarray:
         """Training tokens at the snapshots, [snapshot]."""
         return self.data["tokens"].values
@@ -239,15 +244,19 @@ class ReportedRun:
         """What else tells runs apart: heads, widths, data, length, seed."""
         model, config = self.config.model, self.config
         heads = f"{model.n_heads} heads, " if model.n_layers else ""
-        tokens = config.train.n_steps * config.tokens_per_step
+        tokens: int | None = config.train.n_steps * config.tokens_per_step
         same = f"; the same run as in {', '.join(self.also)}" if self.also else ""
         n_again = 0
         if self.run.imported is not None:
-            tokens = self.run.manifest.read()[-1].tokens
+            last = self.run.manifest.read()[-1]
+            # One row a step where nothing is known.
+            is_known = self.run.imported["tokens_per_step"] or last.tokens != last.step * config.tokens_per_step
+            tokens = last.tokens if is_known else None
         else:
             n_again = self.record.attrs.get(HELD_OUT_AGAIN, 0)
         again = f"; {n_again} of {config.data.held_out_rows} held-out rows are also in training" if n_again else ""
-        length = f"context {model.n_ctx}, {config.data.source}, {millions(tokens)} tokens"
+        length = f"context {model.n_ctx}, {config.data.source}"
+        length += "" if tokens is None else f", {millions(tokens)} tokens"
         return f"{heads}d_model {model.d_model}, {length}{again}{same}"
 
     @property

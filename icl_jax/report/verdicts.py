@@ -18,6 +18,7 @@ from icl_jax.maths.head_scores import HEAD_THRESHOLD
 from icl_jax.report.behaviours import behaviours
 from icl_jax.report.changes import window_words
 from icl_jax.report.controls import CONTROLS, without_heads
+from icl_jax.report.figures.seen_bigrams import set_costs
 from icl_jax.report.figures.smeared_against_plain import NEEDS_PAIR, smeared_pairs
 from icl_jax.report.reported_run import HAS_LABEL, ReportedRun, share, signed
 from icl_jax.report.seeds import Group
@@ -189,13 +190,29 @@ def _change_over(run: ReportedRun) -> float:
 
 
 def ablation(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
-    """Supported: ablated with patterns kept, induction heads undo the change and cost ICL, others on average do not."""
+    """Supported: ablated with patterns kept, induction heads undo the change and cost ICL, others on average do not.
+
+    Where heads were not ablated one by one: those of highest prefix matching, taken away together, raise the loss of
+    tokens whose bigram stood before in the row, by more than that of others and than as many other heads do.
+    """
     along, icl = "pattern_preserving_along_change", "pattern_preserving_icl_effect"
+    on_text = ("set_seen_bigram_loss", "set_new_bigram_loss", "in_induction_set")
     found = [run for run in runs if run.has(along, icl) and run.forms_induction and run.window is not None]
-    untaken = _untaken(_may_form(runs), "prefix_matching", "step_after", along, icl)
-    if not found:
+    sets = [run for run in runs if run not in found and run.has(*on_text) and run.forms_induction]
+    untaken = _untaken(_may_form([run for run in runs if run not in sets]), "prefix_matching", "step_after", along, icl)
+    if not found and not sets:
         return "not tested", [], untaken or _FORMS_NONE
     effect, holds = [], []
+    for run in sets:
+        (seen, seen_others), (new, new_others) = (set_costs(run, variable) for variable in on_text[:2])
+        n_heads = int(run.last("in_induction_set").sum())
+        effect.append(
+            f"{run.name}: without the heads of highest prefix matching ({n_heads}) {signed(seen)} nats where the "
+            f"bigram stood before and {signed(new)} elsewhere, without others of their layers "
+            f"{signed(seen_others)} and {signed(new_others)}"
+        )
+        # NaN where the layers have no other heads.
+        holds += [seen > max(0.0, new), seen > max(0.0, float(np.nan_to_num(seen_others)))]
     for run in found:
         assert run.window is not None
         induction = run.heads_of("induction")
@@ -211,8 +228,9 @@ def ablation(runs: list[ReportedRun]) -> tuple[Finding, list[str], str]:
         effect.append(text)
         holds += [undoes >= max(_UNDOES, _mean(undone, others)), cost > max(0.0, _mean(costs, others))]
     finding: Finding = "supported" if all(holds) else "partly" if any(holds) else "not supported"
-    one_by_one = "means over heads, one at a time: heads that stand in for each other look weaker"
-    return finding, effect, _limits(one_by_one, untaken)
+    one_by_one = "means over heads, one at a time: heads that stand in for each other look weaker" if found else ""
+    at_once = "of one snapshot or of the last: whether it was so before a change is open" if sets else ""
+    return finding, effect, _limits(one_by_one, at_once, untaken)
 
 
 def _mean(values: np.ndarray, heads: list[tuple[int, int]]) -> float:

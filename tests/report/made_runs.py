@@ -1,6 +1,7 @@
 """Run directories for reports: hand-built models, and analyses written by hand, whose every number is known."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,13 +45,20 @@ def set_seed(path: Path, seed: int) -> None:
     edit_config(path, lambda text: text.replace("seed = 0", f"seed = {seed}"))
 
 
-def made_run(path: Path, model: ModelConfig, variables: dict[str, tuple[tuple[str, ...], object]]) -> ReportedRun:
+def made_run(
+    path: Path, model: ModelConfig, variables: dict[str, tuple[tuple[str, ...], object]],
+    steps: Sequence[int] = range(0, 101, 10),
+) -> ReportedRun:  # fmt: skip
     """A run of snapshots 0, 10, ..., 100 at as many thousand tokens, whose analysis holds just these variables."""
-    steps = np.arange(0, 101, 10)
-    run = make_run(path, model, {0: random_params(model)}, random_rows(model, 2))
+    run = make_run(path, model, {steps[0]: random_params(model)}, random_rows(model, 2))
     data = xr.Dataset(
         {name: (dims, np.asarray(values)) for name, (dims, values) in variables.items()},
-        coords={"snapshot": steps, "tokens": ("snapshot", 1000 * steps), "selected": steps},
+        coords={
+            "snapshot": list(steps),
+            "tokens": ("snapshot", 1000 * np.array(steps)),
+            "selected": list(steps),
+            "selected_tokens": ("selected", 1000 * np.array(steps)),
+        },
         attrs={"absent": json.dumps({"smear": "keys are not smeared"})},
     )
     save_dataset(data, run.path / "analysis.zarr")

@@ -9,7 +9,7 @@ from icl_jax.maths.change_point import explained
 from icl_jax.maths.finding import Finding
 from icl_jax.measures.curves import SCORES, Curve, best_head_of, head_curves, icl_curve, loss_curve
 from icl_jax.measures.phase_change import finding_of
-from icl_jax.report.chart import Axis, Chart, Series
+from icl_jax.report.chart import Axis, Chart, Gap, Series
 from icl_jax.report.figures.figure import TOKENS, RunFigure
 from icl_jax.report.reported_run import ReportedRun, bands_of
 
@@ -69,5 +69,5 @@ FIGURE = RunFigure(
     "above them the 90 % intervals of both ends. Scores of heads: of the head that is best at the end.",
     look_for="A change is there where the dashed curve cannot follow the points and the line does.",
     needs=("change_p", "icl_windowed"),
-    chart=lambda run: [_chart(run, looked) for looked in _looked(run)],
+    chart=lambda run: Gap("one snapshot has no curve") if run.is_single else [_chart(run, at) for at in _looked(run)],
 )

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from icl_jax.report.chart import Axis, Chart, Gap, Series
+from icl_jax.report.chart import Axis, Chart, Gap, Heat, Series, Value
 from icl_jax.report.reported_run import ReportedRun, signed
 
 TOKENS = Axis(label="training tokens", is_tokens=True)
 SHARE = (0.0, 1.04)
 """The range of an axis of shares: a curve at 1 is seen, and can be clicked."""
+
+
+_NUMBERED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,7 @@ class Panel:
 
     run: ReportedRun | None
     """None: of all runs."""
-    chart: Chart | Gap
+    chart: Chart | Gap | Value
     ours: str = ""
     """The number to hold against the paper's; empty where there is none."""
 
@@ -44,7 +47,7 @@ class RunFigure(_Captions):
 
     source: str = ""
     """The data.source of the runs that it is of; empty: any. Without such a run the page does not have the figure."""
-    chart: Callable[[ReportedRun], Chart | Gap | list[Chart]]
+    chart: Callable[[ReportedRun], Chart | Gap | Value | list[Chart]]
     ours: Callable[[ReportedRun], str] = lambda _run: ""
 
     def is_of(self, source: str) -> bool:
@@ -86,7 +89,10 @@ def head_figure(
     variable: str, label: str, *, range: tuple[float, float] | None = None,
     ours: Callable[[ReportedRun], str] | None = None, **captions: Any,
 ) -> RunFigure:  # fmt: skip
-    """A [snapshot or selected, layer, head] variable as a curve for each head; `ours`: the highest at the end."""
+    """A [snapshot or selected, layer, head] variable as a curve for each head; `ours`: the highest at the end.
+
+    Of a single snapshot it is a map, layer by head.
+    """
     return RunFigure(
         needs=(variable,), chart=lambda run: head_curves(run, variable, label, range=range),
         ours=ours or (lambda run: f"highest at the end {best_head(run, variable)}"), **captions,
@@ -101,6 +107,8 @@ def ablation_figure(variable: str, label: str, *, sign: int, unit: str = "", **c
 def head_curves(run: ReportedRun, variable: str, label: str, *, range: tuple[float, float] | None = None) -> Chart:
     """A curve over training for each head, at the snapshots or the `selected` ones."""
     data = run.data[variable]
+    if len(data) == 1:
+        return head_map(data.values[0], label, range=range)
     tokens = run.data["selected_tokens"].values if "selected" in data.dims else run.tokens
     series = [
         Series(
@@ -110,6 +118,20 @@ def head_curves(run: ReportedRun, variable: str, label: str, *, range: tuple[flo
         for layer, head in run.heads
     ]  # fmt: skip
     return Chart(x=TOKENS, y=Axis(label=label, range=range), series=series, bands=run.bands, zero=range is None)
+
+
+def head_map(values: np.ndarray, label: str, *, range: tuple[float, float] | None = None) -> Chart:
+    """[layer, head] values as colours."""
+    n_layers, n_heads = values.shape
+    heat = Heat(
+        x=np.arange(n_heads), y=np.arange(n_layers), z=values, label=label, diverging=range is None, range=range,
+        heads=True,
+    )  # fmt: skip
+    # Few are numbered one by one.
+    return Chart(
+        x=Axis(label="head", is_count=n_heads <= _NUMBERED), y=Axis(label="layer", is_count=n_layers <= _NUMBERED),
+        heat=heat,
+    )  # fmt: skip
 
 
 def head_dots(
@@ -149,6 +171,8 @@ def best_head(run: ReportedRun, variable: str) -> str:
 
 def before_after(run: ReportedRun, variable: str) -> str:
     """A [snapshot] variable before and after the phase change; without one, at a tenth of the run and at its end."""
+    if run.is_single:
+        return signed(float(run.last(variable)))
     if run.window is None:
         return ""
     before, after = (float(run.at(variable, step)) for step in run.window)

@@ -1,12 +1,14 @@
 """The ICL score of all models in one chart, seeds as means and intervals."""
 
-from icl_jax.report.chart import Axis, Chart, Series
+from icl_jax.report.chart import Axis, Chart, Gap, Series
 from icl_jax.report.figures.figure import TOKENS, ComparisonFigure, change_stretch
 from icl_jax.report.reported_run import ReportedRun
 from icl_jax.report.seeds import MOST, group_by_config
 
 
-def _chart(runs: list[ReportedRun]) -> Chart:
+def _chart(runs: list[ReportedRun]) -> Chart | Gap:
+    if all(run.is_single for run in runs):
+        return Gap("one snapshot has no curve")
     series = []
     for colour, group in enumerate(group_by_config(runs)[:MOST]):
         x, mean, low, high = group.mean_curve("icl_windowed")

@@ -1,6 +1,6 @@
 """Model Analysis Table, row "Loss over training, broken down by context index"."""
 
-from icl_jax.report.chart import Axis, Chart, Heat
+from icl_jax.report.chart import Axis, Chart, Heat, Series
 from icl_jax.report.figures.figure import TOKENS, RunFigure, log_positions
 from icl_jax.report.reported_run import ReportedRun
 
@@ -8,6 +8,9 @@ from icl_jax.report.reported_run import ReportedRun
 def _chart(run: ReportedRun) -> Chart:
     loss = run.data["loss_by_position"].values
     positions = log_positions(loss.shape[1])
+    if run.is_single:
+        curve = Series(label="loss", x=positions + 1.0, y=loss[0, positions])
+        return Chart(x=Axis(label="token index", is_log=True), y=Axis(label="loss (nats)"), series=[curve])
     heat = Heat(x=run.tokens, y=positions + 1, z=loss[:, positions].T, label="loss (nats)")
     return Chart(x=TOKENS, y=Axis(label="token index", is_log=True), heat=heat, bands=run.bands)
 

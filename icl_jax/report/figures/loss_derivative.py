@@ -2,25 +2,31 @@
 
 import numpy as np
 
-from icl_jax.report.chart import Axis, Chart, Heat
+from icl_jax.report.chart import Axis, Chart, Heat, Series
 from icl_jax.report.figures.figure import TOKENS, RunFigure
 from icl_jax.report.reported_run import ReportedRun, signed
 
 
 def _chart(run: ReportedRun) -> Chart:
+    label = "d loss / d ln(token index) (nats)"
+    index = Axis(label="token index", is_log=True)
+    if run.is_single:
+        curve = Series(label="derivative", x=run.data["bin_index"].values, y=run.last("loss_derivative"))
+        return Chart(x=index, y=Axis(label=label), series=[curve], zero=True)
     heat = Heat(
         x=run.tokens, y=run.data["bin_index"].values, z=run.data["loss_derivative"].values.T,
-        label="d loss / d ln(token index) (nats)", diverging=True,
+        label=label, diverging=True,
     )  # fmt: skip
-    return Chart(x=TOKENS, y=Axis(label="token index", is_log=True), heat=heat, bands=run.bands)
+    return Chart(x=TOKENS, y=index, heat=heat, bands=run.bands)
 
 
 def _ours(run: ReportedRun) -> str:
     if run.window is None:
         return ""
     late = run.data["bin_index"].values >= run.data.attrs["icl_early"]
-    before, after = (float(np.nanmean(run.at("loss_derivative", step)[late])) for step in run.window)
-    return f"mean from token {run.data.attrs['icl_early']} on: {signed(before)} → {signed(after)} nats"
+    before, after = (signed(float(np.nanmean(run.at("loss_derivative", step)[late]))) for step in run.window)
+    shown = after if run.is_single else f"{before} → {after}"
+    return f"mean from token {run.data.attrs['icl_early']} on: {shown} nats"
 
 
 FIGURE = RunFigure(

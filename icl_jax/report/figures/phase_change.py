@@ -10,6 +10,8 @@ def _charts(runs: list[ReportedRun]) -> list[Chart]:
     runs = choose(runs)
     score, heads = [], []
     for colour, run in enumerate(runs):
+        if run.is_single:
+            continue
         icl = run.data["icl_windowed"].values
         tokens, training = run.training_loss[0], run.training_icl
         label = f"{run.name}: training batches"
@@ -20,18 +22,10 @@ def _charts(runs: list[ReportedRun]) -> list[Chart]:
             *change_stretch(run, icl, colour),
         ]
         heads += _heads(run, colour)
-    axis = Axis(label="ICL score (nats)")
-    charts = [
-        Chart(
-            title="thin: training batches; thickest: the phase change",
-            x=TOKENS,
-            y=axis,
-            series=score,
-            wide=True,
-            zero=True,
-            legend=True,
-        )
-    ]
+    charts = []
+    if score:
+        title, axis = "thin: training batches; thickest: the phase change", Axis(label="ICL score (nats)")
+        charts.append(Chart(title=title, x=TOKENS, y=axis, series=score, wide=True, zero=True, legend=True))
     if heads:
         axis = Axis(label="attention of the best head")
         title = "prefix matching; thin, dashed: previous token, layer 0"
@@ -59,6 +53,9 @@ def _heads(run: ReportedRun, colour: int) -> list[Series]:
 def _positions(run: ReportedRun, y: Axis) -> Chart:
     loss = run.data["loss_by_position"].values
     at = log_positions(loss.shape[1])
+    if run.is_single:
+        only = Series(label="loss", x=at + 1.0, y=loss[0, at], colour=1)
+        return Chart(title=run.name, x=Axis(label="token index", is_log=True), y=y, series=[only])
     series = [
         Series(label=f"{word}: {millions(run.tokens[i])} tokens", x=at + 1.0, y=loss[i, at], colour=colour)
         for i, word, colour in zip(run.before_after, ("before", "after"), (6, 1), strict=True)

@@ -134,7 +134,8 @@ function axisLayout(axis, values, isHeat) {
   };
   if (axis.range) layout.range = axis.log ? axis.range.map(Math.log10) : axis.range;
   else if (axis.log && isHeat) layout.range = [Math.log10(values[0]), Math.log10(values[values.length - 1])];
-  if (axis.count) layout.dtick = 1;
+  if (axis.names?.length) Object.assign(layout, { tickvals: axis.names.map((_, i) => i), ticktext: axis.names.map(plain) });
+  else if (axis.count) layout.dtick = 1;
   else if (axis.log) layout.dtick = logTicks(axis, values);
   return layout;
 }
@@ -156,19 +157,24 @@ function seriesColour(series) {
 
 function tracesOf(chart) {
   if (chart.heat) {
-    const { x, y, z, label, diverging } = chart.heat;
+    const { x, y, z, label, diverging, range, heads } = chart.heat;
+    const where = heads ? "head %{y}.%{x}" : "%{x:.3s} tokens<br>index %{y:.0f}";
     const middle = root.dataset.theme === "dark" ? "#26282e" : "#f7f7f7";
     return [{
-      type: "heatmap", x: array(x), y: array(y), z: rows(array(z), array(x).length), zmid: diverging ? 0 : undefined,
+      type: "heatmap", x: array(x), y: array(y), z: rows(array(z), array(x).length), zmid: diverging ? 0 : undefined, ...(range ? { zmin: range[0], zmax: range[1] } : {}),
       colorscale: diverging ? [[0, "#0072B2"], [0.5, middle], [1, "#D55E00"]] : "Cividis",
       colorbar: { thickness: 8, outlinewidth: 0, len: 1, tickfont: { size: 9, color: css("--soft") }, title: { text: plain(label), side: "right", font: { size: 10, color: css("--soft") } } },
-      hovertemplate: "%{x:.3s} tokens<br>index %{y:.0f}<br>%{z:.3f}<extra></extra>",
+      hovertemplate: `${where}<br>%{z:.3f}<extra></extra>`,
     }];
   }
   const traces = [];
   for (const series of chart.series) {
     const color = seriesColour(series);
     const [x, y] = [array(series.x), array(series.y)];
+    if (series.bars) {
+      traces.push({ type: "bar", x, y, name: plain(series.label), marker: { color }, hovertemplate: `${plain(series.label)}<br>%{y:.4~g}<extra></extra>`, showlegend: series.in_legend });
+      continue;
+    }
     if (series.low !== null) {
       const invisible = { type: "scatter", mode: "lines", x, line: { width: 0 }, hoverinfo: "skip", showlegend: false };
       traces.push({ ...invisible, y: array(series.low) }, { ...invisible, y: array(series.high), fill: "tonexty", fillcolor: `${color}33` });
@@ -212,7 +218,10 @@ function drawChart(element, chart, run) {
     highlight(element, run);
   };
   element.redraw();
-  element.on("plotly_click", ({ points }) => points[0].data.meta?.head && selectHead(run, points[0].data.meta.head));
+  element.on("plotly_click", ({ points: [point] }) => {
+    const head = chart.heat?.heads ? [point.y, point.x] : point.data.meta?.head;
+    if (head) selectHead(run, head);
+  });
 }
 
 // Fades all heads but the selected one.
@@ -227,6 +236,7 @@ headListeners.push((run) => drawn.forEach((element) => Number(element.dataset.ru
 function panel(figure, found, run) {
   const chart = make("div", { class: found.chart?.legend ? "chart legended" : "chart", ...(run === null ? {} : { "data-run": run }), role: "img", "aria-label": figure.title });
   if (found.gap) return [gap(found.gap)];
+  if (found.value) return [make("p", { class: "value" }, found.value)];
   whenSeen(chart, () => drawChart(chart, found.chart, run));
   const title = found.chart.title ? [make("p", { class: "chart-title" }, found.chart.title)] : [];
   return [...title, chart, ...(found.ours ? [make("p", { class: "ours" }, found.ours)] : [])];
@@ -234,7 +244,7 @@ function panel(figure, found, run) {
 
 function figureRow(figure) {
   const ofAll = figure.panels.filter((found) => found.run === null);
-  const wide = ofAll.filter((found) => ofAll.length === 1 || found.chart.wide);
+  const wide = ofAll.filter((found) => ofAll.length === 1 || found.chart?.wide);
   const single = (found) => make("figure", { class: "cell" }, ...panel(figure, found, null));
   const cells = ofAll.length
     ? ofAll.filter((found) => !wide.includes(found)).map(single)
@@ -301,6 +311,13 @@ function modelsSection() {
   section("models", "Models", prose("The phase change is an abrupt change of the in-context learning score that no smooth learning curve explains: tested, so that a run may have none. Of runs that differ in their seeds alone the first is shown below; tick others to see them." + choice), table("models-table", header, body));
 }
 
+// ---- audits
+
+function auditSection() {
+  const cells = data.runs.flatMap((run, i) => (run.audit ? [cell(i, make("img", { src: `data:image/png;base64,${run.audit}`, alt: "Distance of each snapshot from the first, and from its neighbours" }))] : []));
+  if (cells.length) section("audit", "Audit", prose("How far each snapshot lies from the first, and how far apart from its neighbours: icl-jax audit names what is out of line."), strip(...cells));
+}
+
 // ---- verdicts
 
 function verdictsSection() {
@@ -319,7 +336,7 @@ const moments = [...new Set(data.moments.flatMap((m) => Array.from(array(m.token
 
 function setMoment(index) {
   moment.tokens = moments[index];
-  document.getElementById("moment-out").textContent = `${millions(moment.tokens)} training tokens`;
+  document.getElementById("moment-out").textContent = moments.length > 1 ? `${millions(moment.tokens)} training tokens` : "";
   momentListeners.forEach((listener) => listener());
 }
 
@@ -340,10 +357,13 @@ function momentSection() {
   const names = [...new Set(data.moments.flatMap((m) => (m.patterns ? m.patterns.sequences.map((s) => s.name) : [])))];
   const pick = make("select", { "aria-label": "Sequence of the attention patterns", onchange: (e) => { moment.sequence = Number(e.target.value); momentListeners.forEach((f) => f()); } },
     ...names.map((name, i) => make("option", { value: i }, name)));
-  const controls = make("div", { class: "controls sticky" }, play, slider, make("output", { id: "moment-out", for: "moment-slider" }), ...(names.length ? [pick] : []));
+  const isOne = moments.length === 1;
+  const controls = make("div", { class: "controls sticky" }, ...(isOne ? [] : [play, slider]), make("output", { id: "moment-out", for: "moment-slider" }), ...(names.length ? [pick] : []));
   const cells = data.runs.map((_, run) => cell(run, ...momentCell(run)));
   const legend = make("p", { class: "legend" }, swatch("prefix matching", "--induction"), swatch("previous-token attention", "--previous"));
-  section("moment", "One moment of training", prose("Move the slider: the loss by token index, the scores of every head and an attention pattern follow it together. Click a head, here or in any figure, to isolate it in every figure of its model."), controls, legend, strip(...cells));
+  const what = "he loss by token index, the scores of every head and an attention pattern";
+  const said = isOne ? `T${what} of the one snapshot that there is.` : `Move the slider: t${what} follow it together.`;
+  section("moment", "One moment of training", prose(`${said} Click a head, here or in any figure, to isolate it in every figure of its model.`), controls, legend, strip(...cells));
 }
 
 const swatch = (text, colour) => make("span", { style: `--swatch: var(${colour})` }, text);
@@ -368,7 +388,8 @@ function lossAtMoment(run, found, tokens) {
     const now = curves[lastUpTo(tokens, moment.tokens)];
     const layout = layoutIn(chart, { x: { label: "token index", log: true }, y: { label: "loss (nats)", range: [0, top * 1.03] }, series: [] });
     layout.xaxis.range = [0, Math.log10(positions[positions.length - 1])];
-    Plotly.react(chart, [trace(curves[0], "start", css("--other"), 1.2), trace(now, "now", css("--accent"), 2)], layout, { responsive: true, displayModeBar: false });
+    const before = curves.length > 1 ? [trace(curves[0], "start", css("--other"), 1.2)] : [];
+    Plotly.react(chart, [...before, trace(now, "now", css("--accent"), 2)], layout, { responsive: true, displayModeBar: false });
   };
   whenSeen(chart, () => { drawn.add(chart); chart.redraw = redraw; redraw(); });
   momentListeners.push(() => drawn.has(chart) && redraw());
@@ -418,7 +439,7 @@ function patternView(run, patterns, tokens) {
     const { head, texts, values, when } = current();
     const n = texts.length;
     [canvas.width, canvas.height] = [n, n];
-    title.textContent = `head ${head.join(".")} at ${millions(at[when])} tokens: query down, key across`;
+    title.textContent = `head ${head.join(".")}${at.length > 1 ? ` at ${millions(at[when])} tokens` : ""}: query down, key across`;
     canvas.setAttribute("aria-label", `Attention pattern of head ${head.join(".")}; arrow keys move, the reading is below`);
     readout.textContent = values ? "Point at a cell, or use the arrow keys, to read it." : "Patterns are kept of the 16 heads with the highest scores; this is none of them.";
     if (!values) return;
@@ -502,7 +523,9 @@ const readingListeners = [];
 function textSection() {
   const nRows = Math.max(0, ...data.token_losses.map((found) => (found.rows ? found.rows.length : 0)));
   const setMode = (mode) => { reading.mode = mode; readingListeners.forEach((f) => f()); };
-  const modes = { before: "before the change", after: "after it", change: "the difference", slider: "at the slider" };
+  const isOne = moments.length === 1;
+  if (isOne) reading.mode = "after";
+  const modes = isOne ? {} : { before: "before the change", after: "after it", change: "the difference", slider: "at the slider" };
   const buttons = Object.entries(modes).map(([mode, text]) => make("button", { type: "button", "data-mode": mode, "aria-pressed": String(mode === reading.mode), onclick: () => setMode(mode) }, text));
   readingListeners.push(() => buttons.forEach((b) => b.setAttribute("aria-pressed", String(b.dataset.mode === reading.mode))));
   const pick = make("select", { id: "row", "aria-label": "Held-out row", onchange: (e) => { reading.row = Number(e.target.value); readingListeners.forEach((f) => f()); } },
@@ -510,8 +533,10 @@ function textSection() {
   const labels = [...new Set(data.token_losses.flatMap((found) => found.label_names ?? []))];
   const pickLabel = make("select", { id: "label", "aria-label": "Behaviour", onchange: (e) => { reading.label = e.target.value; readingListeners.forEach((f) => f()); } },
     make("option", { value: "" }, "all tokens"), ...labels.map((label) => make("option", { value: label }, label.replaceAll("_", " "))));
-  const legend = make("p", { class: "legend" }, swatch("high loss, or worse after the change", "--induction"), swatch("better after the change", "--previous"));
-  section("text", "Token by token", prose("Held-out rows, each token coloured by its loss. Tokens that stood earlier in the row after the same token get better; those whose predecessor led elsewhere before get worse. Tokens that show a behaviour are underlined."),
+  const swatches = isOne ? [swatch("high loss", "--induction")] : [swatch("high loss, or worse after the change", "--induction"), swatch("better after the change", "--previous")];
+  const legend = make("p", { class: "legend" }, ...swatches);
+  const better = isOne ? "" : " Tokens that stood earlier in the row after the same token get better; those whose predecessor led elsewhere before get worse.";
+  section("text", "Token by token", prose(`Held-out rows, each token coloured by its loss.${better} Tokens that show a behaviour are underlined.`),
     make("div", { class: "controls" }, ...(nRows ? [pick] : []), ...(labels.length ? [pickLabel] : []), ...buttons), legend, strip(...data.runs.map((_, run) => cell(run, ...textCell(run)))));
 }
 
@@ -537,7 +562,8 @@ function textCell(run) {
       const share = Math.min(1, Math.abs(shown[i]) / top);
       const colour = shown[i] < 0 ? "var(--previous)" : "var(--induction)";
       const label = labels.has(i) ? found.label_names[labels.get(i)] : "";
-      const words = `token ${i + 1} “${token}”: ${nats(before[i])} before, ${nats(after[i])} after${label ? `; ${label.replaceAll("_", " ")}` : ""}`;
+      const said = losses.length > 1 ? `${nats(before[i])} before, ${nats(after[i])} after` : nats(after[i]);
+      const words = `token ${i + 1} “${token}”: ${said}${label ? `; ${label.replaceAll("_", " ")}` : ""}`;
       const span = make("span", { class: `${label ? "labelled" : ""} ${reading.label && label !== reading.label ? "faded" : ""}`, title: words, style: `background: color-mix(in srgb, ${colour} ${Math.round(62 * share)}%, transparent)`,
         onpointerenter: () => { readout.textContent = words; } }, token);
       return token.endsWith("\\n") ? [span, "\n"] : [span];
@@ -577,6 +603,7 @@ addEventListener("afterprint", () => {
 document.getElementById("title").textContent = data.title;
 document.getElementById("made").textContent = data.made;
 modelsSection();
+auditSection();
 section("comparison", "All models", ...data.comparisons.map(figureRow));
 verdictsSection();
 momentSection();

@@ -1,5 +1,6 @@
 """Everything that the page shows, as one JSON-ready object; numbers stand apart, in an ArrayStore."""
 
+import base64
 import datetime
 from dataclasses import asdict
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from icl_jax import __version__
 from icl_jax.maths.head_scores import HEAD_THRESHOLD
 from icl_jax.report.behaviours import behaviours
-from icl_jax.report.chart import Axis, Chart, Gap, Series
+from icl_jax.report.chart import Axis, Chart, Gap, Series, Value
 from icl_jax.report.figures.figure import Figure
 from icl_jax.report.figures.table import BEHAVIOURS, COMPARISONS, MODEL_ANALYSIS
 from icl_jax.report.page.arrays import ArrayStore
@@ -66,7 +67,14 @@ def _run(run: ReportedRun, group: int) -> dict[str, Any]:
         "changes": _changes(run),
         "heads_form": {None: "not scored", True: "yes", False: "none"}[run.forms_induction],
         "n_snapshots": len(run.tokens),
+        "audit": _audit(run),
     }
+
+
+def _audit(run: ReportedRun) -> str | None:
+    """audit.png as the page holds it, where `icl-jax audit` has drawn it."""
+    path = run.run.path / "audit.png"
+    return base64.b64encode(path.read_bytes()).decode() if path.exists() else None
 
 
 def _changes(run: ReportedRun) -> list[str]:
@@ -96,12 +104,18 @@ def _figure(figure: Figure, runs: list[ReportedRun], store: ArrayStore) -> dict[
         "panels": [
             {
                 "run": None if panel.run is None else runs.index(panel.run),
-                **({"gap": panel.chart.why} if isinstance(panel.chart, Gap) else {"chart": _chart(panel.chart, store)}),
+                **_drawn(panel.chart, store),
                 "ours": panel.ours,
             }
             for panel in panels
         ],
     }
+
+
+def _drawn(found: Chart | Gap | Value, store: ArrayStore) -> dict[str, Any]:
+    if isinstance(found, Gap):
+        return {"gap": found.why}
+    return {"value": found.text} if isinstance(found, Value) else {"chart": _chart(found, store)}
 
 
 def _chart(chart: Chart, store: ArrayStore) -> dict[str, Any]:
@@ -117,7 +131,7 @@ def _chart(chart: Chart, store: ArrayStore) -> dict[str, Any]:
         heat = chart.heat
         found["heat"] = {
             "x": store.put(heat.x), "y": store.put(heat.y), "z": store.put(heat.z), "label": heat.label,
-            "diverging": heat.diverging,
+            "diverging": heat.diverging, "range": heat.range, "heads": heat.heads,
         }  # fmt: skip
     found["series"] = [_series(series, store) for series in chart.series]
     found["legend"] = chart.legend
@@ -131,6 +145,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
         "tokens": axis.is_tokens,
         "count": axis.is_count,
         "range": axis.range,
+        "names": axis.names,
     }
 
 
@@ -143,6 +158,7 @@ def _series(series: Series, store: ArrayStore) -> dict[str, Any]:
         "low": None if series.low is None else store.put(series.low),
         "high": None if series.high is None else store.put(series.high),
         "dots": series.dots,
+        "bars": series.bars,
         "node": series.node,
         "in_legend": series.in_legend,
         "head": series.head,
