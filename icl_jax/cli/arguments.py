@@ -4,7 +4,7 @@ import contextlib
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -162,13 +162,17 @@ def parse_with_config(
     `cls` is a dataclass with fields `config` and `overrides`. `load`: from the first argument, which `first` names, to
     the config, where that is no file. Help without it shows the built-in defaults.
     """
+    required = {
+        field.name: tyro.MISSING for field in fields(cls)  # type: ignore[arg-type]
+        if field.name != "config" and field.default is MISSING and field.default_factory is MISSING
+    }  # fmt: skip
     if not args or args[0].startswith("-"):
         if not any(arg in ("-h", "--help") for arg in args):
             raise UserError(f"{first} must come first; see {prog} --help")
-        default: Any = cls(config=tyro.MISSING, overrides=_as_arguments(Config()))  # type: ignore[call-arg]
+        default: Any = cls(**required | {"config": tyro.MISSING, "overrides": _as_arguments(Config())})
         return parse(cls, args, prog=prog, description=description, default=default)
     shown = _as_arguments(load(args[0]))
-    default = cls(config=args[0], overrides=shown)  # type: ignore[call-arg]
+    default = cls(**required | {"config": args[0], "overrides": shown})
     read: Any = parse(cls, args, prog=prog, description=description, default=default)
     parsed: T = replace(read, overrides=_as_config(read.overrides, shown))
     return parsed

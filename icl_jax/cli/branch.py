@@ -48,6 +48,7 @@ def branch(args: BranchArgs, console: Console, given: Sequence[str]) -> int:
     quiet_orbax()
     found = open_branch(args.config, args.at, is_anew=args.anew, fresh_optimizer=args.fresh_optimizer)
     config = with_its_tokenizer(found.parent, args.overrides)
+    found.check(config)
     fresh = f"fresh: {', '.join(found.fresh)}" if found.fresh else "from its full state"
     changed = found.changed_fields(config)
     what = ", ".join(f"{name} = {value!r}" for name, (_, value) in changed.items()) or "no field changed"

@@ -83,7 +83,7 @@ def train(args: TrainArgs, console: Console, given: Sequence[str], branch: "Bran
         may_start(run_path(args), config)
         corpus = open_shown(config, console)
         check_vocabulary(config, corpus)
-        if branch is not None and (words := branch.other_bos(corpus)):
+        for words in () if branch is None else branch.notes(config, corpus):
             say(console, words)
 
         def open_corpus(_config: Config, _console: Console) -> Corpus:

@@ -5,6 +5,7 @@ parent's full state of that step, if nothing was changed, the same bits follow. 
 which has no record, the snapshot is step 0 of a run like any other.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -67,11 +68,11 @@ class Branch:
             return ["optimiser state"]
         return [] if self._has_state else ["optimiser state: the parent has no full state of this step"]
 
-    def check(self, config: Config, corpus_sha256: str) -> None:
-        """Raise UserError where the parent's parameters, its record or its rows are not of such a config and corpus."""
+    def check(self, config: Config) -> None:
+        """Raise UserError where the parent's parameters, or its record and snapshots, are not of such a config."""
         from icl_jax.model.params import param_shapes
 
-        theirs, ours = {name: a.shape for name, a in self.params.items()}, param_shapes(config.model)
+        theirs, ours = param_shapes(self.parent.config.model), param_shapes(config.model)
         for name in sorted(theirs.keys() | ours.keys()):
             if theirs.get(name) != ours.get(name):
                 here, there = (f"the shape {list(s)}" if (s := x.get(name)) else "no place" for x in (ours, theirs))
@@ -83,22 +84,26 @@ class Branch:
             if name.startswith(_SCHEDULES) and before[name] != value:
                 allowed = f"must be {before[name]!r}, for the steps before are the parent's; --anew counts from step 0"
                 raise UserError(f"{name} = {value!r}: {allowed}")
-        if config.data == self.parent.config.data and corpus_sha256 != self.parent.environment["corpus_sha256"]:
-            raise UserError(
-                f"{self.parent.path}: the corpus has changed since it was trained; --anew takes it as it is"
-            )
         if self.step >= config.train.n_steps:
             raise UserError(f"--at = {self.step}: must be less than train.n_steps = {config.train.n_steps}, or --anew")
 
-    def other_bos(self, corpus: Corpus) -> str:
-        """In words, where rows begin with another token than those that the parent was measured on; else empty."""
-        theirs = self.parent.load_held_out().bos_id
-        if theirs == corpus.bos_id:
-            return ""
-        (ours,), (other,) = corpus.decode([corpus.bos_id]), corpus.decode([theirs])
-        return (
-            f"rows begin with {ours!r} (id {corpus.bos_id}), those of {self.parent.path} with {other!r} (id {theirs})"
-        )
+    def check_rows(self, config: Config, corpus: Corpus) -> None:
+        """Raise UserError where a corpus that goes on is not what it was."""
+        is_same = not self.is_anew and config.data == self.parent.config.data
+        if is_same and corpus.fingerprint != self.parent.environment["corpus_sha256"]:
+            raise UserError(f"{self.parent.path}: its corpus has changed since; --anew takes it as it is")
+
+    def notes(self, config: Config, corpus: Corpus) -> Iterator[str]:
+        """What is to be known of the rows, a line each: another first token, held-out rows that were trained on."""
+        where, bos_id = self.parent.path, self.parent.load_held_out().bos_id
+        if bos_id != corpus.bos_id:
+            (ours,), (theirs,) = corpus.decode([corpus.bos_id]), corpus.decode([bos_id])
+            yield f"rows begin with {ours!r} (id {corpus.bos_id}), those of {where} with {theirs!r} (id {bos_id})"
+        before = self.parent.config
+        is_same_text = corpus.n_rows is not None and config.data.source == before.data.source
+        splits = [(c.data.seed, c.data.held_out_rows, c.data.options, c.model.n_ctx) for c in (before, config)]
+        if is_same_text and self.parent.imported is None and splits[0] != splits[1]:
+            yield f"held-out rows are drawn anew: {where} was trained on most of them"
 
     def described(self, config: Config) -> dict[str, Any]:
         """The entry of environment.json."""

@@ -55,7 +55,7 @@ def held_run(path: str, config: Config, corpus: Corpus, branch: Branch | None = 
 
 def _create(path: str, config: Config, corpus: Corpus, branch: Branch | None) -> RunDir:
     if branch is not None:
-        branch.check(config, corpus.fingerprint)
+        branch.check_rows(config, corpus)
     positions = icl_positions(config.model.n_ctx)
     attributes: dict[str, object] = {
         "icl_early": positions.early,

@@ -1,5 +1,7 @@
 """`icl-jax branch`: what goes on from a snapshot is the parent's in every bit, or says what is not."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from icl_jax.data import open_corpus
+from icl_jax.data.corpora.repeats import RepeatsCorpus
 from icl_jax.rundir import RunDir
-from icl_jax.train.branch import BRANCH
+from icl_jax.train.branch import BRANCH, open_branch
 from tests.train.runs import (
     assert_same_run,
     command,
@@ -110,9 +114,22 @@ def test_a_branch_that_was_killed_at_its_start_is_made_whole(
     assert_same_run(tmp_path / "run", parent)
 
 
+def test_what_is_to_be_known_of_the_rows_is_said(parent: Path) -> None:
+    branch, config = open_branch(str(parent), 4), tiny_config()
+    corpus = open_corpus(config)
+    assert list(branch.notes(config, corpus)) == []
+
+    class Text(RepeatsCorpus):
+        bos_id, n_rows = 5, 100
+
+    assert list(branch.notes(tiny_config(data={"seed": 1}), Text(config))) == [
+        f"rows begin with '5' (id 5), those of {parent} with '0' (id 0)",
+        f"held-out rows are drawn anew: {parent} was trained on most of them",
+    ]
+
+
 def test_what_cannot_be_branched_is_one_line(parent: Path, tmp_path: Path) -> None:
     train_here(tiny_config(train={"seed": 1}), tmp_path / "other")
-    (tmp_path / "other.toml").write_text("")
     new = str(tmp_path / "new")
     cases = {
         ("--at", "99", "--run", new): "no snapshot of step 99; the nearest are",
@@ -132,4 +149,9 @@ def test_what_cannot_be_branched_is_one_line(parent: Path, tmp_path: Path) -> No
         assert said in only_line(err)
         assert not Path(new).exists()
     assert "RUN must come first" in only_line(command("branch", "--at", "4")[2])
+    moved = Path(shutil.copytree(parent, tmp_path / "moved"))
+    environment = json.loads((moved / "environment.json").read_text())
+    (moved / "environment.json").write_text(json.dumps(environment | {"corpus_sha256": "0" * 64}))
+    args = ("branch", moved, "--at", "4", "--run", new, "--devices", "1")
+    assert f"{moved}: its corpus has changed since; --anew takes it" in only_line(command(*args)[2])
     assert "no such run directory" in only_line(command("branch", tmp_path / "none", "--at", "4", "--run", new)[2])
