@@ -7,6 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before NumPy is imported, at the latest by workers, which inherit it: as the program has it, `one_blas_thread`.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import hypothesis
 import jax
 import jaxtyping
