@@ -23,7 +23,7 @@ def check_names(only: Sequence[str] | None) -> None:
 def check_analysis(run: RunDir, snapshots: int | Sequence[int] | None = None) -> None:
     """Raise UserError where there is nothing to analyze, or no snapshot of a step."""
     choose_entries(run.snapshots(), snapshots)
-    if not (run.path / "held_out.zarr").exists():
+    if not (run.root / "held_out.zarr").exists():
         run.load_held_out()
 
 
@@ -33,7 +33,7 @@ def text_ids(run: RunDir, text: str) -> "tuple[Tokenizer | None, list[int]]":
     from icl_jax.data.text.tokenizing import run_tokenizer
 
     model = run.config.model
-    tokenizer = run_tokenizer(run.read_tokenizer(), run.path / "tokenizer.json")
+    tokenizer = run_tokenizer(run.read_tokenizer(), run.root / "tokenizer.json")
     found = encode_text(text, tokenizer, model.vocab_size)
     if len(found) >= model.n_ctx:
         allowed = f"must be at most {model.n_ctx - 1}: model.n_ctx = {model.n_ctx}, and BOS takes one position"

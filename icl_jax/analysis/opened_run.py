@@ -24,6 +24,13 @@ class OpenedRun:
     def __init__(self, path: str) -> None:
         self._run = RunDir.open(path)
 
+    def member(self, index: int) -> "OpenedRun":
+        """One member of a run with members, counted from 0: a run like any other. Raises UserError if there is none.
+
+        Without it, record and parameters of such a run have an axis `member`; analysis and probes are of one member.
+        """
+        return OpenedRun(str(self._run.member(index).path))
+
     @property
     def path(self) -> str:
         return str(self._run.path)
@@ -57,6 +64,7 @@ class OpenedRun:
         """Every measurement that `icl-jax analyze` has taken; read lazily. Warns where the run has changed since."""
         from icl_jax.analysis.dataset import load_dataset, outdated  # with the measurements, and flax
 
+        self._run.one()
         dataset = load_dataset(self._run.path / "analysis.zarr")
         if change := outdated(self._run, dataset):
             warnings.warn(f"{change}: icl-jax analyze measures what is new", stacklevel=3)
@@ -67,6 +75,7 @@ class OpenedRun:
         """What the live ICL score says, without an analysis: see `icl_jax.maths.finding`; None without probes."""
         from icl_jax.maths.finding import find_in_record  # with SciPy
 
+        self._run.one()
         return find_in_record(self.record)
 
     def heads(self, step: int | None = None) -> "pd.DataFrame":
@@ -92,7 +101,7 @@ class OpenedRun:
         # Not at the top: it takes the tokenizer, the model and with it flax.
         from icl_jax.analysis.probe import probe
 
-        found = probe(self._run, text, step)
+        found = probe(self._run.one(), text, step)
         if found.outdated is not None:
             warnings.warn(f"{found.outdated}: icl-jax analyze measures what is new", stacklevel=2)
         return found
@@ -110,7 +119,9 @@ class OpenedRun:
         imported = self._run.imported
         if imported is not None:
             facts["training"] = f"elsewhere; imported from {imported['source']}"
-        is_recorded = imported is None and "icl_windowed" in self.record
+        if self.config.members:
+            facts["members"] = f"{len(self.config.members)}"
+        is_recorded = imported is None and not self.config.members and "icl_windowed" in self.record
         scores = self.record["icl_windowed"].values if is_recorded else np.zeros(0)
         if len(scores) > 1 and np.isfinite(scores).all():
             facts["ICL score"] = f"{scores[0]:.2f} at first, {scores[-1]:.2f} at last (nats, windowed, held-out rows)"

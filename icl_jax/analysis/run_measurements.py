@@ -44,9 +44,10 @@ def analyze(
     `only`: names of measurements to take, what they need is taken too. `snapshots`: so many, or these steps; default
     all. `n_rows`: held-out rows; default 65,536 tokens' worth. A killed analysis goes on where it was. The dataset
     holds what has been taken on all chosen snapshots, now or before; its attribute `absent` (JSON) says why the rest is
-    not there. Raises UserError for a name or step that does not exist, and a run without snapshots or held-out rows.
+    not there. Raises UserError for a name or step that does not exist, a run without snapshots or held-out
+    rows, and one with members, which are analyzed one by one.
     """
-    entries = run.snapshots()
+    entries = run.one().snapshots()
     chosen = choose_entries(entries, snapshots)
     wanted = with_needs(only, table)
     context = make_context(run, n_rows)

@@ -44,7 +44,7 @@ def audit_run(run: RunDir, tell: Tell = lambda _: None) -> Audit:
     findings, notes, left_out = equal_checkpoints({entry.step: entry.sha256 for entry in entries})
     findings += _origin(run)
     listed = {entry.step for entry in entries}
-    for step in saved_steps(run.path / "snapshots"):
+    for step in saved_steps(run.root / "snapshots"):
         if step not in listed:
             findings.append(Finding(steps=(step,), kind="stray", said="a snapshot that the manifest does not name"))
 

@@ -21,7 +21,7 @@ class AnalyzeArgs:
     """Arguments of `icl-jax analyze`."""
 
     runs: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN")] = ()
-    """Run directories."""
+    """Run directories; of one with members each member in turn, RUN/members/K one of them."""
     only: str = ""
     """Measurements to take, such as head_scores,icl; what they need is taken too. Default: all that apply."""
     snapshots: str = ""
@@ -47,25 +47,33 @@ def analyze(args: AnalyzeArgs, console: Console) -> int:
     only = [name.strip() for name in args.only.split(",") if name.strip()] or None
     check_names(only)
     quiet_orbax()
-    runs = [RunDir.open(path) for path in args.runs]
-    for run in runs:
-        check_analysis(run, snapshots)
+    opened = [RunDir.open(path) for path in args.runs]
+    for whole in opened:
+        for run in whole.each():
+            check_analysis(run, snapshots)
     # A snapshot on each device, side by side: faster than one device with as many threads.
     process.configure_jax(process.cpu_count())
     process.devices()
-    from icl_jax.analysis.dataset import load_dataset
-
     is_chosen = only is not None or snapshots is not None or args.rows
-    for run in runs:
-        if args.show and not is_chosen:
-            bring_up_to_date(run, console)
-        else:
-            _take(run, console, only=only, snapshots=snapshots, n_rows=args.rows or None)
+    for whole in opened:
+        for run in whole.each():
+            if args.show and not is_chosen:
+                bring_up_to_date(run, console)
+            else:
+                _take(run, console, only=only, snapshots=snapshots, n_rows=args.rows or None)
         if args.show:
-            from icl_jax.report.phase_table import phase_table
-
-            say(console, "\n".join(phase_table(load_dataset(run.path / "analysis.zarr").load())))
+            say(console, "\n".join(_table(whole)))
     return 0
+
+
+def _table(run: RunDir) -> list[str]:
+    from icl_jax.analysis.dataset import load_dataset
+    from icl_jax.report.members_table import members_table
+    from icl_jax.report.phase_table import phase_table
+
+    if run.config.members:
+        return members_table({k: load_dataset(one.path / "analysis.zarr").load() for k, one in enumerate(run.each())})
+    return phase_table(load_dataset(run.path / "analysis.zarr").load())
 
 
 def bring_up_to_date(run: RunDir, console: Console) -> None:

@@ -46,7 +46,7 @@ def audit(args: AuditArgs, console: Console) -> int:
     if RunDir.is_run(args.source):
         if args.steps or args.stage:
             raise UserError("--steps, --stage: are of checkpoints that are no run directory yet; of one all are taken")
-        run = RunDir.open(args.source)
+        run = RunDir.open(args.source).one()
         found = audit_run(run, lambda line: say(console, line))
         figure = args.figure or ("" if is_bucket(args.source) else str(run.path / "audit.png"))
     else:

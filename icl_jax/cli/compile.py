@@ -71,6 +71,8 @@ def _configs(args: CompileArgs) -> dict[str, Config]:
             raise UserError(f"{path}: names no slice; give --topology, or set launch.topology")
         if args.mesh:
             config = _with_mesh(config, args.mesh)
+        if config.members:
+            raise UserError(f"members.seeds = {config.members.seeds!r}: compile plans one run: leave [members] out")
         config.train.rows_per_device(config.launch.n_chips)
         found[path.stem] = config
     return found

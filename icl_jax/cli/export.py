@@ -44,7 +44,7 @@ def export(args: ExportArgs, console: Console) -> int:
     if is_hub and not args.out:
         raise UserError("--out is missing: the folder to write, new or empty")
     quiet_orbax()
-    run, step, out = RunDir.open(args.run), None if args.step == -1 else args.step, args.out or None
+    run, step, out = RunDir.open(args.run).one(), None if args.step == -1 else args.step, args.out or None
     if is_hub:
         return _export_hub_folder(run, step, args, console)
     check_export(run, step, out)

@@ -97,6 +97,13 @@ def _export(args: Sequence[str], console: Console) -> int:
     return export(parse(ExportArgs, args, prog="icl-jax export", description=_export.__doc__ or ""), console)
 
 
+def _split(args: Sequence[str], console: Console) -> int:
+    """Make a run of one member of many. Example: icl-jax split runs/seeds --member 3 --run runs/seed-3"""
+    from icl_jax.cli.split import SplitArgs, split
+
+    return split(parse(SplitArgs, args, prog="icl-jax split", description=_split.__doc__ or ""), console)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _PrepareArgs(ConfigArgs):
     pass
@@ -189,6 +196,7 @@ _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
     "import": _import,
     "verify": _verify,
     "audit": _audit,
+    "split": _split,
     "data": _data,
     "reproduce": _reproduce,
     "sweep": _sweep,
@@ -198,7 +206,9 @@ _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
 }
 
 
-_LASTING = [[verb] for verb in ("train", "branch", "analyze", "report", "export", "reproduce", "sweep", "launch")]
+_LASTING = [
+    [verb] for verb in ("train", "branch", "split", "analyze", "report", "export", "reproduce", "sweep", "launch")
+]
 """Verbs whose results are in files: what they say may be lost."""
 _PASSING_ON = {"reproduce", "sweep", "launch"}
 """Verbs that pass Ctrl-C on to the commands that they have started, and wait for them to save their states."""

@@ -42,7 +42,7 @@ def probe(args: ProbeArgs, console: Console) -> int:
         if getattr(args, name) < 1:
             raise UserError(f"--{name} = {getattr(args, name)}: must be 1 or more")
     quiet_orbax()
-    run = RunDir.open(args.run)
+    run = RunDir.open(args.run).one()
     text_ids(run, args.text)
     run.snapshots()
     if args.step != -1:

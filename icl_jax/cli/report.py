@@ -37,7 +37,7 @@ def report(args: ReportArgs, console: Console) -> int:
     out = Path(args.out or Path(args.runs[0]) / "report")
     if (file := next((path for path in (out, *out.parents) if path.exists()), out)).exists() and not file.is_dir():
         raise UserError(f"--out = {str(out)!r}: {file} is a file: must be a folder")
-    runs = [RunDir.open(path) for path in args.runs]
+    runs = [RunDir.open(path).one() for path in args.runs]
     for run in runs:
         check_analysis(run)
     waiting = [str(run.path) for run in runs if not (run.path / "analysis.zarr").exists()]

@@ -48,7 +48,9 @@ def run_path(args: TrainArgs) -> str:
 
 
 def default_cpu_devices(config: Config, n_cores: int) -> int:
-    """One device per core runs faster than one device with as many threads; the batch must divide evenly."""
+    """One device per core runs faster than one device with as many threads; batch or members must divide evenly."""
+    if config.members:
+        return max(n for n in range(1, n_cores + 1) if len(config.members) % n == 0)
     n_rows = config.train.batch_size // config.train.accum_steps
     fitting = [n for n in range(1, n_cores + 1) if n_rows % n == 0 and n % config.train.fsdp == 0]
     return max(fitting, default=config.train.fsdp)
@@ -65,7 +67,9 @@ def _check(args: TrainArgs) -> None:
         raise UserError(f"--sigterm-status = {args.sigterm_status}: must be from 0 to 255")
     if args.processes > 1 and not args.coordinator:
         raise UserError(f"--processes = {args.processes}: needs --coordinator HOST:PORT of process 0")
-    if args.devices:
+    if args.overrides.members and args.coordinator:
+        raise UserError(f"--coordinator = {args.coordinator!r}: a run with members takes one process")
+    if args.devices and not args.overrides.members:
         # Before JAX makes as many on CPU.
         args.overrides.train.rows_per_device(args.devices * args.processes)
 

@@ -1,6 +1,7 @@
 """What a run is. Standard library only, so that analysis reads a config anywhere."""
 
 from icl_jax.config.errors import NonFiniteLossError, UserError
+from icl_jax.config.members import MembersConfig
 from icl_jax.config.model import ModelConfig
 from icl_jax.config.sameness import changed_fields, experiment, numeric_differences, rows_of
 from icl_jax.config.schema import (
@@ -19,6 +20,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "LaunchConfig",
+    "MembersConfig",
     "ModelConfig",
     "NonFiniteLossError",
     "OptimizerConfig",

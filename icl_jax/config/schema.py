@@ -9,11 +9,12 @@ Every field can be set in a TOML file (``[model] n_layers = 2``) and overridden 
 import html
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from icl_jax.config.checks import check_types, require
 from icl_jax.config.corpora import Options, corpus_kind, corpus_name
+from icl_jax.config.members import MembersConfig
 from icl_jax.config.model import ModelConfig
 from icl_jax.config.sameness import FREE, SEED
 from icl_jax.config.tpus import TOPOLOGY
@@ -250,6 +251,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     probes: ProbeConfig = field(default_factory=ProbeConfig)
+    members: MembersConfig = field(default_factory=MembersConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig, metadata=FREE)
     launch: LaunchConfig = field(default_factory=LaunchConfig, metadata=FREE)
 
@@ -269,6 +271,21 @@ class Config:
             self.probes.held_out_rows,
             allowed,
         )
+        if self.members:
+            allowed = "must be 1 with members: each is whole on its device"
+            require(self.train.fsdp == 1, "train.fsdp", self.train.fsdp, allowed)
+            # One config for the same members, whatever seed stood here.
+            object.__setattr__(self, "train", replace(self.train, seed=self.members.train_seeds[0]))
+
+    def member(self, index: int) -> "Config":
+        """The config of one member, counted from 0: that of the same run alone.
+
+        Raises UserError if there is no such member.
+        """
+        n = len(self.members)
+        require(0 <= index < n, "member", index, f"must be from 0 to {n - 1}" if n else "the run has no members")
+        seed = self.members.train_seeds[index]
+        return replace(self, members=MembersConfig(), train=replace(self.train, seed=seed))
 
     @property
     def tokens_per_step(self) -> int:

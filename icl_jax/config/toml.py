@@ -103,9 +103,11 @@ def _value(value: bool | int | float | str | tuple[int | str, ...]) -> str:
 
 
 def dump_config(config: Config) -> str:
-    """Write a config as TOML with every field; ``parse_config(dump_config(c)) == c``."""
+    """Write a config as TOML, every field, members only of many; ``parse_config(dump_config(c)) == c``."""
     lines = []
     for section, values in to_tables(config).items():
+        if section == "members" and not config.members:
+            continue  # as the file of a run that never heard of members
         tables = {name: value for name, value in values.items() if isinstance(value, dict)}
         plain = {name: value for name, value in values.items() if name not in tables}
         for header, table in {section: plain, **{f"{section}.{name}": table for name, table in tables.items()}}.items():

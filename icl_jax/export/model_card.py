@@ -50,7 +50,7 @@ def _lines(run: RunDir, form: Form, entries: Sequence[SnapshotEntry], has_pictur
     else:
         yield f"`{form.family.architecture}` computes it exactly: the file has the run's numbers, unchanged."
     yield "Rows of training began with `bos_token_id` of config.json."
-    if (run.path / "tokenizer.json").exists():
+    if (run.root / "tokenizer.json").exists():
         yield "Give it too: `add_special_tokens` does not. It also ends a document."
     else:
         yield "The corpus is one of token ids, so there is no tokenizer."

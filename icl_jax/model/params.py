@@ -174,9 +174,9 @@ def per_head(params: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
     return {name: value.repeat(n_shared, axis=axes[name]) if name in axes else value for name, value in params.items()}
 
 
-def init_params(config: ModelConfig, seed: int) -> Params:
+def init_params(config: ModelConfig, seed: int | jax.Array) -> Params:
     """Initial parameters, float32, a pure function of the config and the seed."""
-    return run_once(lambda: Parameters(config, nnx.Rngs(params=seed)).params)
+    return run_once(lambda: Parameters(config, nnx.Rngs(params=jax.random.key(seed))).params)
 
 
 def run_once(function: Callable[[], _T], **options: Any) -> _T:

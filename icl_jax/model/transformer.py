@@ -43,7 +43,7 @@ class Transformer(Parameters):
 
         step: None takes the last. Raises UserError where there is no run, no such snapshot, or a damaged one.
         """
-        opened = RunDir.open(str(run if isinstance(run, str | Path) else run.path))
+        opened = RunDir.open(str(run if isinstance(run, str | Path) else run.path)).one()
         if step is None:
             steps = [entry.step for entry in opened.read_snapshots()]
             if not steps:

@@ -288,7 +288,7 @@ def open_runs(paths: list[str]) -> list[ReportedRun]:
     """
     found: dict[str, list[RunDir]] = {}
     for path in paths:
-        run = RunDir.open(path)
+        run = RunDir.open(path).one()
         found.setdefault(run.run_id, []).append(run)
     runs, also = [], []
     for same in found.values():

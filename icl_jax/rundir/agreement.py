@@ -23,11 +23,13 @@ def promised_end(config: Config, state_step: int) -> int:
 
 def read_snapshots(run: "RunDir") -> list[SnapshotEntry]:
     """The manifest's entries. Raises UserError where record, states or folders say that some are missing."""
-    state_step, folders = run.last_state_step() or 0, saved_steps(run.path / "snapshots")
+    state_step, folders = run.last_state_step() or 0, saved_steps(run.root / "snapshots")
     entries, n_recorded = run.manifest.read(), 0
     if set(snapshot_steps(run.config)) - {entry.step for entry in entries}:
         with contextlib.suppress(UserError):  # who reads the record says so
             n_recorded = run.load_record().sizes["step"]
+        if run.index is not None:  # a member that has failed is not in later states
+            state_step = min(state_step, n_recorded)
         # Again after the record: a run that is being trained adds to it after the manifest.
         entries = run.manifest.read()
     for problem in listing_problems(run, entries, n_recorded, state_step, folders):
@@ -53,7 +55,7 @@ def listing_problems(
     last = entries[-1].step if entries else -1
     for step in sorted(set(folders) - listed):
         if step < last:
-            yield f"{run.path / 'snapshots' / str(step)}: is not in the manifest"
+            yield f"{run.root / 'snapshots' / str(step)}: is not in the manifest"
 
 
 def _unlisted(step: int) -> str:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -23,6 +25,8 @@ class SnapshotEntry:
     """Over the parameters' bytes, see `params_sha256`."""
     n_bytes: int
     """Bytes of the parameters."""
+    members: tuple[str | None, ...] = ()
+    """Of a run with members the SHA-256 of each one's parameters, of which `sha256` is one; None: it had failed."""
 
 
 def params_sha256(params: dict[str, np.ndarray]) -> str:
@@ -36,14 +40,55 @@ def params_sha256(params: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-class Manifest:
-    """The snapshots that a run directory promises to hold."""
+def members_sha256(params: dict[str, np.ndarray], failed: Collection[int] = ()) -> tuple[str | None, ...]:
+    """`params_sha256` of each member, the member axis in front; None for those that have failed."""
+    n = len(next(iter(params.values())))
+    return tuple(
+        None if k in failed else params_sha256({name: array[k] for name, array in params.items()}) for k in range(n)
+    )
 
-    def __init__(self, path: epath.Path) -> None:
+
+def hashes(
+    params: dict[str, np.ndarray], failed: Collection[int] | None = None
+) -> tuple[str, tuple[str | None, ...]]:
+    """SHA-256 of a snapshot, and of each of its members but those that failed; `failed` None: it has no members."""
+    members = () if failed is None else members_sha256(params, failed)
+    return joint_sha256(members) if members else params_sha256(params), members
+
+
+def joint_sha256(members: tuple[str | None, ...]) -> str:
+    """The one SHA-256 of a snapshot with members."""
+    return hashlib.sha256("".join(f"{sha256}\n" for sha256 in members).encode()).hexdigest()
+
+
+def snapshot_sha256(params: dict[str, np.ndarray], entry: SnapshotEntry) -> str:
+    """SHA-256 of parameters as the entry has it: of all members that it lists, or of the one model."""
+    if not entry.members:
+        return params_sha256(params)
+    failed = [k for k, sha256 in enumerate(entry.members) if sha256 is None]
+    return joint_sha256(members_sha256(params, failed))
+
+
+class Manifest:
+    """The snapshots that a run directory promises to hold; with `index`, those of one member, to be read."""
+
+    def __init__(self, path: epath.Path, index: int | None = None) -> None:
         self.path = path
+        self._index = index
 
     def read(self) -> list[SnapshotEntry]:
         """All entries. Raises UserError naming the line that is not one."""
+        entries = self._read()
+        return entries if self._index is None else list(self._of_member(entries, self._index))
+
+    @staticmethod
+    def _of_member(entries: list[SnapshotEntry], index: int) -> Iterator[SnapshotEntry]:
+        for entry in entries:
+            sha256 = entry.members[index] if index < len(entry.members) else None
+            if sha256 is not None:
+                yield SnapshotEntry(entry.step, entry.tokens, sha256, entry.n_bytes // len(entry.members))
+
+    def _read(self) -> list[SnapshotEntry]:
         if not self.path.exists():
             return []
         try:
@@ -54,10 +99,11 @@ class Manifest:
         for number, line in enumerate(lines, start=1):
             try:
                 raw = json.loads(line)
-                entry = SnapshotEntry(**raw)
+                entry = SnapshotEntry(**raw | {"members": tuple(raw.get("members", ()))})
                 types = (type(entry.step), type(entry.tokens), type(entry.sha256), type(entry.n_bytes))
                 is_valid = types == (int, int, str, int) and len(entry.sha256) == 64
-            except (ValueError, TypeError):
+                is_valid &= not entry.members or joint_sha256(entry.members) == entry.sha256
+            except (ValueError, TypeError, AttributeError):
                 is_valid = False
             if not is_valid:
                 allowed = "must be a JSON object with step, tokens, sha256 and n_bytes"
@@ -69,8 +115,16 @@ class Manifest:
 
     def write(self, entries: list[SnapshotEntry]) -> None:
         """Replace the file. Lines carry no times, so that a resumed run's manifest equals an unbroken run's."""
-        replace_text(self.path, "".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
+        if self._index is not None:
+            raise ValueError("the manifest of a member is written with that of all")
+        replace_text(self.path, "".join(json.dumps(_as_dict(entry)) + "\n" for entry in entries))
 
     def add(self, entry: SnapshotEntry) -> None:
         """Add one entry, in its place. The file is small and is replaced whole: object stores cannot append."""
         self.write(sorted([*self.read(), entry], key=lambda one: one.step))
+
+
+def _as_dict(entry: SnapshotEntry) -> dict[str, Any]:
+    """What a line says; of a run without members, nothing of them."""
+    fields = asdict(entry)
+    return fields if entry.members else {name: value for name, value in fields.items() if name != "members"}

@@ -10,6 +10,7 @@ after s updates.
 """
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,8 @@ _PROBE_SCALARS = {
 }
 HEAD_SCORES = ("prefix_matching", "previous_token")
 """Scores of each layer's heads: the variables of measurements that are marked live."""
+_OF_A_MEMBER = ("lr", "grad_norm")
+"""Scalars of a step that each member has for itself."""
 # A step counts where all its scalars do, a probe where this does: written last and cleared first, whatever is killed.
 _PROBE_IS_COMPLETE = "icl_score"
 # A loss that is not larger is read when the record is opened: what is damaged is said then, and not in a lazy read.
@@ -50,22 +53,25 @@ _SMALL_BYTES = 2**26
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBlock:
-    """Consecutive steps, ready to be recorded."""
+    """Consecutive steps, ready to be recorded. Members' have their axis behind that of steps; NaN where one failed."""
 
     first_step: int
     loss: np.ndarray  # float32 [step, position]
     lr: np.ndarray
     grad_norm: np.ndarray
-    step_s: np.ndarray
+    step_s: np.ndarray  # [step], also with members
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeResult:
-    """The live measures of one step; head scores are [layer, head] and empty for a model without layers."""
+    """The live measures of one step; head scores are [layer, head] and empty for a model without layers.
+
+    Members' have their axis in front.
+    """
 
     step: int
-    icl_score: float
-    icl_windowed: float
+    icl_score: Any  # float, [member] with members
+    icl_windowed: Any
     held_out_loss: np.ndarray  # [position]
     prefix_matching: np.ndarray
     previous_token: np.ndarray
@@ -94,6 +100,9 @@ class Record:
         n_steps, n_ctx = config.train.n_steps, config.model.n_ctx
         growing = ["step", "tokens"]
         # A chunk of fill values that is written is told from one that is lost.
+        n_members = len(config.members)
+        # Behind the axis that grows, so that chunks are of whole steps.
+        member = ("member",) if n_members else ()
         sealing: Any = {"compressors": ZstdCodec(level=0, checksum=True), "config": {"write_empty_chunks": True}}
 
         def counter(name: str, dim: str, n: int, dtype: str, meaning: str) -> zarr.Array:
@@ -105,7 +114,11 @@ class Record:
         def coordinate(name: str, dim: str, values: np.ndarray, meaning: str) -> None:
             counter(name, dim, len(values), str(values.dtype), meaning)[:] = values
 
-        def empty(name: str, dims: tuple[str, ...], shape: tuple[int, ...], units: str, meaning: str) -> None:
+        def empty(
+            name: str, dims: tuple[str, ...], shape: tuple[int, ...], units: str, meaning: str, *, shared: bool = False
+        ) -> None:
+            if n_members and not shared:
+                dims, shape = (dims[0], *member, *dims[1:]), (shape[0], n_members, *shape[1:])
             inner = int(np.prod(shape[1:], dtype=np.int64))
             chunk = (max(1, min(shape[0], _CHUNK_FLOATS // max(inner, 1))), *shape[1:])
             array = group.create_array(
@@ -118,10 +131,14 @@ class Record:
 
         counter("step", "step", n_steps, "int64", "updates before")
         coordinate("position", "position", np.arange(n_ctx, dtype=np.int32), "index t of the last token seen, BOS is 0")
+        if n_members:
+            coordinate("member", "member", np.arange(n_members, dtype=np.int32), "index of the member")
+            seeds = np.array(config.members.train_seeds, np.int64)
+            coordinate("seed", "member", seeds, "train.seed of the member")
         counter("tokens", "step", n_steps, "int64", "tokens predicted in training before")
         empty("loss", ("step", "position"), (n_steps, n_ctx), "nats", "loss of predicting token t + 1, batch mean")
         for name, (units, meaning) in _STEP_SCALARS.items():
-            empty(name, ("step",), (n_steps,), units, meaning)
+            empty(name, ("step",), (n_steps,), units, meaning, shared=name not in _OF_A_MEMBER)
         probes = np.array(probe_steps(config), dtype=np.int64)
         if len(probes):
             coordinate("probe_step", "probe", probes, "updates before")
@@ -166,7 +183,8 @@ class Record:
             if not is_bucket(self._path):  # a bucket shows no half-written objects
                 for partial in Path(self._path).rglob("*.partial"):
                     partial.unlink()
-            for name in (*_STEP_SCALARS, "loss"):
+            # The last to be written is the first to go: without it a step does not count.
+            for name in (*reversed(_STEP_SCALARS), "loss"):
                 array = self._array(name)
                 # Not to its end: in a long run that would be a million chunks that are not there.
                 array[step : max(step, self._written_to(array))] = np.float32("nan")
@@ -184,7 +202,7 @@ class Record:
             steps = np.arange(start, min(start + _CHUNK_FLOATS, self._config.train.n_steps), dtype=np.int64)
             part = slice(start, start + len(steps))
             if not (self._path / "step" / "c" / str(chunk)).exists():
-                for name in _STEP_SCALARS:
+                for name in _counted(self._config.members):
                     self._array(name)[part] = np.float32("nan")
                 self._array("tokens")[part] = steps * self._config.tokens_per_step
                 self._array("step")[part] = steps
@@ -207,13 +225,21 @@ class Record:
 
         array = self._group[name]
         assert isinstance(array, zarr.Array)
-        return array.with_config({"write_empty_chunks": name != "loss"})
+        grows_by_itself = name == "loss" or (bool(self._config.members) and name in _OF_A_MEMBER)
+        return array.with_config({"write_empty_chunks": not grows_by_itself})
 
 
-def load_record(path: epath.Path, tally: Tally | None = None) -> "xr.Dataset":
+def _counted(has_members: object) -> tuple[str, ...]:
+    """Scalars of which a chunk is as long as one of `step`, and there with it."""
+    return tuple(name for name in _STEP_SCALARS if not (has_members and name in _OF_A_MEMBER))
+
+
+def load_record(path: epath.Path, tally: Tally | None = None, index: int | None = None) -> "xr.Dataset":
     """What has been recorded so far, cut to the steps and probes that are complete; a large loss is read lazily.
 
-    Dims step, position, probe, layer, head. Raises UserError if the record is missing or damaged.
+    Dims step, position, probe, layer, head, and member where there are members; with `index` what that one would have
+    recorded alone. Of a member that failed, all is NaN from that step on. Raises UserError if the record is missing or
+    damaged.
     """
     import xarray as xr
 
@@ -222,17 +248,28 @@ def load_record(path: epath.Path, tally: Tally | None = None) -> "xr.Dataset":
         # An index would hold every step there will be: it is made of those that are there.
         record = xr.open_zarr(str(path), consolidated=False, create_default_indexes=False)
         record.attrs.pop(ATTRIBUTE, None)
-        n_steps = _n_recorded(path, [record[name] for name in _STEP_SCALARS])
-        _check_chunks(path, n_steps, record["loss"].encoding["chunks"][0], is_sealed)
+        has_members = "member" in record.sizes
+        n_steps = _n_recorded(path, [record[name] for name in _counted(has_members)])
+        lengths = {name: record[name].encoding["chunks"] for name in ("loss", *_OF_A_MEMBER)}
+        _check_chunks(path, n_steps, lengths, _counted(has_members), is_sealed)
         record = record.isel(step=slice(0, n_steps))
+        if index is not None:
+            record = record.isel(member=index).drop_vars(("member", "seed"))
+            n_steps = _n_recorded(path, [record[name] for name in _STEP_SCALARS])
+            record = record.isel(step=slice(0, n_steps))
         for name, variable in record.variables.items():
             if name != "loss" or variable.nbytes <= _SMALL_BYTES:
                 with unusable(path / str(name), "damaged"):
                     variable.load()
         record = record.set_xindex("step").set_xindex("position")
         if "probe" in record.sizes:
-            record = record.isel(probe=slice(0, _leading(np.isfinite(record[_PROBE_IS_COMPLETE].values))))
-    return record.set_coords([n for n in ("tokens", "probe_step", "probe_tokens") if n in record])
+            is_complete = np.isfinite(record[_PROBE_IS_COMPLETE].values)
+            # Of members, one that has not failed tells.
+            is_complete = is_complete.any(axis=1) if is_complete.ndim == 2 else is_complete
+            record = record.isel(probe=slice(0, _leading(is_complete)))
+        if "member" in record.sizes:
+            record = record.set_xindex("member")
+    return record.set_coords([n for n in ("tokens", "probe_step", "probe_tokens", "seed") if n in record])
 
 
 def _n_recorded(path: epath.Path, scalars: "list[xr.DataArray]") -> int:
@@ -251,17 +288,24 @@ def _n_recorded(path: epath.Path, scalars: "list[xr.DataArray]") -> int:
     return n_steps
 
 
-def _check_chunks(path: epath.Path, n_steps: int, loss_chunk: int, is_sealed: bool) -> None:
+def _check_chunks(
+    path: epath.Path, n_steps: int, chunks_of: Mapping[str, tuple[int, ...]], counted_names: tuple[str, ...],
+    is_sealed: bool,
+) -> None:  # fmt: skip
     """Raise UserError where a chunk of a step array is lost.
 
-    The loss has those of the recorded steps. Of the others, which are written when a step first needs them, that of
-    `step` is last: the rest must have as many.
+    The loss, and what each member has, have those of the recorded steps. Of the others, which are written when a step
+    first needs them, that of `step` is last: the rest must have as many.
     """
-    wanted = {"loss": {f"c/{i}/0" for i in range(-(-n_steps // loss_chunk))}}
+    wanted = {
+        name: {f"c/{i}{'/0' * (len(chunks) - 1)}" for i in range(-(-n_steps // chunks[0]))}
+        for name, chunks in chunks_of.items()
+        if name not in counted_names
+    }
     if is_sealed:
         counted = {f for f in files_under(path / "step") if f.startswith("c/")}
         wanted["step"] = {f"c/{i}" for i in range(max(1, -(-n_steps // _CHUNK_FLOATS)))}
-        wanted |= dict.fromkeys(("tokens", *_STEP_SCALARS), counted | wanted["step"])
+        wanted |= dict.fromkeys(("tokens", *counted_names), counted | wanted["step"])
     for name, chunks in wanted.items():
         lost = sorted(chunks - set(files_under(path / name)))
         if lost:

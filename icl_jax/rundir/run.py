@@ -3,9 +3,9 @@
 import contextlib
 import json
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,14 @@ from icl_jax.rundir.checkpoints import (
 from icl_jax.rundir.checksum import checksum_of
 from icl_jax.rundir.files import check_path, reason, replace_text
 from icl_jax.rundir.held_out import HeldOut, load_held_out
-from icl_jax.rundir.manifest import Manifest, SnapshotEntry, params_sha256
+from icl_jax.rundir.manifest import (
+    Manifest,
+    SnapshotEntry,
+    hashes,
+    params_sha256,
+    snapshot_sha256,
+)
+from icl_jax.rundir.members import MEMBERS, member_of, of_member
 from icl_jax.rundir.record import Record, load_record
 from icl_jax.rundir.seals import Tally, sha256_of
 
@@ -35,6 +42,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 SCHEMA_VERSION = 2
+SCHEMA_VERSION_MEMBERS = 3
+"""Of a run with members; the newest that is read."""
 # An array of each state, over all the others; states of before 2026-11-27 have a SHA-256, of before 2026-11-25 nothing.
 _STATE_CHECKSUMS = "checksums"
 _STATE_SHA256 = "sha256"
@@ -43,11 +52,16 @@ _MADE_BEFORE_CONFIG = {"environment.json", "tokenizer.json", "record.zarr", "hel
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """A run directory that exists. The path may be local or a bucket URL (``gs://...``)."""
+    """A run directory that exists. The path may be local or a bucket URL (``gs://...``).
+
+    With `index` it is a view of one member of a run with members, to be read as the same run alone would be: `path` is
+    then RUN/members/INDEX, where its analysis and reports go, and all else lies in `root`, which is RUN.
+    """
 
     path: epath.Path
     config: Config
     environment: dict[str, Any]
+    index: int | None = None
 
     @classmethod
     def create(
@@ -69,7 +83,7 @@ class RunDir:
         """
         root = epath.Path(path)
         environment = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": SCHEMA_VERSION_MEMBERS if config.members else SCHEMA_VERSION,
             "run_id": secrets.token_hex(4),
             "corpus_sha256": corpus_sha256,
             "sha256": {"config.toml": sha256_of(dump_config(config))}
@@ -87,7 +101,7 @@ class RunDir:
             if tokenizer_json is not None:
                 (root / "tokenizer.json").write_bytes(tokenizer_json.encode())
             if imported is None:
-                attributes = {"schema_version": SCHEMA_VERSION, **(record_attributes or {})}
+                attributes = {"schema_version": environment["schema_version"], **(record_attributes or {})}
                 Record.create(root / "record.zarr", config, attributes)
             if held_out is not None:
                 held_out.save(root / "held_out.zarr")
@@ -100,6 +114,9 @@ class RunDir:
         """Raise UserError unless a run can be made here: in no folder, an empty one, or what a killed start left."""
         check_path(path)
         root = epath.Path(path)
+        if (one := member_of(path)) is not None:
+            what = f"is member {one[1]} of {one[0]}, which is trained as one"
+            raise UserError(f"{root}: {what}: icl-jax split makes a run of it")
         if not root.exists():
             return
         if not root.is_dir():
@@ -115,8 +132,13 @@ class RunDir:
 
     @classmethod
     def open(cls, path: str) -> "RunDir":
-        """Open an existing run directory. Raises UserError if it is none, is damaged or has a newer schema."""
+        """Open an existing run directory, or RUN/members/K, a member of one.
+
+        Raises UserError if it is none, is damaged or has a newer schema.
+        """
         check_path(path)
+        if (found := member_of(path)) is not None:
+            return cls.open(found[0]).member(found[1])
         root = epath.Path(path)
         if not root.exists():
             raise UserError(f"{root}: no such run directory")
@@ -133,8 +155,8 @@ class RunDir:
         if not is_valid:
             allowed = "it must be a JSON object with schema_version, run_id and starts"
             raise UserError(f"{environment_path}: missing or damaged; {allowed}")
-        if version > SCHEMA_VERSION:
-            allowed = f"this icl-jax reads up to {SCHEMA_VERSION}; install a newer one"
+        if version > SCHEMA_VERSION_MEMBERS:
+            allowed = f"this icl-jax reads up to {SCHEMA_VERSION_MEMBERS}; install a newer one"
             raise UserError(f"{environment_path}: schema_version = {version}: {allowed}")
         config_path = root / "config.toml"
         try:
@@ -153,10 +175,35 @@ class RunDir:
     def is_run(path: str) -> bool:
         return (epath.Path(path) / "config.toml").exists()
 
+    def member(self, index: int) -> "RunDir":
+        """One member of a run with members, counted from 0. Raises UserError if there is no such member."""
+        try:
+            config = self.config.member(index)
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from None
+        return replace(self, path=self.path / MEMBERS / str(index), config=config, index=index)
+
+    def each(self) -> "list[RunDir]":
+        """The members of a run with members, or the run itself."""
+        return [self.member(k) for k in range(len(self.config.members))] if self.config.members else [self]
+
+    def one(self) -> "RunDir":
+        """This run, where it is one model's. Raises UserError for a run with members that says how to name one."""
+        if self.config.members:
+            n = len(self.config.members)
+            raise UserError(f"{self.path}: has {n} members: name one, such as {self.path / MEMBERS / '0'}")
+        return self
+
+    @property
+    def root(self) -> epath.Path:
+        """The folder that was trained in: `path`, or of a member that of all."""
+        return self.path if self.index is None else self.path.parent.parent
+
     @property
     def run_id(self) -> str:
-        """Eight hexadecimal digits that stay the same through every resume."""
-        return str(self.environment["run_id"])
+        """Eight hexadecimal digits that stay the same through every resume; of a member with its number behind."""
+        run_id = str(self.environment["run_id"])
+        return run_id if self.index is None else f"{run_id}-{self.index}"
 
     @property
     def imported(self) -> dict[str, Any] | None:
@@ -166,7 +213,7 @@ class RunDir:
 
     @property
     def manifest(self) -> Manifest:
-        return Manifest(self.path / "manifest.jsonl")
+        return Manifest(self.root / "manifest.jsonl", self.index)
 
     def read_snapshots(self) -> list[SnapshotEntry]:
         """Snapshots of the run in order. Raises UserError if the manifest is damaged or lacks some."""
@@ -174,7 +221,7 @@ class RunDir:
 
     def read_tokenizer(self) -> str | None:
         """tokenizer.json; None where the corpus has none. Raises UserError if it is not the one that was saved."""
-        path = self.path / "tokenizer.json"
+        path = self.root / "tokenizer.json"
         try:
             text = path.read_bytes().decode() if path.exists() else None
         except (OSError, UnicodeDecodeError) as error:
@@ -189,8 +236,8 @@ class RunDir:
 
     def save_environment(self) -> None:
         """Write `environment` as it is now. Raises UserError if it cannot be written."""
-        with _writing(self.path):
-            replace_text(self.path / "environment.json", json.dumps(self.environment, indent=1))
+        with _writing(self.root):
+            replace_text(self.root / "environment.json", json.dumps(self.environment, indent=1))
 
     def open_record(self) -> Record:
         """The record, for writing."""
@@ -200,23 +247,24 @@ class RunDir:
         """The record so far, see `icl_jax.rundir.record.load_record`. Raises UserError for an imported run."""
         if self.imported is not None:
             raise UserError(f"{self.path}: has no record: its snapshots were imported, not trained here")
-        return load_record(self.path / "record.zarr", tally)
+        return load_record(self.root / "record.zarr", tally, self.index)
 
     def load_held_out(self, tally: Tally | None = None) -> HeldOut:
         """The rows and tokens that analysis measures on. Raises UserError if the run has none."""
-        return load_held_out(self.path / "held_out.zarr", tally)
+        return load_held_out(self.root / "held_out.zarr", tally)
 
-    def save_snapshot(self, step: int, params: Arrays, tokens: int | None = None) -> None:
+    def save_snapshot(self, step: int, params: Arrays, tokens: int | None = None, failed: Collection[int] = ()) -> None:
         """Save parameters and then add them to the manifest. The manifest never names half a snapshot.
 
-        tokens: predicted in training before; None: what the config says.
+        tokens: predicted in training before; None: what the config says. failed: members that it does not list.
         """
         with ThreadPoolExecutor(1) as beside:
-            sha256 = beside.submit(params_sha256, params)
+            hashing = beside.submit(hashes, params, failed if self.config.members else None)
             save_arrays(self.path / "snapshots" / str(step), params)
         n_bytes = sum(array.nbytes for array in params.values())
         tokens = step * self.config.tokens_per_step if tokens is None else tokens
-        self.manifest.add(SnapshotEntry(step, tokens, sha256.result(), n_bytes))
+        sha256, members = hashing.result()
+        self.manifest.add(SnapshotEntry(step, tokens, sha256, n_bytes, members))
 
     def snapshots(self) -> list[SnapshotEntry]:
         """What `read_snapshots` finds. Raises UserError where that is nothing."""
@@ -236,16 +284,24 @@ class RunDir:
     def load_params(self, step: int) -> Arrays:
         """The parameters after `step` updates, checked against the manifest; float32, however they are saved.
 
+        Of a run with members all of theirs, the member axis in front; of members that had failed whatever is there.
         Raises UserError if there is no such snapshot, or if it is damaged or not the one that the manifest names.
         """
         entry = self.snapshot(step)
-        params = load_arrays(self.path / "snapshots" / str(step))
-        found = params_sha256(params)
+        params, found = self.read_params(entry)
         if found != entry.sha256:
             twin = next((other.step for other in self.manifest.read() if other.sha256 == found), None)
             what = f"it holds the parameters of step {twin}" if twin is not None else "its contents have changed"
-            raise UserError(f"{self.path / 'snapshots' / str(step)}: SHA-256 differs from the manifest: {what}")
+            raise UserError(f"{self.root / 'snapshots' / str(step)}: SHA-256 differs from the manifest: {what}")
         return {name: array.astype(np.float32, copy=False) for name, array in params.items()}
+
+    def read_params(self, entry: SnapshotEntry) -> tuple[Arrays, str]:
+        """The parameters of a snapshot as they are on disk, and their SHA-256. Raises UserError if they are damaged."""
+        path = self.root / "snapshots" / str(entry.step)
+        params = load_arrays(path)
+        if self.index is not None:
+            params = of_member(params, self.index, path)
+        return params, snapshot_sha256(params, entry)
 
     def save_state(self, step: int, state: Mapping[str, Any]) -> None:
         """Save the full state of one process, and wait until it is on disk. See `begin_state`."""
@@ -283,12 +339,12 @@ class RunDir:
 
     def last_state_step(self) -> int | None:
         """The step that the run can be resumed from, or None if no full state was saved."""
-        steps = saved_steps(self.path / "state")
+        steps = saved_steps(self.root / "state")
         return steps[-1] if steps else None
 
     def load_state(self, step: int) -> Arrays:
         """The whole of a saved state. Raises UserError if it is missing, damaged or not the state of that step."""
-        path = self.path / "state" / str(step)
+        path = self.root / "state" / str(step)
         state = load_arrays(path)
         saved_sha256, checksums = state.pop(_STATE_SHA256, None), state.pop(_STATE_CHECKSUMS, None)
         _check_step(path, step, state.get("step"))
@@ -299,7 +355,11 @@ class RunDir:
         if checksums is not None:
             found = np.array([checksum_of(state[name]) for name in sorted(state)], np.uint32)
             _check_checksums(path, sorted(state), found, checksums)
-        return state
+        if self.index is None:
+            return state
+        # The step is that of all.
+        per_member = {name: array for name, array in state.items() if name != "step"}
+        return {**of_member(per_member, self.index, path), "step": state["step"]}
 
     def load_state_sharded(
         self, step: int, like: Mapping[str, "jax.ShapeDtypeStruct"], checksums_of: Callable[[Any], np.ndarray]

@@ -10,8 +10,8 @@ from etils import epath
 
 from icl_jax.config import UserError
 from icl_jax.rundir.agreement import listing_problems, promised_end
-from icl_jax.rundir.checkpoints import load_arrays, saved_steps
-from icl_jax.rundir.manifest import SnapshotEntry, params_sha256
+from icl_jax.rundir.checkpoints import saved_steps
+from icl_jax.rundir.manifest import SnapshotEntry, snapshot_sha256
 from icl_jax.rundir.run import RunDir
 from icl_jax.rundir.schedule import probe_steps
 from icl_jax.rundir.seals import Tally, files_under, seal_problems, unusable
@@ -37,13 +37,15 @@ def problems(run: RunDir, tally: Tally | None = None) -> Iterator[str]:
 def _run_problems(run: RunDir, tally: Tally) -> Iterator[str]:
     """Of the record, the manifest, the snapshots and the tokenizer."""
     # Read before the manifest: a run that is being trained adds to the manifest before it adds to the record.
-    n_recorded, state_step, folders = 0, run.last_state_step() or 0, saved_steps(run.path / "snapshots")
+    n_recorded, state_step, folders = 0, run.last_state_step() or 0, saved_steps(run.root / "snapshots")
     try:
         if run.imported is None:
             record = run.load_record(tally)
-            with unusable(run.path / "record.zarr", "damaged"):
+            with unusable(run.root / "record.zarr", "damaged"):
                 record.load()
             n_recorded = record.sizes["step"]
+            if run.index is not None:  # a member that has failed is not in later states
+                state_step = min(state_step, n_recorded)
             yield from _record_problems(run, record, state_step)
     except UserError as error:
         yield str(error)
@@ -55,7 +57,7 @@ def _run_problems(run: RunDir, tally: Tally) -> Iterator[str]:
 
 
 def _record_problems(run: RunDir, record: "xr.Dataset", state_step: int) -> Iterator[str]:
-    where, config = run.path / "record.zarr", run.config
+    where, config = run.root / "record.zarr", run.config
     n_recorded = record.sizes["step"]
     if n_recorded < state_step:
         yield f"{where}: holds {n_recorded} steps, but the state of step {state_step} was saved"
@@ -65,7 +67,14 @@ def _record_problems(run: RunDir, record: "xr.Dataset", state_step: int) -> Iter
     positions = np.arange(config.model.n_ctx)
     expected = {"step": steps, "tokens": steps * config.tokens_per_step, "position": positions}
     yield from _axis_problems(record, where, expected)
-    bad = np.flatnonzero(~np.isfinite(record["loss"].values).all(axis=1))
+    if config.members:
+        yield from _axis_problems(record, where, {
+            "member": np.arange(len(config.members)), "seed": np.array(config.members.train_seeds)
+        })  # fmt: skip
+    is_bad = ~np.isfinite(record["loss"].values).all(axis=-1)
+    if config.members:
+        is_bad = (is_bad & np.isfinite(record["lr"].values)).any(axis=1)
+    bad = np.flatnonzero(is_bad)
     if len(bad):
         yield f"{where}: the loss of step {bad[0]} is not finite ({len(bad)} such steps)"
     yield from _probe_problems(record, run, state_step)
@@ -73,7 +82,7 @@ def _record_problems(run: RunDir, record: "xr.Dataset", state_step: int) -> Iter
 
 def _held_out_problems(run: RunDir, tally: Tally) -> Iterator[str]:
     held_out = run.load_held_out(tally)
-    where, model = run.path / "held_out.zarr", run.config.model
+    where, model = run.root / "held_out.zarr", run.config.model
     rows, n_tokens = held_out.rows, model.n_ctx + 1
     if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] != n_tokens:
         yield f"{where}: rows has the shape {rows.shape}: must be at least one row of {n_tokens} tokens"
@@ -96,7 +105,7 @@ def _probe_problems(record: "xr.Dataset", run: RunDir, state_step: int) -> Itera
     steps = np.array(probe_steps(run.config), dtype=np.int64)
     if not len(steps):
         return
-    where, n_recorded = run.path / "record.zarr", record.sizes["probe"]
+    where, n_recorded = run.root / "record.zarr", record.sizes["probe"]
     n_promised = int(np.sum(steps < promised_end(run.config, state_step)))
     if n_recorded < n_promised:
         yield f"{where}: holds {n_recorded} probes of {n_promised}, but the state of step {state_step} was saved"
@@ -108,26 +117,29 @@ def _probe_problems(record: "xr.Dataset", run: RunDir, state_step: int) -> Itera
         names.append("previous_token")
         if run.config.model.n_ctx > run.config.probes.n_repeats:  # else nothing repeats and the score is NaN
             names.append("prefix_matching")
+    has_failed = np.zeros((n_recorded, 0), bool)
+    if run.config.members:  # what is there of one of a member's scores is there of all
+        has_failed = np.isnan(record["icl_score"].values)
     for name in names:
         values = record[name].values
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
+        is_bad = ~np.isfinite(values).all(axis=tuple(range(1 + bool(run.config.members), values.ndim)))
+        bad = np.flatnonzero((is_bad & ~has_failed).any(axis=1) if run.config.members else is_bad)
         if len(bad):
             yield f"{where}: {name} of the probe at step {steps[bad[0]]} is not finite ({len(bad)} such probes)"
 
 
 def _snapshot_problems(run: RunDir, entries: list[SnapshotEntry], tally: Tally) -> Iterator[str]:
-    folder = run.path / "snapshots"
+    folder = run.root / "snapshots"
     by_hash = {entry.sha256: entry.step for entry in entries}
     for entry in entries:
         path, tokens = folder / str(entry.step), entry.step * run.config.tokens_per_step
         if entry.tokens != tokens and run.imported is None:
             yield f"{run.manifest.path}: step {entry.step}: tokens = {entry.tokens}: the config says {tokens}"
         try:
-            params = load_arrays(path)
+            params, found = run.read_params(entry)
         except UserError as error:
             yield str(error)
             continue
-        found = params_sha256(params)
         n_bytes = sum(array.nbytes for array in params.values())
         if found == entry.sha256 and n_bytes != entry.n_bytes:
             yield f"{run.manifest.path}: step {entry.step}: n_bytes = {entry.n_bytes}: the snapshot has {n_bytes}"
@@ -140,23 +152,26 @@ def _snapshot_problems(run: RunDir, entries: list[SnapshotEntry], tally: Tally) 
 
 def _state_problems(run: RunDir, tally: Tally) -> Iterator[str]:
     try:
-        expected = {entry.step: entry.sha256 for entry in run.manifest.read()}
+        expected = {entry.step: entry for entry in run.manifest.read()}
     except UserError:  # said above
         expected = {}
-    for step in saved_steps(run.path / "state"):
-        path = run.path / "state" / str(step)
+    for step in saved_steps(run.root / "state"):
+        path = run.root / "state" / str(step)
         try:
             state = run.load_state(step)
         except UserError as error:
             yield str(error)
             continue
         params = {name.removeprefix("params."): array for name, array in state.items() if name.startswith("params.")}
-        if step in expected and params_sha256(params) != expected[step]:
+        if step in expected and expected[step].sha256 != snapshot_sha256(params, expected[step]):
             yield f"{path}: its parameters are not those of the snapshot of step {step}"
         tally.n_states += 1
 
 
 def _analysis_problems(run: RunDir, tally: Tally) -> Iterator[str]:
+    for k in range(len(run.config.members)):
+        if run.member(k).path.exists():
+            yield from _analysis_problems(run.member(k), tally)
     path, parts = run.path / "analysis.zarr", run.path / "analysis_parts"
     if path.exists():
         yield from (f"{problem}; icl-jax analyze makes it anew" for problem in seal_problems(path, tally))

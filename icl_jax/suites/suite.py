@@ -137,7 +137,11 @@ def with_fields(config: Config, changes: Any, where: str) -> Config:
     """The config with some fields changed; checked like a config's own file."""
     if not isinstance(changes, dict) or not all(isinstance(values, dict) for values in changes.values()):
         raise UserError(f"{where}: {changes!r}: must be tables of fields such as {{ model = {{ n_layers = 3 }} }}")
-    return build_config(merge(to_tables(config), changes), where)
+    changed = build_config(merge(to_tables(config), changes), where)
+    if changed.members:
+        allowed = "must be empty: a suite or a sweep trains runs one by one"
+        raise UserError(f"{where}: members.seeds = {changed.members.seeds!r}: {allowed}")
+    return changed
 
 
 def _check_keys(raw: dict[str, Any], known: set[str], path: Path, prefix: str) -> None:

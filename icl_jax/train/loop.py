@@ -16,6 +16,8 @@ from icl_jax.model.execution import Execution
 from icl_jax.read_ahead import ReadAhead
 from icl_jax.rundir import RunDir, probe_steps, snapshot_steps
 from icl_jax.rundir.record import ProbeResult
+from icl_jax.train.failures import Failures, typical_probe
+from icl_jax.train.members import MemberStep
 from icl_jax.train.parallel import ParallelStep
 from icl_jax.train.probes import make_probe_fn
 from icl_jax.train.processes import from_all, is_first
@@ -59,7 +61,7 @@ def train(
     start_step = saved_step or 0
     if start_step == config.train.n_steps:
         return Outcome(start_step, 0)
-    parallel = ParallelStep(config, devices, execution)
+    parallel = (MemberStep if config.members else ParallelStep)(config, devices, execution)
     # A branch begins with a state of step 0, another run without one.
     state = parallel.init_state() if saved_step is None else load_state(run, saved_step, parallel)
     probe_fn = make_probe_fn(config, corpus, parallel.local_devices)
@@ -93,7 +95,8 @@ def load_state(run: RunDir, step: int, parallel: ParallelStep) -> TrainState:
     """A saved state over the devices, each process its shards. Raises UserError that says what to do without it."""
     like = parallel.state_like
     try:
-        return state_from_arrays(run.load_state_sharded(step, state_to_arrays(like), parallel.checksums), like)
+        arrays = run.load_state_sharded(step, state_to_arrays(like), parallel.checksums)
+        return parallel.from_saved(state_from_arrays(arrays, like))
     except UserError as error:
         raise UserError(f"{error}; without this folder the run resumes from the state before it") from None
 
@@ -106,8 +109,8 @@ def last_good_snapshot(run: RunDir, bad_step: int) -> str:
 
 def local_batches(config: Config, corpus: Corpus, start_step: int) -> ReadAhead[np.ndarray]:
     """This process's share of the rows of each step: a slice of a global batch that all processes know."""
-    n_local = config.train.batch_size // jax.process_count()
-    first = jax.process_index() * n_local
+    n_local = config.train.batch_size // (1 if config.members else jax.process_count())
+    first = 0 if config.members else jax.process_index() * n_local
     share = slice(first, first + n_local)
     return read_batches(
         corpus, seed=config.data.seed, batch_size=config.train.batch_size, start_step=start_step, local=share
@@ -133,11 +136,15 @@ class _Keeper:
         self.probe_steps = frozenset(probe_steps(config))
         self.is_writer = is_first()
         self.record = run.open_record() if self.is_writer else None
+        self.failures: Failures | None = None
+        if config.members:
+            self.failures = Failures(len(config.members), progress.message, run.load_record())
         self.recorder = Recorder(
             self._write_block,
             self._seen,
             platform=parallel.platform,
             flush_every_s=config.train.flush_every_s,
+            failures=self.failures,
         )
         self._icl: float | None = None
         self._last_state = time.monotonic()
@@ -154,19 +161,20 @@ class _Keeper:
         return int(votes[:, 0].max()), bool(votes[0, 1])
 
     def save_snapshot(self, step: int, params: Any) -> None:
-        self._check(step, params)
+        self._check(step, [params])
         arrays = self.parallel.to_first_host(params)
         if self.is_writer:
-            self.writer.submit(self._write_snapshot, step, arrays)
+            failed = frozenset() if self.failures is None else frozenset(self.failures.failed)
+            self.writer.submit(self._write_snapshot, step, arrays, failed)
         self.recorder.pause()
 
-    def _write_snapshot(self, step: int, arrays: Any) -> None:
-        self.run.save_snapshot(step, arrays)
+    def _write_snapshot(self, step: int, arrays: Any, failed: frozenset[int]) -> None:
+        self.run.save_snapshot(step, arrays, failed=failed)
         path = self.run.path / "snapshots" / str(step)
         self.tracker.log_snapshot(step, step * self.run.config.tokens_per_step, str(path))
 
     def save_state(self, step: int, state: TrainState) -> None:
-        self._check(step, state)
+        self._check(step, [state.params, state.opt_state])
         self.recorder.flush()
         if self._saving is not None:
             self._saving.exception()  # waits; one state at a time is in memory and on its way
@@ -182,18 +190,25 @@ class _Keeper:
 
     def probe(self, step: int, params: Any, probe_fn: Callable[[int, Any], ProbeResult]) -> None:
         self.recorder.settle()
-        result = probe_fn(step, self.parallel.replicate(params))
+        if self.failures is None:
+            result = shown = probe_fn(step, self.parallel.replicate(params))
+        else:
+            result = self.failures.judge_probe(probe_fn(step, params))
+            shown = typical_probe(result)
         # Over windows: the single positions of the other are noise on few rows.
-        self._icl = result.icl_windowed
+        self._icl = shown.icl_windowed
         if self.record is not None:
             self.writer.submit(self.record.write_probe, result)
-        self.tracker.log_probe(step * self.run.config.tokens_per_step, result)
+        self.tracker.log_probe(step * self.run.config.tokens_per_step, shown)
         self.recorder.pause()
 
-    def _check(self, step: int, tree: Any) -> None:
+    def _check(self, step: int, trees: list[Any]) -> None:
         """Wait until every step before is known to be good, and see that the parameters themselves are."""
         self.recorder.settle()
-        if not self.parallel.is_finite(tree):
+        is_finite = self.parallel.finite_members(trees)
+        if self.failures is not None:
+            self.failures.check(step, is_finite)
+        elif not is_finite.all():
             raise NonFiniteLossError(step, "the parameters are not finite")
 
     def _write_block(self, block: Any) -> None:

@@ -177,6 +177,14 @@ class ParallelStep:
         finite = [xp.isfinite(part).all() for x in jax.tree.leaves(tree) for part, _ in _own_parts(x, xp)]
         return bool(from_all(np.array(all(map(bool, finite)))).all())
 
+    def finite_members(self, trees: list[Any]) -> np.ndarray:
+        """[member]: `is_finite` of each; here there is one."""
+        return np.array([self.is_finite(trees)])
+
+    def from_saved(self, state: TrainState) -> TrainState:
+        """A state as it is loaded, as the step takes it."""
+        return state
+
     def checksums(self, arrays: Mapping[str, jax.Array]) -> np.ndarray:
         """Of whole arrays, in the order of their names: every process adds up its shards, then all processes."""
         xp, take = (np, checksum) if self.platform == "cpu" else (jnp, _checksum_on_device)

@@ -1,7 +1,9 @@
 """The live measures, taken from parameters during training on their own schedule."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from icl_jax.model.execution import CPU_TOKENS_AT_A_TIME, resolve
 from icl_jax.model.loss import losses
 from icl_jax.model.params import Params
 from icl_jax.rundir.record import ProbeResult
+from icl_jax.train.members import joined
 
 # Bounds the memory of the loss on the held-out set.
 _TOKENS_AT_A_TIME = 65536
@@ -58,7 +61,7 @@ def _head_scores(params: Params, rows: dict[str, jax.Array], config: Config) -> 
 
 
 def make_probe_fn(config: Config, corpus: Corpus, devices: list[jax.Device]) -> ProbeFn:
-    """A function of (step, parameters on one device); compiled at its first call.
+    """A function of (step, parameters on one device); compiled at its first call. With members, of all of theirs.
 
     The held-out rows are shared out over `devices`, those of this process, as far as they divide evenly.
     """
@@ -74,24 +77,44 @@ def make_probe_fn(config: Config, corpus: Corpus, devices: list[jax.Device]) -> 
         seed=config.data.seed,
     )
 
-    mesh = Mesh(np.array(devices[: divisor_up_to(len(held_out), len(devices))]), ("devices",))
-    whole, shared = PartitionSpec(), PartitionSpec("devices")
-    loss_fn = partial(_held_out_loss, config=config, platform=devices[0].platform)
-    losses = jax.jit(jax.shard_map(loss_fn, mesh=mesh, in_specs=(whole, shared), out_specs=shared, check_vma=False))
-    rows = jax.device_put(held_out, NamedSharding(mesh, shared))
-
     row_sets = {"natural": natural, "repeated": repeated, "repeated_once": repeated}
     head_scores = jax.jit(partial(_head_scores, rows=jax.tree.map(jnp.asarray, row_sets), config=config))
 
-    def probe(step: int, params: Params) -> ProbeResult:
-        sums = losses(jax.device_put(params, NamedSharding(mesh, whole)), rows)
-        loss_T = np.sum(jax.device_get(sums), axis=0) / np.float32(len(held_out))
+    def begin_on(devices: list[jax.Device]) -> Callable[[Params], tuple[Any, Any]]:
+        """Dispatch the probes of parameters that are on the first device, without waiting."""
+        mesh = Mesh(np.array(devices[: divisor_up_to(len(held_out), len(devices))]), ("devices",))
+        whole, shared = PartitionSpec(), PartitionSpec("devices")
+        loss_fn = partial(_held_out_loss, config=config, platform=devices[0].platform)
+        losses = jax.jit(jax.shard_map(loss_fn, mesh=mesh, in_specs=(whole, shared), out_specs=shared, check_vma=False))
+        rows = jax.device_put(held_out, NamedSharding(mesh, shared))
+        return lambda params: (losses(jax.device_put(params, NamedSharding(mesh, whole)), rows), head_scores(params))
+
+    def result(step: int, begun: tuple[Any, Any]) -> ProbeResult:
+        sums, scores = jax.device_get(begun)
+        loss_T = np.asarray(np.sum(sums, axis=0) / np.float32(len(held_out)))
         return ProbeResult(
             step=step,
             icl_score=icl_score(loss_T),
             icl_windowed=icl_windowed(loss_T),
-            held_out_loss=np.asarray(loss_T),
-            **{name: np.asarray(score_NH) for name, score_NH in jax.device_get(head_scores(params)).items()},
+            held_out_loss=loss_T,
+            **{name: np.asarray(score_NH) for name, score_NH in scores.items()},
         )
 
-    return probe
+    if not config.members:
+        begin = begin_on(devices)
+        return lambda step, params: result(step, begin(params))
+    begins = [begin_on([device]) for device in devices]
+
+    def probe_members(step: int, rounds: Params) -> ProbeResult:
+        """Each member by the program of a run alone, on its own device."""
+        begun, params = [], joined(rounds)
+        for k in range(len(config.members)):
+            place = k % len(devices)
+            own = {name: array[k] for name, array in params.items()}
+            begun.append(begins[place](jax.device_put(own, devices[place])))
+        results = [result(step, one) for one in begun]
+        names = [f.name for f in fields(ProbeResult)]
+        together: dict[str, Any] = {name: np.stack([getattr(one, name) for one in results]) for name in names}
+        return ProbeResult(**together | {"step": step})
+
+    return probe_members

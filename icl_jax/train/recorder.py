@@ -9,6 +9,8 @@ import numpy as np
 
 from icl_jax.config import NonFiniteLossError
 from icl_jax.rundir.record import StepBlock
+from icl_jax.train.failures import Failures, describe, is_good, typical_metrics
+from icl_jax.train.members import joined
 from icl_jax.train.step import StepMetrics
 
 # Steps dispatched before the oldest are fetched, and fetched at a time. Two steps in flight on several CPU devices can
@@ -22,6 +24,7 @@ class Recorder:
 
     `write_block` is called at least every `flush_every_s` seconds and at `flush`; `seen` is called for each fetched
     step with (step, loss_T, lr, grad_norm, step_s): a mean over the steps fetched together, as only their end is seen.
+    With `failures` every metric has the axis of members in front, and what is seen is their median.
     """
 
     def __init__(
@@ -31,9 +34,11 @@ class Recorder:
         *,
         platform: str,
         flush_every_s: float,
+        failures: Failures | None = None,
     ) -> None:
         self._write_block = write_block
         self._seen = seen
+        self._failures = failures
         self._max_pending, self._fetch_at_a_time = _IN_FLIGHT.get(platform, _IN_FLIGHT_ACCELERATOR)
         self._flush_every_s = flush_every_s
         self._pending: deque[tuple[int, StepMetrics]] = deque()
@@ -80,14 +85,11 @@ class Recorder:
         now = time.monotonic()
         step_s, self._last_fetch = (now - self._last_fetch) / n, now
         for (step, _), metrics in zip(taken, on_host, strict=True):
-            if not np.isfinite(metrics.loss_T).all() or not np.isfinite(metrics.grad_norm):
-                raise NonFiniteLossError(step, _describe(metrics))
-            self._fetched.append((step, metrics, step_s))
-            self._seen(step, metrics.loss_T, float(metrics.lr), float(metrics.grad_norm), step_s)
-
-
-def _describe(metrics: StepMetrics) -> str:
-    bad = np.flatnonzero(~np.isfinite(metrics.loss_T))
-    if len(bad) == 0:
-        return f"the loss is finite, but the gradient's norm is {float(metrics.grad_norm)}"
-    return f"the loss at position {bad[0]} is {float(metrics.loss_T[bad[0]])} ({len(bad)} positions are not finite)"
+            kept = shown = metrics
+            if self._failures is not None:
+                kept = self._failures.judge(step, joined(metrics))
+                shown = typical_metrics(kept)
+            elif not is_good(metrics):
+                raise NonFiniteLossError(step, describe(metrics))
+            self._fetched.append((step, kept, step_s))
+            self._seen(step, shown.loss_T, float(shown.lr), float(shown.grad_norm), step_s)

@@ -22,6 +22,7 @@ from icl_jax.train.branch import Branch
 from icl_jax.train.environment import describe_start
 from icl_jax.train.loop import Outcome, train
 from icl_jax.train.may_start import check_vocabulary, may_start
+from icl_jax.train.members import check_devices
 from icl_jax.train.processes import all_or_none, is_first
 from icl_jax.train.start import held_run
 from icl_jax.train.stop import StopSignal
@@ -55,8 +56,13 @@ def run(
         raise UserError(f"--devices = {n_devices}: must be at most {len(devices)}, the devices that there are")
     if n_devices and jax.process_count() == 1:
         devices = devices[:n_devices]
-    config.train.rows_per_device(len(devices))
-    execution = resolve(config.model, devices[0].platform, config.train, len(devices))
+    if config.members:
+        check_devices(config, len(devices))
+        if jax.process_count() > 1:
+            raise UserError(f"--processes = {jax.process_count()}: a run with members takes one process")
+    n_sharing = 1 if config.members else len(devices)  # a member's batch is whole on its device
+    config.train.rows_per_device(n_sharing)
+    execution = resolve(config.model, devices[0].platform, config.train, n_sharing)
     console = console if is_first() else Console(quiet=True)
 
     tell = functools.partial(say, console)
@@ -134,6 +140,8 @@ def _join(coordinator: str, n_processes: int, process_id: int) -> None:
 def seen(run: RunDir) -> Seen:
     """What the record holds so far of heads and scores, for those who watch."""
     record = run.load_record()
+    if run.config.members:  # as they are shown
+        record = record[["lr", "icl_windowed"] if "icl_windowed" in record else ["lr"]].median("member")
     names = ("tokens", "lr", "probe_tokens", "icl_windowed")
     curves = (spread_out(record[name].values) if name in record else () for name in names)
     return Seen(seen_induction_head(record), *curves)
@@ -152,10 +160,11 @@ def _headline(config: Config, path: str, devices: list[jax.Device], start_step: 
         f"resumes at step {start_step}" if start_step else "starts",
         f"{model.n_layers} layers, d_model {model.d_model}, {model.n_heads} heads, {n_params(model):,} parameters",
         config.data.source,
+        f"{len(config.members)} members" if config.members else "",
         f"{config.train.n_steps * config.tokens_per_step:,} tokens",
         f"{len(devices)} x {devices[0].device_kind}",
         str(execution),
     ]
     if jax.process_count() > 1:
         parts.append(f"{jax.process_count()} processes")
-    return f"{path}: {'; '.join(parts)}"
+    return f"{path}: {'; '.join(part for part in parts if part)}"

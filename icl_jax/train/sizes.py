@@ -58,6 +58,8 @@ def _memory(config: Config, n_processes: int) -> Iterator[tuple[str, int, str, i
     largest = max(sizes, key=lambda name: sizes[name])
     n_sharing = min(config.train.fsdp, n_processes)
     yield largest, sizes[largest], "the parameters", 4 * least_params(config) // n_sharing
+    n_bytes = len(config.members) * 4 * least_params(config)
+    yield "members.seeds", len(config.members), "the parameters of all members", n_bytes
     yield "model.n_ctx", model.n_ctx, "one row and its activations", row + 4 * model.n_ctx * model.d_model
     yield (
         "train.batch_size",
@@ -83,10 +85,11 @@ def _memory(config: Config, n_processes: int) -> Iterator[tuple[str, int, str, i
 
 def _disk(config: Config) -> Iterator[tuple[str, int, str, int]]:
     """The same of files. Compression takes a twentieth off losses, and nothing off parameters."""
-    n_steps, snapshots, params = config.train.n_steps, config.snapshots, 4 * least_params(config)
+    n_members = max(1, len(config.members))
+    n_steps, snapshots, params = config.train.n_steps, config.snapshots, 4 * least_params(config) * n_members
     n_snapshots = min(max(snapshots.n_linear, snapshots.n_log // 2, 2), n_steps + 1)
     yield "snapshots.n_linear", snapshots.n_linear, f"{n_snapshots} snapshots", n_snapshots * params
-    record = n_steps * 4 * (config.model.n_ctx + 3)
+    record = n_steps * 4 * (config.model.n_ctx + 3) * n_members
     yield "train.n_steps", n_steps, "the record of every step and position", record
 
 

@@ -38,8 +38,9 @@ class Axes(NamedTuple):
     sharded: dict[str, int]  # parameter -> array axis that is cut over `names[-1]`
 
 
-def init_state(config: Config) -> TrainState:
-    params = init_params(config.model, config.train.seed)
+def init_state(config: Config, seed: int | jax.Array | None = None) -> TrainState:
+    """The state of step 0; `seed`: in place of the config's."""
+    params = init_params(config.model, config.train.seed if seed is None else seed)
     return TrainState(jnp.int32(0), params, init_opt_state(config, params))
 
 

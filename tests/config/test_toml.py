@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from icl_jax.config import (
     Config,
     DataConfig,
+    MembersConfig,
     ModelConfig,
     OptimizerConfig,
     ProbeConfig,
@@ -158,7 +159,8 @@ def test_what_is_saved_is_loaded_back(config: Config, tmp_path_factory: pytest.T
 
 @pytest.mark.parametrize("source", [*NAMES[:-2], "text:a", "tfds:a"])
 def test_dump_names_every_field(source: str) -> None:
-    config = Config(model=ModelConfig(vocab_size=12), data=DataConfig(source=source))
+    members = MembersConfig(seeds="2")
+    config = Config(model=ModelConfig(vocab_size=12), data=DataConfig(source=source), members=members)
     text = dump_config(config)
     assert parse_config(text) == config
     for section, values in asdict(config).items():
@@ -222,7 +224,9 @@ def test_numeric_differences_names_each_changed_field(field: str) -> None:
         probes=ProbeConfig(held_out_rows=64),
     )
     old = flat(base)[field]
-    new = "v5e:4x4" if name == "topology" else 0.5 if name == "bursty" else changed(old, FIELDS[field])
+    # A member of the base's own seed: train.seed is that of the first.
+    given_values = {"topology": "v5e:4x4", "bursty": 0.5, "seeds": "3..3"}
+    new = given_values[name] if name in given_values else changed(old, FIELDS[field])
     value = {name: new}
     other = build_config(merge(to_tables(base), {section: {table[0]: value} if table else value}))
     assert flat(other)[field] == new

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from icl_jax.config import UserError
-from icl_jax.rundir import SCHEMA_VERSION, RunDir, snapshot_steps
+from icl_jax.rundir import SCHEMA_VERSION, SCHEMA_VERSION_MEMBERS, RunDir, snapshot_steps
 from icl_jax.rundir.checkpoints import load_arrays, save_arrays, saved_steps
 from icl_jax.rundir.manifest import params_sha256
 from tests.rundir.made_run import make_run, params_of, run_config, state_of
@@ -176,7 +176,7 @@ def test_a_damaged_environment_is_a_user_error(run: RunDir, text: str) -> None:
 
 
 def test_a_newer_schema_is_refused(run: RunDir) -> None:
-    environment = dict(run.environment, schema_version=SCHEMA_VERSION + 1)
+    environment = dict(run.environment, schema_version=SCHEMA_VERSION_MEMBERS + 1)
     (run.path / "environment.json").write_text(json.dumps(environment))
-    with pytest.raises(UserError, match=f"schema_version = {SCHEMA_VERSION + 1}: .*install a newer"):
+    with pytest.raises(UserError, match=f"schema_version = {SCHEMA_VERSION_MEMBERS + 1}: .*install a newer"):
         RunDir.open(str(run.path))

@@ -118,6 +118,8 @@ def compile_once(patch: pytest.MonkeyPatch) -> None:
         functools.cache(loop.ParallelStep),
         functools.cache(lambda config, devices: make_probe_fn(config, open_corpus(config), list(devices))),
     )
+    members = functools.cache(loop.MemberStep)
+    patch.setattr(loop, "MemberStep", lambda config, devices, execution: members(config, tuple(devices), execution))
     patch.setattr(loop, "ParallelStep", lambda config, devices, execution: step(config, tuple(devices), execution))
     patch.setattr(loop, "make_probe_fn", lambda config, _corpus, devices: probe(config, tuple(devices)))
 

@@ -1,0 +1,93 @@
+"""When a loss is not finite: of one run the end, of one member of many its own."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from icl_jax.config import NonFiniteLossError
+from icl_jax.rundir.record import ProbeResult
+from icl_jax.train.step import StepMetrics
+
+
+def is_good(metrics: StepMetrics) -> bool:
+    """Whether a step of one model went well."""
+    return bool(np.isfinite(metrics.loss_T).all() and np.isfinite(metrics.grad_norm))
+
+
+def describe(metrics: StepMetrics) -> str:
+    """What is wrong with a step of one model, in words."""
+    bad = np.flatnonzero(~np.isfinite(metrics.loss_T))
+    if len(bad) == 0:
+        return f"the loss is finite, but the gradient's norm is {float(metrics.grad_norm)}"
+    return f"the loss at position {bad[0]} is {float(metrics.loss_T[bad[0]])} ({len(bad)} positions are not finite)"
+
+
+class Failures:
+    """Members whose loss is not finite any more. The others go on; of these, nothing is recorded from that step on.
+
+    The record keeps them: at its first step a failed member has no learning rate, and what it had of loss and norm.
+    """
+
+    def __init__(self, n_members: int, tell: Callable[[str], None], record: xr.Dataset) -> None:
+        self._tell = tell
+        self.failed: dict[int, int] = {}
+        """The step at which a member failed, for those that did."""
+        for k, step in enumerate(np.isfinite(record["lr"].values).sum(axis=0).tolist()):
+            if step < record.sizes["step"]:
+                self.failed[k] = step
+        self._n = n_members
+
+    def judge(self, step: int, metrics: StepMetrics) -> StepMetrics:
+        """The metrics of a step as they are recorded. Raises NonFiniteLossError when no member is left."""
+        arrays: dict[str, Any] = {name: np.array(x, copy=True) for name, x in metrics._asdict().items()}
+        kept = metrics._replace(**arrays)
+        out = [k for k, failed_at in self.failed.items() if failed_at <= step]
+        are_good = np.isfinite(arrays["loss_T"]).all(axis=1) & np.isfinite(arrays["grad_norm"])
+        for k in sorted(set(np.flatnonzero(~are_good).tolist()).difference(out)):
+            own = {name: array[k] for name, array in arrays.items()}
+            self._note(k, step, describe(metrics._replace(**own)))
+            arrays["lr"][k] = np.nan
+        for array in arrays.values():
+            array[out] = np.nan
+        return kept
+
+    def check(self, step: int, is_finite: np.ndarray) -> None:
+        """Note whose parameters are not finite before a step. Raises NonFiniteLossError when no member is left."""
+        for k in np.flatnonzero(~is_finite).tolist():
+            if k not in self.failed:
+                self._note(k, step, "the parameters are not finite")
+
+    def judge_probe(self, result: ProbeResult) -> ProbeResult:
+        """Live measures as they are recorded: NaN of members that have failed before."""
+        values = {f.name: np.array(getattr(result, f.name), copy=True) for f in fields(result) if f.name != "step"}
+        for array in values.values():
+            array[list(self.failed)] = np.nan
+        return ProbeResult(step=result.step, **values)
+
+    def _note(self, k: int, step: int, what: str) -> None:
+        self.failed[k] = step
+        self._tell(f"member {k} failed at step {step}: {what}; {self._n - len(self.failed)} members go on")
+        if len(self.failed) == self._n:
+            raise NonFiniteLossError(step, f"member {k}: {what}; no member is left")
+
+
+def typical_metrics(metrics: StepMetrics) -> StepMetrics:
+    """The median over the members that are left, for who watches."""
+    shown: dict[str, Any] = {name: np.nanmedian(x, axis=0) for name, x in metrics._asdict().items()}
+    return metrics._replace(**shown)
+
+
+def typical_probe(result: ProbeResult) -> ProbeResult:
+    """The same of live measures. A head's number means nothing across members, so there are no heads."""
+    no_heads = np.zeros((0, result.prefix_matching.shape[-1]), np.float32)
+    return ProbeResult(
+        step=result.step,
+        icl_score=float(np.nanmedian(result.icl_score)),
+        icl_windowed=float(np.nanmedian(result.icl_windowed)),
+        held_out_loss=np.nanmedian(result.held_out_loss, axis=0),
+        prefix_matching=no_heads,
+        previous_token=no_heads,
+    )

@@ -1,0 +1,264 @@
+"""A member of many has the bits of the run alone; nothing that becomes of another changes them."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import icl_jax
+from icl_jax.analysis.run_measurements import analyze
+from icl_jax.config import Config, MembersConfig, NonFiniteLossError, UserError
+from icl_jax.rundir import RunDir
+from icl_jax.rundir import run as run_module
+from icl_jax.rundir.record import Record
+from icl_jax.rundir.split import split
+from icl_jax.rundir.verify import problems
+from icl_jax.train import failures
+from icl_jax.train.members import MemberStep
+from tests.train.runs import assert_same_run, command, compile_once, only_line, tiny_config, train_here
+
+
+def four(**sections: Any) -> Config:
+    sections = {"optimizer": {"clip_norm": 0.45}, **sections}
+    return replace(tiny_config(**sections), members=MembersConfig(seeds="4,1,0,7"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        compile_once(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seed 7 by itself, on one device."""
+    path = tmp_path_factory.mktemp("alone") / "run"
+    assert train_here(four().member(3), path).step == 8
+    return path
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("together") / "run"
+    assert train_here(four(), path, n_devices=2).step == 8
+    return path
+
+
+def assert_same_members(path: Path, expected: Path) -> None:
+    assert_same_run(path, expected)
+    assert RunDir.open(str(path)).config.members == RunDir.open(str(expected)).config.members
+
+
+def test_a_member_is_the_run_alone(together: Path, alone: Path, tmp_path: Path) -> None:
+    run, expected = RunDir.open(str(together)).member(3), RunDir.open(str(alone))
+    assert run.config == expected.config
+    assert run.manifest.read() == expected.manifest.read()
+    assert list(problems(run)) == list(problems(RunDir.open(str(together)))) == []
+    for step in (0, 8):
+        params, alone_params = run.load_params(step), expected.load_params(step)
+        assert all(np.array_equal(params[name], value) for name, value in alone_params.items())
+    made = split(run, str(tmp_path / "split"))
+    assert_same_run(tmp_path / "split", alone)
+    assert made.read_tokenizer() == expected.read_tokenizer()
+    assert (tmp_path / "split" / "config.toml").read_bytes() == (alone / "config.toml").read_bytes()
+    # Clipping has been at work, or its bits would not have been compared.
+    assert (expected.load_record()["grad_norm"].values > run.config.optimizer.clip_norm).any()
+
+
+def test_members_differ(together: Path) -> None:
+    loss = RunDir.open(str(together)).load_record()["loss"].values
+    assert loss.shape == (8, 4, 17)
+    assert len({one.tobytes() for one in loss[-1]}) == 4
+
+
+@pytest.mark.parametrize("n_devices", [1, 4])
+def test_devices_change_no_bit(together: Path, tmp_path: Path, n_devices: int) -> None:
+    train_here(four(), tmp_path / "run", n_devices=n_devices)
+    assert_same_members(tmp_path / "run", together)
+
+
+@pytest.mark.parametrize("stop_at", [0, 3, 8])
+def test_stopped_and_resumed(together: Path, tmp_path: Path, stop_at: int) -> None:
+    run = tmp_path / "run"
+    train_here(four(), run, n_devices=2, stop_at=stop_at)
+    train_here(four(), run, n_devices=4)
+    assert_same_members(run, together)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [(run_module, "save_arrays", 3), (Record, "write_steps", 5), (Record, "write_probe", 2)],
+    ids=["save_arrays", "steps", "probe"],
+)
+def test_killed_and_resumed(together: Path, tmp_path: Path, owner: Any, name: str, call: int) -> None:
+    n_calls = 0
+    original = getattr(owner, name)
+
+    def killing(*args: Any, **kwargs: Any) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == call:
+            raise RuntimeError("killed")
+        return original(*args, **kwargs)
+
+    config = four(snapshots={"state_every_s": 1e-9, "keep_states": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, killing)
+        with pytest.raises(UserError, match="killed"):
+            train_here(config, tmp_path / "run", n_devices=2)
+    train_here(config, tmp_path / "run", n_devices=2)
+    assert_same_members(tmp_path / "run", together)
+
+
+@pytest.mark.parametrize("n_devices", [1, 4])
+def test_no_member_waits_for_another(n_devices: int) -> None:
+    members, alone = (MemberStep(four(), jax.devices()[:n]) for n in (n_devices, 1))
+    text, expected = (str(step.lower().compile().as_text()) for step in (members, alone))
+    # A sum over the one device that a member is on is no collective: each group has one device.
+    assert set(re.findall(r"replica_groups=(\{\{.*?\}\}|\[[^ ,]*,[^ ,]*)", text)) <= {
+        "{" + ",".join(f"{{{d}}}" for d in range(n_devices)) + "}",
+        f"[{n_devices},1]<=[{n_devices}]",
+    }
+    assert re.findall("all-gather|all-to-all|reduce-scatter|collective-permute", text) == []
+    assert text.count("all-reduce(") == expected.count("all-reduce(") > 0
+
+
+def _poison(patch: pytest.MonkeyPatch, bad: dict[int, int]) -> None:
+    """Let the loss of members be NaN from a step on; what they compute is as ever."""
+    judge = failures.Failures.judge
+
+    def judged(self: failures.Failures, step: int, metrics: Any) -> Any:
+        loss = np.array(metrics.loss_T)
+        for k, first in bad.items():
+            loss[k, 5] = np.nan if step == first else loss[k, 5]
+        return judge(self, step, metrics._replace(loss_T=loss))
+
+    patch.setattr(failures.Failures, "judge", judged)
+
+
+def test_a_member_fails_and_the_others_go_on(together: Path, alone: Path, tmp_path: Path) -> None:
+    run, config = tmp_path / "run", four(snapshots={"state_every_s": 1e-9})
+    with pytest.MonkeyPatch.context() as patch:
+        _poison(patch, {1: 4})
+        train_here(config, run, n_devices=2, stop_at=6)
+    whole = tmp_path / "whole"
+    train_here(config, run, n_devices=2)  # not poisoned: that it has failed, the run itself says
+    with pytest.MonkeyPatch.context() as patch:
+        _poison(patch, {1: 4})
+        train_here(config, whole, n_devices=2)
+    assert_same_members(run, whole)
+    failed, good = RunDir.open(str(run)).member(1), RunDir.open(str(run)).member(3)
+    assert failed.load_record().sizes["step"] == 4
+    assert [entry.step for entry in failed.read_snapshots()] == [0, 1, 2, 3, 4]
+    assert list(problems(failed)) == list(problems(RunDir.open(str(run)))) == []
+    record = RunDir.open(str(run)).load_record()
+    assert np.isfinite(record["loss"].values[:, [0, 2, 3]]).all()
+    assert np.isnan(record["loss"].values[5:, 1]).all()
+    assert np.isnan(record["loss"].values[4, 1]).tolist() == [t == 5 for t in range(17)]  # why it failed
+    assert good.manifest.read() == RunDir.open(str(alone)).manifest.read()
+    split(failed, str(tmp_path / "split"))
+    assert list(problems(RunDir.open(str(tmp_path / "split")))) == []
+
+
+def test_no_member_is_left(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        _poison(patch, {0: 2, 1: 2, 2: 3, 3: 5})
+        with pytest.raises(NonFiniteLossError, match=r"member 3: the loss at position 5 is nan.*no member is left"):
+            train_here(four(), tmp_path / "run", n_devices=2)
+
+
+def test_verify_sees_a_changed_member(together: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(together, run)
+    found = RunDir.open(str(run))
+    params = found.load_params(8)
+    params["W_E"][2, 0, 0] += 1
+    shutil.rmtree(run / "snapshots" / "8")
+    run_module.save_arrays(found.path / "snapshots" / "8", params)
+    assert any("8: its parameters have changed" in problem for problem in problems(found))
+    assert any("8: its parameters have changed" in problem for problem in problems(found.member(2)))
+    assert list(problems(found.member(1))) == []
+
+
+def test_analysis(together: Path, alone: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(together, run)
+    status, out, err = command("analyze", run, "--only", "head_scores,phase_change", "--show")
+    assert (status, err) == (0, "")
+    table = out[out.index("analysis of 4 members") :].splitlines()
+    assert re.fullmatch(r"  phase change +\d changed, \d still going on, \d without", table[1])
+    assert [line.split()[:2] for line in table[-4:]] == [["member", str(k)] for k in range(4)]
+    shutil.copytree(alone, tmp_path / "alone")
+    analyze(RunDir.open(str(tmp_path / "alone")), only=["head_scores", "phase_change"])
+    found, expected = (icl_jax.open_run(str(path)).analysis.load() for path in (run / "members/3", tmp_path / "alone"))
+    assert found.drop_attrs(deep=False).identical(expected.drop_attrs(deep=False))
+    assert list(problems(RunDir.open(str(run)))) == []
+    (run / "members" / "3" / "analysis.zarr" / "zarr.json").write_text("{")
+    assert any("members/3/analysis.zarr" in problem for problem in problems(RunDir.open(str(run))))
+
+
+def test_opened(together: Path) -> None:
+    run = icl_jax.open_run(str(together))
+    member = run.member(3)
+    assert (run.record.sizes["member"], run.params(8)["W_E"].shape[0]) == (4, 4)
+    assert np.array_equal(member.params(8)["W_E"], run.params(8)["W_E"][3])
+    assert member.path == str(together / "members" / "3")
+    assert (member.config.train.seed, bool(member.config.members)) == (7, False)
+    assert member.record.equals(icl_jax.open_run(member.path).record)
+    with pytest.raises(UserError, match=r"has 4 members: name one, such as .*members/0"):
+        run.probe("1 2")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("split", "RUN", "--member", "4", "--run", "NEW"), "member = 4: must be from 0 to 3"),
+        (("split", "RUN/members/1", "--member", "0", "--run", "NEW"), "has no members"),
+        (("split", "RUN", "--member", "1", "--run", "RUN"), "is a run already"),
+        (("report", "RUN"), "has 4 members: name one, such as"),
+        (("export", "RUN", "--to", "transformer-lens"), "has 4 members: name one, such as"),
+        (("probe", "RUN", "1 2"), "has 4 members: name one, such as"),
+        (("verify", "RUN/members/4"), "member = 4: must be from 0 to 3"),
+        (("train", "CONFIG", "--run", "RUN/members/1"), "icl-jax split makes a run of it"),
+        (("train", "CONFIG", "--members.seeds", "5", "--run", "RUN"), "members.seeds: '4,1,0,7' != '0..4'"),
+        (("train", "CONFIG", "--run", "RUN"), "members.seeds: '4,1,0,7' != ''"),
+        (("train", "CONFIG", "--members.seeds", "0", "--run", "NEW"), "members.seeds = '0': must be 1 member or more"),
+        (("train", "CONFIG", "--members.seeds", "3,3", "--run", "NEW"), "members.seeds = '3,3': must be how many"),
+        (("train", "CONFIG", "--members.seeds", "3", "--devices", "2", "--run", "NEW"), "3 members must be divisible"),
+        (
+            (
+                "train",
+                "CONFIG",
+                "--members.seeds",
+                "4",
+                "--train.parallel",
+                "mesh",
+                "--train.fsdp",
+                "2",
+                "--run",
+                "NEW",
+            ),
+            "train.fsdp = 2: must be 1 with members",
+        ),
+        (
+            ("train", "CONFIG", "--members.seeds", "4", "--coordinator", "localhost:1", "--run", "NEW"),
+            "a run with members takes one process",
+        ),
+    ],
+)
+def test_bad_input(together: Path, tmp_path: Path, args: tuple[str, ...], said: str) -> None:
+    config = tmp_path / "tiny.toml"
+    config.write_text((together / "config.toml").read_text().partition("[members]")[0])
+    places = {"RUN": str(together), "NEW": str(tmp_path / "new"), "CONFIG": str(config)}
+    given = [re.sub("^(RUN|NEW|CONFIG)", lambda found: places[found[0]], arg) for arg in args]
+    status, _, err = command(*given)
+    assert status == 2
+    assert said in only_line(err)
+    assert not (tmp_path / "new").exists()
