@@ -48,9 +48,9 @@ def run_path(args: TrainArgs) -> str:
 
 
 def default_cpu_devices(config: Config, n_cores: int) -> int:
-    """One device per core runs faster than one device with as many threads; batch or members must divide evenly."""
+    """One device per core runs faster than one device with as many threads; the batch must divide evenly."""
     if config.members:
-        return max(n for n in range(1, n_cores + 1) if len(config.members) % n == 0)
+        return min(n_cores, len(config.members))
     n_rows = config.train.batch_size // config.train.accum_steps
     fitting = [n for n in range(1, n_cores + 1) if n_rows % n == 0 and n % config.train.fsdp == 0]
     return max(fitting, default=config.train.fsdp)

@@ -33,12 +33,12 @@ class Failures:
 
     def __init__(self, n_members: int, tell: Callable[[str], None], record: xr.Dataset) -> None:
         self._tell = tell
+        self.n_members = n_members
         self.failed: dict[int, int] = {}
         """The step at which a member failed, for those that did."""
         for k, step in enumerate(np.isfinite(record["lr"].values).sum(axis=0).tolist()):
             if step < record.sizes["step"]:
                 self.failed[k] = step
-        self._n = n_members
 
     def judge(self, step: int, metrics: StepMetrics) -> StepMetrics:
         """The metrics of a step as they are recorded. Raises NonFiniteLossError when no member is left."""
@@ -69,15 +69,14 @@ class Failures:
 
     def _note(self, k: int, step: int, what: str) -> None:
         self.failed[k] = step
-        self._tell(f"member {k} failed at step {step}: {what}; {self._n - len(self.failed)} members go on")
-        if len(self.failed) == self._n:
+        self._tell(f"member {k} failed at step {step}: {what}; {self.n_members - len(self.failed)} members go on")
+        if len(self.failed) == self.n_members:
             raise NonFiniteLossError(step, f"member {k}: {what}; no member is left")
 
 
-def typical_metrics(metrics: StepMetrics) -> StepMetrics:
+def typical(values: np.ndarray) -> float:
     """The median over the members that are left, for who watches."""
-    shown: dict[str, Any] = {name: np.nanmedian(x, axis=0) for name, x in metrics._asdict().items()}
-    return metrics._replace(**shown)
+    return float(np.nanmedian(values))
 
 
 def typical_probe(result: ProbeResult) -> ProbeResult:
@@ -85,8 +84,8 @@ def typical_probe(result: ProbeResult) -> ProbeResult:
     no_heads = np.zeros((0, result.prefix_matching.shape[-1]), np.float32)
     return ProbeResult(
         step=result.step,
-        icl_score=float(np.nanmedian(result.icl_score)),
-        icl_windowed=float(np.nanmedian(result.icl_windowed)),
+        icl_score=typical(result.icl_score),
+        icl_windowed=typical(result.icl_windowed),
         held_out_loss=np.nanmedian(result.held_out_loss, axis=0),
         prefix_matching=no_heads,
         previous_token=no_heads,

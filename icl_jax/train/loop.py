@@ -215,9 +215,8 @@ class _Keeper:
         if self.record is not None:
             self.writer.submit(self.record.write_steps, block)
 
-    def _seen(self, step: int, loss_T: np.ndarray, lr: float, grad_norm: float, step_s: float) -> None:
+    def _seen(self, step: int, loss: float, lr: float, grad_norm: float, step_s: float) -> None:
         self.stop.begin()
-        loss = float(loss_T.mean())
         self.progress.update(step + 1, loss, self._icl)
         if step % self.run.config.tracker.every_steps == 0:
             tokens_per_step = self.run.config.tokens_per_step

@@ -21,10 +21,12 @@ from icl_jax.model.execution import CPU_TOKENS_AT_A_TIME, resolve
 from icl_jax.model.loss import losses
 from icl_jax.model.params import Params
 from icl_jax.rundir.record import ProbeResult
-from icl_jax.train.members import joined
+from icl_jax.train.members import CUT, WHOLE, are_mapped, joined, member_mesh
 
 # Bounds the memory of the loss on the held-out set.
 _TOKENS_AT_A_TIME = 65536
+# The same of members that are probed together, over them all.
+_MAPPED_TOKENS = 2**20
 
 _LIVE = tuple(m for m in TABLE if isinstance(m, Measurement) and m.live)
 
@@ -103,11 +105,13 @@ def make_probe_fn(config: Config, corpus: Corpus, devices: list[jax.Device]) -> 
     if not config.members:
         begin = begin_on(devices)
         return lambda step, params: result(step, begin(params))
+    if are_mapped(devices[0].platform):
+        return _mapped_probe_fn(config, devices, held_out, row_sets)
     begins = [begin_on([device]) for device in devices]
 
     def probe_members(step: int, rounds: Params) -> ProbeResult:
         """Each member by the program of a run alone, on its own device."""
-        begun, params = [], joined(rounds)
+        begun, params = [], joined(rounds, len(config.members))
         for k in range(len(config.members)):
             place = k % len(devices)
             own = {name: array[k] for name, array in params.items()}
@@ -116,5 +120,37 @@ def make_probe_fn(config: Config, corpus: Corpus, devices: list[jax.Device]) -> 
         names = [f.name for f in fields(ProbeResult)]
         together: dict[str, Any] = {name: np.stack([getattr(one, name) for one in results]) for name in names}
         return ProbeResult(**together | {"step": step})
+
+    return probe_members
+
+
+def _mapped_probe_fn(
+    config: Config, devices: list[jax.Device], held_out: np.ndarray, row_sets: dict[str, np.ndarray]
+) -> ProbeFn:
+    """The probes of all members in one program for each round, a bounded number of members at a time."""
+    at_a_time = max(1, _MAPPED_TOKENS // max(rows.size for rows in (held_out, *row_sets.values())))
+    platform = devices[0].platform
+
+    def one(params: Params, held_out: jax.Array, row_sets: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+        loss_1T = _held_out_loss(params, held_out, config=config, platform=platform)
+        return loss_1T[0], _head_scores(params, row_sets, config)
+
+    def take(params: Params, held_out: jax.Array, row_sets: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+        n_own = len(next(iter(params.values())))
+        return jax.lax.map(lambda own: one(own, held_out, row_sets), params, batch_size=min(n_own, at_a_time))
+
+    mesh = member_mesh(devices)
+    mapped = jax.jit(
+        jax.shard_map(take, mesh=mesh, in_specs=(CUT, WHOLE, WHOLE), out_specs=(CUT, CUT), check_vma=False)
+    )
+    rows = jax.device_put((held_out, row_sets), NamedSharding(mesh, WHOLE))
+
+    def probe_members(step: int, rounds: Params) -> ProbeResult:
+        begun = [mapped(params, *rows) for params in rounds]
+        sums, scores = joined(jax.device_get(begun), len(config.members))
+        loss_MT = np.asarray(sums / np.float32(len(held_out)))
+        return ProbeResult(
+            step=step, icl_score=icl_score(loss_MT), icl_windowed=icl_windowed(loss_MT), held_out_loss=loss_MT, **scores
+        )
 
     return probe_members

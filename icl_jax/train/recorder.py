@@ -9,7 +9,7 @@ import numpy as np
 
 from icl_jax.config import NonFiniteLossError
 from icl_jax.rundir.record import StepBlock
-from icl_jax.train.failures import Failures, describe, is_good, typical_metrics
+from icl_jax.train.failures import Failures, describe, is_good, typical
 from icl_jax.train.members import joined
 from icl_jax.train.step import StepMetrics
 
@@ -23,14 +23,15 @@ class Recorder:
     """Collects steps and hands them on as blocks.
 
     `write_block` is called at least every `flush_every_s` seconds and at `flush`; `seen` is called for each fetched
-    step with (step, loss_T, lr, grad_norm, step_s): a mean over the steps fetched together, as only their end is seen.
-    With `failures` every metric has the axis of members in front, and what is seen is their median.
+    step with (step, loss, lr, grad_norm, step_s): the loss is a mean over positions, the time a mean over the steps
+    fetched together, as only their end is seen. With `failures` every metric has the axis of members in front, and what
+    is seen is their median.
     """
 
     def __init__(
         self,
         write_block: Callable[[StepBlock], None],
-        seen: Callable[[int, np.ndarray, float, float, float], None],
+        seen: Callable[[int, float, float, float, float], None],
         *,
         platform: str,
         flush_every_s: float,
@@ -85,11 +86,11 @@ class Recorder:
         now = time.monotonic()
         step_s, self._last_fetch = (now - self._last_fetch) / n, now
         for (step, _), metrics in zip(taken, on_host, strict=True):
-            kept = shown = metrics
+            kept = metrics
             if self._failures is not None:
-                kept = self._failures.judge(step, joined(metrics))
-                shown = typical_metrics(kept)
+                kept = self._failures.judge(step, joined(metrics, self._failures.n_members))
             elif not is_good(metrics):
                 raise NonFiniteLossError(step, describe(metrics))
             self._fetched.append((step, kept, step_s))
-            self._seen(step, shown.loss_T, float(shown.lr), float(shown.grad_norm), step_s)
+            loss = kept.loss_T.mean(axis=-1)
+            self._seen(step, typical(loss), typical(kept.lr), typical(kept.grad_norm), step_s)

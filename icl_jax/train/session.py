@@ -22,7 +22,6 @@ from icl_jax.train.branch import Branch
 from icl_jax.train.environment import describe_start
 from icl_jax.train.loop import Outcome, train
 from icl_jax.train.may_start import check_vocabulary, may_start
-from icl_jax.train.members import check_devices
 from icl_jax.train.processes import all_or_none, is_first
 from icl_jax.train.start import held_run
 from icl_jax.train.stop import StopSignal
@@ -57,9 +56,9 @@ def run(
     if n_devices and jax.process_count() == 1:
         devices = devices[:n_devices]
     if config.members:
-        check_devices(config, len(devices))
         if jax.process_count() > 1:
             raise UserError(f"--processes = {jax.process_count()}: a run with members takes one process")
+        devices = devices[: len(config.members)]
     n_sharing = 1 if config.members else len(devices)  # a member's batch is whole on its device
     config.train.rows_per_device(n_sharing)
     execution = resolve(config.model, devices[0].platform, config.train, n_sharing)

@@ -34,6 +34,17 @@ def test_loss_and_gradient_equal_the_reference(n_tokens: int, vocab_size: int, s
         assert_within(value, wanted)
 
 
+def test_several_models_at_a_time() -> None:
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(0, 5, (3, 4, 20)), jnp.float32)
+    targets, weight = jnp.asarray(rng.integers(0, 20, 4), jnp.int32), jnp.full(4, 0.25)
+    kernel = partial(loss_kernel.loss_and_dlogits, dtype=jnp.float32, interpret=True)
+    found = jax.vmap(kernel, in_axes=(0, None, None))(logits, targets, weight)
+    for k in range(3):
+        for value, wanted in zip(found, kernel(logits[k], targets, weight), strict=True):
+            np.testing.assert_array_equal(value[k], wanted)
+
+
 def test_a_token_that_is_not_there_has_no_gradient() -> None:
     logits = jnp.asarray(np.random.default_rng(0).normal(0, 5, (2, 40)), jnp.float32)
     weight = jnp.array([0.5, 0.0])
