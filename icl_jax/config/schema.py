@@ -157,6 +157,8 @@ class SnapshotConfig:
     """Snapshots spaced evenly over the run."""
     n_log: int = 100
     """Snapshots spaced evenly in the logarithm of the step; the two sets are joined, step 0 and the last added."""
+    keep: Literal["all", "few"] = "all"
+    """few: of the two sets the second alone is kept; at the steps of the first the live measures are taken instead."""
     state_every_s: float = field(default=300.0, metadata=FREE)
     """Seconds between saves of the full state; it is also saved on SIGTERM, SIGINT and at the end."""
     keep_states: int = field(default=2, metadata=FREE)

@@ -87,7 +87,8 @@ def _disk(config: Config) -> Iterator[tuple[str, int, str, int]]:
     """The same of files. Compression takes a twentieth off losses, and nothing off parameters."""
     n_members = max(1, len(config.members))
     n_steps, snapshots, params = config.train.n_steps, config.snapshots, 4 * least_params(config) * n_members
-    n_snapshots = min(max(snapshots.n_linear, snapshots.n_log // 2, 2), n_steps + 1)
+    n_linear = snapshots.n_linear if snapshots.keep == "all" else 0
+    n_snapshots = min(max(n_linear, snapshots.n_log // 2, 2), n_steps + 1)
     yield "snapshots.n_linear", snapshots.n_linear, f"{n_snapshots} snapshots", n_snapshots * params
     record = n_steps * 4 * (config.model.n_ctx + 3) * n_members
     yield "train.n_steps", n_steps, "the record of every step and position", record

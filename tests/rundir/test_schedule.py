@@ -46,6 +46,16 @@ def test_known_snapshots() -> None:
     assert snapshot_steps(_config(1, n_linear=9, n_log=9)) == [0, 1]
 
 
+@given(N_STEPS, COUNT, COUNT, COUNT)
+def test_few_snapshots_leave_the_rest_to_the_probes(n_steps: int, n_linear: int, n_log: int, n_probes: int) -> None:
+    every = _config(n_steps, n_linear=n_linear, n_log=n_log, n_probes=n_probes)
+    few = dataclasses.replace(every, snapshots=dataclasses.replace(every.snapshots, keep="few"))
+    kept, dropped = set(snapshot_steps(few)), set(snapshot_steps(every)) - set(snapshot_steps(few))
+    assert kept == set(snapshot_steps(_config(n_steps, n_log=n_log)))
+    assert set(probe_steps(few)) == set(probe_steps(every)) | dropped
+    assert probe_steps(few) == sorted(probe_steps(few))
+
+
 def test_a_default_run_has_about_200_snapshots_dense_at_both_scales() -> None:
     steps = snapshot_steps(dataclasses.replace(_config(10_000), snapshots=SnapshotConfig()))
     assert 150 < len(steps) <= 202
