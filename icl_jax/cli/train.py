@@ -67,8 +67,6 @@ def _check(args: TrainArgs) -> None:
         raise UserError(f"--sigterm-status = {args.sigterm_status}: must be from 0 to 255")
     if args.processes > 1 and not args.coordinator:
         raise UserError(f"--processes = {args.processes}: needs --coordinator HOST:PORT of process 0")
-    if args.overrides.members and args.coordinator:
-        raise UserError(f"--coordinator = {args.coordinator!r}: a run with members takes one process")
     if args.devices and not args.overrides.members:
         # Before JAX makes as many on CPU.
         args.overrides.train.rows_per_device(args.devices * args.processes)

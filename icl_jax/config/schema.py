@@ -10,11 +10,11 @@ import html
 import math
 import re
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from icl_jax.config.checks import check_types, require
 from icl_jax.config.corpora import Options, corpus_kind, corpus_name
-from icl_jax.config.members import MembersConfig
+from icl_jax.config.members import SEEDS, MembersConfig, Setting
 from icl_jax.config.model import ModelConfig
 from icl_jax.config.sameness import FREE, SEED
 from icl_jax.config.tpus import TOPOLOGY
@@ -276,8 +276,12 @@ class Config:
         if self.members:
             allowed = "must be 1 with members: each is whole on its device"
             require(self.train.fsdp == 1, "train.fsdp", self.train.fsdp, allowed)
-            # One config for the same members, whatever seed stood here.
-            object.__setattr__(self, "train", replace(self.train, seed=self.members.train_seeds[0]))
+            # One config for the same members, whatever stood here in place of theirs.
+            settings = self.members.settings
+            for name, section in self._sections(settings[0]).items():
+                object.__setattr__(self, name, section)
+            for setting in {tuple(pair for pair in one if pair[0] != SEEDS) for one in settings}:
+                replace(self, members=MembersConfig(), **self._sections(setting))
 
     def member(self, index: int) -> "Config":
         """The config of one member, counted from 0: that of the same run alone.
@@ -286,8 +290,21 @@ class Config:
         """
         n = len(self.members)
         require(0 <= index < n, "member", index, f"must be from 0 to {n - 1}" if n else "the run has no members")
-        seed = self.members.train_seeds[index]
-        return replace(self, members=MembersConfig(), train=replace(self.train, seed=seed))
+        return replace(self, members=MembersConfig(), **self._sections(self.members.settings[index]))
+
+    def _sections(self, setting: Setting) -> dict[str, Any]:
+        """The sections that a member's own fields are in, with them. Raises UserError for what cannot work."""
+        sections: dict[str, Any] = {}
+        for full_name, value in setting:
+            section, _, name = full_name.partition(".")
+            sections[section] = replace(sections.get(section, getattr(self, section)), **{name: value})
+        return sections
+
+    @property
+    def member_fields(self) -> dict[str, tuple[int | float, ...]]:
+        """train.seed of each member, and whatever else they differ in, by the names of the fields."""
+        own = [{SEEDS: self.train.seed} | dict(setting) for setting in self.members.settings]
+        return {name: tuple(one[name] for one in own) for name in (own[0] if own else ())}
 
     @property
     def tokens_per_step(self) -> int:

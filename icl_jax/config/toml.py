@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 from icl_jax.config.builtin import builtin_config_names, builtin_config_path
 from icl_jax.config.corpora import NAMES, corpus_kind
 from icl_jax.config.errors import UserError
+from icl_jax.config.members import gather
 from icl_jax.config.schema import Config
 from icl_jax.config.tables import merge, split_options, to_tables, unknown
 
@@ -39,7 +40,7 @@ def _section(name: str, values: Any) -> Any:
         raise unknown(name, list(sections))
     if not isinstance(values, dict):
         raise UserError(f"{name} = {values!r}: must be a table, [{name}]")
-    given = split_options(values) if name == "data" else values
+    given = {"data": split_options, "members": gather}.get(name, dict)(values)
     known = [field.name for field in fields(sections[name])]
     for key in given:
         if key not in known:

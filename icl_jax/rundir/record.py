@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from icl_jax.config import Config, UserError
+from icl_jax.config import SEEDS, Config, UserError
 from icl_jax.rundir.files import is_bucket
 from icl_jax.rundir.schedule import probe_steps
 from icl_jax.rundir.seals import ATTRIBUTE, Tally, check_seal, files_under, seal, unusable
@@ -133,8 +133,8 @@ class Record:
         coordinate("position", "position", np.arange(n_ctx, dtype=np.int32), "index t of the last token seen, BOS is 0")
         if n_members:
             coordinate("member", "member", np.arange(n_members, dtype=np.int32), "index of the member")
-            seeds = np.array(config.members.train_seeds, np.int64)
-            coordinate("seed", "member", seeds, "train.seed of the member")
+            for name, values in member_coordinates(config).items():
+                coordinate(name, "member", values, f"{'train.seed' if name == 'seed' else name} of the member")
         counter("tokens", "step", n_steps, "int64", "tokens predicted in training before")
         empty("loss", ("step", "position"), (n_steps, n_ctx), "nats", "loss of predicting token t + 1, batch mean")
         for name, (units, meaning) in _STEP_SCALARS.items():
@@ -229,6 +229,14 @@ class Record:
         return array.with_config({"write_empty_chunks": not grows_by_itself})
 
 
+def member_coordinates(config: Config) -> dict[str, np.ndarray]:
+    """What members differ in, [member] each: `seed`, and other fields by their names."""
+    return {
+        "seed" if name == SEEDS else name: np.array(values, np.float64 if float in map(type, values) else np.int64)
+        for name, values in config.member_fields.items()
+    }
+
+
 def _counted(has_members: object) -> tuple[str, ...]:
     """Scalars of which a chunk is as long as one of `step`, and there with it."""
     return tuple(name for name in _STEP_SCALARS if not (has_members and name in _OF_A_MEMBER))
@@ -253,8 +261,9 @@ def load_record(path: epath.Path, tally: Tally | None = None, index: int | None 
         lengths = {name: record[name].encoding["chunks"] for name in ("loss", *_OF_A_MEMBER)}
         _check_chunks(path, n_steps, lengths, _counted(has_members), is_sealed)
         record = record.isel(step=slice(0, n_steps))
+        of_members = [name for name, variable in record.variables.items() if variable.dims == ("member",)]
         if index is not None:
-            record = record.isel(member=index).drop_vars(("member", "seed"))
+            record = record.isel(member=index).drop_vars(of_members)
             n_steps = _n_recorded(path, [record[name] for name in _STEP_SCALARS])
             record = record.isel(step=slice(0, n_steps))
         for name, variable in record.variables.items():
@@ -269,7 +278,7 @@ def load_record(path: epath.Path, tally: Tally | None = None, index: int | None 
             record = record.isel(probe=slice(0, _leading(is_complete)))
         if "member" in record.sizes:
             record = record.set_xindex("member")
-    return record.set_coords([n for n in ("tokens", "probe_step", "probe_tokens", "seed") if n in record])
+    return record.set_coords([n for n in ("tokens", "probe_step", "probe_tokens", *of_members) if n in record])
 
 
 def _n_recorded(path: epath.Path, scalars: "list[xr.DataArray]") -> int:

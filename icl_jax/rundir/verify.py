@@ -12,6 +12,7 @@ from icl_jax.config import UserError
 from icl_jax.rundir.agreement import listing_problems, promised_end
 from icl_jax.rundir.checkpoints import saved_steps
 from icl_jax.rundir.manifest import SnapshotEntry, snapshot_sha256
+from icl_jax.rundir.record import member_coordinates
 from icl_jax.rundir.run import RunDir
 from icl_jax.rundir.schedule import probe_steps
 from icl_jax.rundir.seals import Tally, files_under, seal_problems, unusable
@@ -68,9 +69,9 @@ def _record_problems(run: RunDir, record: "xr.Dataset", state_step: int) -> Iter
     expected = {"step": steps, "tokens": steps * config.tokens_per_step, "position": positions}
     yield from _axis_problems(record, where, expected)
     if config.members:
-        yield from _axis_problems(record, where, {
-            "member": np.arange(len(config.members)), "seed": np.array(config.members.train_seeds)
-        })  # fmt: skip
+        yield from _axis_problems(
+            record, where, {"member": np.arange(len(config.members)), **member_coordinates(config)}
+        )
     is_bad = ~np.isfinite(record["loss"].values).all(axis=-1)
     if config.members:
         is_bad = (is_bad & np.isfinite(record["lr"].values)).any(axis=1)

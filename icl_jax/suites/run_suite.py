@@ -129,8 +129,8 @@ def _report(suite: Suite, out: Path, console: Console) -> None:
     from icl_jax.report.suite.suite_table import behaviour_tables, behaviours_by_title, suite_table, write_behaviours
     from icl_jax.rundir import RunDir
 
-    titles = {member.title: [str(out / name) for name in member.runs()] for member in suite.members}
-    page = write_report([path for paths in titles.values() for path in paths], out / "report")
+    titles = {member.title: [str(out / name) for name in member.models()] for member in suite.members}
+    page = write_report([str(out / name) for member in suite.members for name in member.runs()], out / "report")
     # One corpus a picture: the first member's.
     rows = rows_of(suite.members[0].config)
     compared = [member.title for member in suite.members if rows_of(member.config) == rows]

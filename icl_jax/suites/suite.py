@@ -1,7 +1,7 @@
 """A suite: several runs that are trained, analyzed and reported together. One small TOML file.
 
 title = "What can a model of n layers do?"
-seeds = [0, 1, 2]                    # of the initial parameters; a member may have its own
+seeds = [0, 1, 2]                    # of the initial parameters; a member may have its own; "0..99": all in one run
 
 [analysis]                           # how each run is analyzed; a member may have its own
 snapshots = 30                       # per run; 0: all
@@ -27,6 +27,7 @@ from typing import Any
 
 from icl_jax.config.builtin import builtin_config_path
 from icl_jax.config.errors import UserError
+from icl_jax.config.members import MembersConfig
 from icl_jax.config.schema import Config
 from icl_jax.config.tables import merge, to_tables
 from icl_jax.config.toml import build_config, load_config
@@ -46,19 +47,30 @@ class Analysis:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
-    """One architecture of a suite, trained once for each seed."""
+    """One architecture of a suite, trained once for each seed, or once for all of them."""
 
     name: str
     title: str
     config: Config
     """Resolved, but for the seed."""
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...] | str
+    """A text, such as "0..99": of the members of one run."""
     analysis: Analysis
 
     def runs(self) -> dict[str, Config]:
         """Folder name and config of each run. The seed is of the initial parameters: all see the same rows in order."""
+        if isinstance(self.seeds, str):
+            return {self.name: with_fields(self.config, {"members": {"seeds": self.seeds}}, f"seeds of {self.name}")}
         many = len(self.seeds) > 1
         return {f"{self.name}-seed{seed}" if many else self.name: self._seeded(seed) for seed in self.seeds}
+
+    def models(self) -> list[str]:
+        """What is looked at one by one, as paths below the suite's folder."""
+        return [
+            f"{name}/members/{k}" if config.members else name
+            for name, config in self.runs().items()
+            for k in range(len(config.members) or 1)
+        ]
 
     def _seeded(self, seed: int) -> Config:
         return with_fields(self.config, {"train": {"seed": seed}}, f"seeds of {self.name}")
@@ -115,7 +127,7 @@ def _analysis(raw: Any, default: Analysis, path: Path) -> Analysis:
     )
 
 
-def _member(raw: Any, seeds: tuple[int, ...], analysis: Analysis, path: Path) -> Member:
+def _member(raw: Any, seeds: tuple[int, ...] | str, analysis: Analysis, path: Path) -> Member:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: member = {raw!r}: must be a table, [[member]]")
     _check_keys(raw, _MEMBER_KEYS, path, "member.")
@@ -128,6 +140,9 @@ def _member(raw: Any, seeds: tuple[int, ...], analysis: Analysis, path: Path) ->
     file = builtin_config_path(config_name) or path.parent / config_name
     config = with_fields(load_config(file), raw.get("set", {}), f"{path}: member.set of {name}")
     own_seeds = _seeds(raw["seeds"], f"{path}: member.seeds") if "seeds" in raw else seeds
+    if config.members.seeds:
+        allowed = "must be empty: the seeds of a suite are its own"
+        raise UserError(f"{path}: {name}: members.seeds = {config.members.seeds!r}: {allowed}")
     title = _text(raw.get("title", name), f"{path}: member.title")
     own_analysis = _analysis(raw.get("analysis", {}), analysis, path)
     return Member(name=name, title=title, config=config, seeds=own_seeds, analysis=own_analysis)
@@ -137,11 +152,7 @@ def with_fields(config: Config, changes: Any, where: str) -> Config:
     """The config with some fields changed; checked like a config's own file."""
     if not isinstance(changes, dict) or not all(isinstance(values, dict) for values in changes.values()):
         raise UserError(f"{where}: {changes!r}: must be tables of fields such as {{ model = {{ n_layers = 3 }} }}")
-    changed = build_config(merge(to_tables(config), changes), where)
-    if changed.members:
-        allowed = "must be empty: a suite or a sweep trains runs one by one"
-        raise UserError(f"{where}: members.seeds = {changed.members.seeds!r}: {allowed}")
-    return changed
+    return build_config(merge(to_tables(config), changes), where)
 
 
 def _check_keys(raw: dict[str, Any], known: set[str], path: Path, prefix: str) -> None:
@@ -162,7 +173,13 @@ def _count(value: Any, where: str) -> int:
     return value
 
 
-def _seeds(value: Any, where: str) -> tuple[int, ...]:
+def _seeds(value: Any, where: str) -> tuple[int, ...] | str:
+    if isinstance(value, str) and value:
+        try:
+            return MembersConfig(seeds=value).seeds
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
     if not isinstance(value, list) or not value or len(set(map(repr, value))) < len(value):
-        raise UserError(f"{where} = {value!r}: must be a list of different whole numbers, one or more")
+        allowed = "must be a list of different whole numbers, one or more, or a range ('0..99'), which is one run"
+        raise UserError(f"{where} = {value!r}: {allowed}")
     return tuple(_count(seed, where) for seed in value)

@@ -52,7 +52,13 @@ class SweepFile:
         for name, value in values.items():
             *tables, field = name.split(".")
             reduce(lambda table, part: table.setdefault(part, {}), tables, sections)[field] = value
-        return with_fields(base, sections, f"{self.path}: {self.member_name(values)}")
+        where = f"{self.path}: {self.member_name(values)}"
+        config = with_fields(base, sections, where)
+        if config.members:
+            raise UserError(
+                f"{where}: members.seeds = {config.members.seeds!r}: must be empty: a sweep draws its members"
+            )
+        return config
 
     def members(self, count: int) -> dict[str, dict[str, Any]]:
         """Values of each member by its name, as W&B's package `sweeps` draws them; `count` 0: the whole grid.

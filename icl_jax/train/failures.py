@@ -1,6 +1,6 @@
 """When a loss is not finite: of one run the end, of one member of many its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -8,8 +8,10 @@ import numpy as np
 import xarray as xr
 
 from icl_jax.config import NonFiniteLossError
-from icl_jax.rundir.record import ProbeResult
+from icl_jax.rundir.record import HEAD_SCORES, ProbeResult
 from icl_jax.train.step import StepMetrics
+
+_QUANTILES = (5, 25, 75, 95)
 
 
 def is_good(metrics: StepMetrics) -> bool:
@@ -74,9 +76,27 @@ class Failures:
             raise NonFiniteLossError(step, f"member {k}: {what}; no member is left")
 
 
-def typical(values: np.ndarray) -> float:
+def typical(values: Any) -> float:
     """The median over the members that are left, for who watches."""
     return float(np.nanmedian(values))
+
+
+def spread(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """How numbers of the members that are left are distributed: `loss/q05` and so on beside their median, `loss`."""
+    left = {name: array[np.isfinite(array)] for name, array in values.items()}
+    return {
+        f"{name}/q{percent:02}": float(np.quantile(array, percent / 100))
+        for name, array in left.items()
+        for percent in (_QUANTILES if len(array) else ())
+    }
+
+
+def probe_spread(result: ProbeResult) -> dict[str, float]:
+    """The same of live measures; of heads the highest of each member."""
+    heads = {f"{name}_max": getattr(result, name) for name in HEAD_SCORES}
+    best = {name: score.max(axis=(1, 2)) for name, score in heads.items() if score[0].size}
+    medians = {name: typical(values) for name, values in best.items()}
+    return medians | spread({"icl_score": result.icl_score, "icl_windowed": result.icl_windowed, **best})
 
 
 def typical_probe(result: ProbeResult) -> ProbeResult:

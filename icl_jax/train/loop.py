@@ -16,7 +16,7 @@ from icl_jax.model.execution import Execution
 from icl_jax.read_ahead import ReadAhead
 from icl_jax.rundir import RunDir, probe_steps, snapshot_steps
 from icl_jax.rundir.record import ProbeResult
-from icl_jax.train.failures import Failures, typical_probe
+from icl_jax.train.failures import Failures, probe_spread, spread, typical, typical_probe
 from icl_jax.train.members import MemberStep
 from icl_jax.train.parallel import ParallelStep
 from icl_jax.train.probes import make_probe_fn
@@ -192,14 +192,15 @@ class _Keeper:
         self.recorder.settle()
         if self.failures is None:
             result = shown = probe_fn(step, self.parallel.replicate(params))
+            more: dict[str, float] = {}
         else:
             result = self.failures.judge_probe(probe_fn(step, params))
-            shown = typical_probe(result)
+            shown, more = typical_probe(result), probe_spread(result)
         # Over windows: the single positions of the other are noise on few rows.
         self._icl = shown.icl_windowed
         if self.record is not None:
             self.writer.submit(self.record.write_probe, result)
-        self.tracker.log_probe(step * self.run.config.tokens_per_step, shown)
+        self.tracker.log_probe(step * self.run.config.tokens_per_step, shown, more)
         self.recorder.pause()
 
     def _check(self, step: int, trees: list[Any]) -> None:
@@ -215,10 +216,13 @@ class _Keeper:
         if self.record is not None:
             self.writer.submit(self.record.write_steps, block)
 
-    def _seen(self, step: int, loss: float, lr: float, grad_norm: float, step_s: float) -> None:
+    def _seen(self, step: int, numbers: dict[str, Any], step_s: float) -> None:
         self.stop.begin()
-        self.progress.update(step + 1, loss, self._icl)
+        shown = {name: typical(values) for name, values in numbers.items()}
+        self.progress.update(step + 1, shown["loss"], self._icl)
         if step % self.run.config.tracker.every_steps == 0:
             tokens_per_step = self.run.config.tokens_per_step
-            scalars = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens_per_s": tokens_per_step / step_s}
+            scalars = shown | {"tokens_per_s": tokens_per_step * (len(self.run.config.members) or 1) / step_s}
+            if self.failures is not None:
+                scalars |= spread({name: numbers[name] for name in ("loss", "grad_norm")})
             self.tracker.log_step(step, step * tokens_per_step, scalars)

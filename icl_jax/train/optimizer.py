@@ -1,5 +1,10 @@
 """AdamW by optax, at values of the learning rate and weight decay that are explicit so that they are recorded."""
 
+from collections.abc import Mapping
+from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,13 +12,26 @@ import optax
 from icl_jax.config import Config
 from icl_jax.model.params import Params, declarations
 
+Own = Mapping[str, jax.Array]
+"""Numbers of a config that are arguments of the program, by their fields' names."""
+NONE: Own = {}
 
-def learning_rate_fn(config: Config) -> optax.Schedule:
+
+def numbers(config: Config, own: Own = NONE) -> Any:
+    """The fields of [optimizer], with those that are arguments of the program in place of the config's."""
+    section = config.optimizer
+    names = (f.name for f in fields(section))
+    return SimpleNamespace(**{name: own.get(f"optimizer.{name}", getattr(section, name)) for name in names})
+
+
+def learning_rate_fn(config: Config, own: Own = NONE) -> optax.Schedule:
     """Step (0-based) to learning rate: linear warm-up that reaches the peak at its last step, then cosine or constant.
 
     The cosine begins at the peak and ends at its final fraction at the run's last step.
     """
-    opt, n_steps = config.optimizer, config.train.n_steps
+    opt, n_steps = numbers(config, own), config.train.n_steps
+    if "optimizer.warmup_steps" in own:
+        return lambda step: _learning_rate(opt, n_steps, jnp.asarray(step, jnp.float32))
     n_rest = max(n_steps - 1 - opt.warmup_steps, 1)
     if opt.schedule == "cosine":
         rest = optax.cosine_decay_schedule(opt.lr, n_rest, alpha=opt.final_lr_fraction)
@@ -27,11 +45,33 @@ def learning_rate_fn(config: Config) -> optax.Schedule:
     return lambda step: jnp.asarray(schedule(jnp.asarray(step, jnp.float32)), jnp.float32)
 
 
-def adamw(config: Config, step: jax.Array, lr: jax.Array) -> optax.GradientTransformation:
+def _learning_rate(opt: Any, n_steps: int, step: jax.Array) -> jax.Array:
+    """The same where the length of the warm-up is an argument, of which optax wants to know more."""
+    warmup = jnp.asarray(opt.warmup_steps, jnp.float32)
+    rising = opt.lr * (step + 1) / jnp.maximum(warmup, 1)
+    rest = opt.lr
+    if opt.schedule == "cosine":
+        done = jnp.clip((step - warmup) / jnp.maximum(n_steps - 1 - warmup, 1), 0, 1)
+        rest *= opt.final_lr_fraction + (1 - opt.final_lr_fraction) * (0.5 + 0.5 * jnp.cos(jnp.pi * done))
+    return jnp.asarray(jnp.where(step < warmup, rising, rest), jnp.float32)
+
+
+def clip_factor(config: Config, grad_norm: jax.Array, own: Own = NONE) -> jax.Array | None:
+    """What the gradient is multiplied by so that its norm is not above `clip_norm`; None where nothing is clipped."""
+    clip_norm = numbers(config, own).clip_norm
+    factor = jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-30))
+    if "optimizer.clip_norm" in own:
+        return jnp.where(clip_norm > 0, factor, 1.0)
+    return factor if clip_norm > 0 else None
+
+
+def adamw(config: Config, step: jax.Array, lr: jax.Array, own: Own = NONE) -> optax.GradientTransformation:
     """AdamW as it is at `step`; what is decayed, the parameters' declarations say."""
-    opt = config.optimizer
+    opt = numbers(config, own)
     changed = jnp.logical_and(opt.decay_change_step >= 0, step >= opt.decay_change_step)
-    weight_decay = jnp.where(changed, jnp.float32(opt.decay_change_factor), jnp.float32(1)) * opt.weight_decay
+    weight_decay = (
+        jnp.where(changed, jnp.asarray(opt.decay_change_factor, jnp.float32), jnp.float32(1)) * opt.weight_decay
+    )
     mask = {name: declared.decayed for name, declared in declarations(config.model).items()}
     chain = optax.adamw(lr, opt.b1, opt.b2, opt.eps, weight_decay=weight_decay, mask=mask)
 

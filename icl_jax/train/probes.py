@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import fields
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -21,7 +21,8 @@ from icl_jax.model.execution import CPU_TOKENS_AT_A_TIME, resolve
 from icl_jax.model.loss import losses
 from icl_jax.model.params import Params
 from icl_jax.rundir.record import ProbeResult
-from icl_jax.train.members import CUT, WHOLE, are_mapped, joined, member_mesh
+from icl_jax.train.members import CUT, WHOLE, Rounds, are_mapped, joined, put
+from icl_jax.train.processes import from_all
 
 # Bounds the memory of the loss on the held-out set.
 _TOKENS_AT_A_TIME = 65536
@@ -30,7 +31,7 @@ _MAPPED_TOKENS = 2**20
 
 _LIVE = tuple(m for m in TABLE if isinstance(m, Measurement) and m.live)
 
-ProbeFn = Callable[[int, Params], ProbeResult]
+ProbeFn = Callable[[int, Any], ProbeResult]
 
 
 def divisor_up_to(n: int, at_most: int) -> int:
@@ -106,30 +107,32 @@ def make_probe_fn(config: Config, corpus: Corpus, devices: list[jax.Device]) -> 
         begin = begin_on(devices)
         return lambda step, params: result(step, begin(params))
     if are_mapped(devices[0].platform):
-        return _mapped_probe_fn(config, devices, held_out, row_sets)
+        return _mapped_probe_fn(config, devices[0].platform, held_out, row_sets)
     begins = [begin_on([device]) for device in devices]
+    n_processes = jax.process_count()
 
-    def probe_members(step: int, rounds: Params) -> ProbeResult:
-        """Each member by the program of a run alone, on its own device."""
-        begun, params = [], joined(rounds, len(config.members))
-        for k in range(len(config.members)):
-            place = k % len(devices)
+    def probe_members(step: int, rounds: Rounds) -> ProbeResult:
+        """Each member by the program of a run alone, on its own device; a process takes every so many."""
+        begun, params = [], joined(rounds)
+        n_members = len(config.members)
+        for i in range(-(-n_members // n_processes)):
+            place = i % len(devices)
+            k = min(i * n_processes + jax.process_index(), n_members - 1)
             own = {name: array[k] for name, array in params.items()}
             begun.append(begins[place](jax.device_put(own, devices[place])))
         results = [result(step, one) for one in begun]
-        names = [f.name for f in fields(ProbeResult)]
-        together: dict[str, Any] = {name: np.stack([getattr(one, name) for one in results]) for name in names}
+        together: dict[str, Any] = {}
+        for name in (f.name for f in fields(ProbeResult)):
+            per_process = from_all(np.stack([getattr(one, name) for one in results]))
+            together[name] = np.swapaxes(per_process, 0, 1).reshape(-1, *per_process.shape[2:])[:n_members]
         return ProbeResult(**together | {"step": step})
 
     return probe_members
 
 
-def _mapped_probe_fn(
-    config: Config, devices: list[jax.Device], held_out: np.ndarray, row_sets: dict[str, np.ndarray]
-) -> ProbeFn:
+def _mapped_probe_fn(config: Config, platform: str, held_out: np.ndarray, row_sets: dict[str, np.ndarray]) -> ProbeFn:
     """The probes of all members in one program for each round, a bounded number of members at a time."""
     at_a_time = max(1, _MAPPED_TOKENS // max(rows.size for rows in (held_out, *row_sets.values())))
-    platform = devices[0].platform
 
     def one(params: Params, held_out: jax.Array, row_sets: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
         loss_1T = _held_out_loss(params, held_out, config=config, platform=platform)
@@ -139,15 +142,17 @@ def _mapped_probe_fn(
         n_own = len(next(iter(params.values())))
         return jax.lax.map(lambda own: one(own, held_out, row_sets), params, batch_size=min(n_own, at_a_time))
 
-    mesh = member_mesh(devices)
-    mapped = jax.jit(
-        jax.shard_map(take, mesh=mesh, in_specs=(CUT, WHOLE, WHOLE), out_specs=(CUT, CUT), check_vma=False)
-    )
-    rows = jax.device_put((held_out, row_sets), NamedSharding(mesh, WHOLE))
+    @lru_cache
+    def over(mesh: Mesh) -> Callable[[Params], tuple[jax.Array, Any]]:
+        mapped = jax.jit(
+            jax.shard_map(take, mesh=mesh, in_specs=(CUT, WHOLE, WHOLE), out_specs=(CUT, CUT), check_vma=False)
+        )
+        rows = put((held_out, row_sets), mesh, WHOLE)
+        return lambda params: mapped(params, *rows)
 
-    def probe_members(step: int, rounds: Params) -> ProbeResult:
-        begun = [mapped(params, *rows) for params in rounds]
-        sums, scores = joined(jax.device_get(begun), len(config.members))
+    def probe_members(step: int, rounds: Rounds) -> ProbeResult:
+        begun = tuple(over(params["W_E"].sharding.mesh)(params) for params in rounds.parts)
+        sums, scores = joined(Rounds(begun, rounds.take))
         loss_MT = np.asarray(sums / np.float32(len(held_out)))
         return ProbeResult(
             step=step, icl_score=icl_score(loss_MT), icl_windowed=icl_windowed(loss_MT), held_out_loss=loss_MT, **scores

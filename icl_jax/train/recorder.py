@@ -3,18 +3,20 @@
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
 from icl_jax.config import NonFiniteLossError
 from icl_jax.rundir.record import StepBlock
-from icl_jax.train.failures import Failures, describe, is_good, typical
-from icl_jax.train.members import joined
+from icl_jax.train.failures import Failures, describe, is_good
+from icl_jax.train.members import Rounds, joined
 from icl_jax.train.step import StepMetrics
 
 # Steps dispatched before the oldest are fetched, and fetched at a time. Two steps in flight on several CPU devices can
-# deadlock XLA's in-process all-reduce, so there each step is waited for; fetching costs nothing there.
+# deadlock XLA's in-process all-reduce, so there each step is waited for; fetching costs nothing there. Where several
+# processes have members, nothing waits in a step, and each fetch does.
 _IN_FLIGHT = {"cpu": (1, 1)}
 _IN_FLIGHT_ACCELERATOR = (32, 16)
 
@@ -23,15 +25,14 @@ class Recorder:
     """Collects steps and hands them on as blocks.
 
     `write_block` is called at least every `flush_every_s` seconds and at `flush`; `seen` is called for each fetched
-    step with (step, loss, lr, grad_norm, step_s): the loss is a mean over positions, the time a mean over the steps
-    fetched together, as only their end is seen. With `failures` every metric has the axis of members in front, and what
-    is seen is their median.
+    step with (step, numbers, step_s): the loss is a mean over positions, the time a mean over the steps fetched
+    together, as only their end is seen. With `failures` every number has the axis of members in front.
     """
 
     def __init__(
         self,
         write_block: Callable[[StepBlock], None],
-        seen: Callable[[int, float, float, float, float], None],
+        seen: Callable[[int, dict[str, Any], float], None],
         *,
         platform: str,
         flush_every_s: float,
@@ -40,13 +41,15 @@ class Recorder:
         self._write_block = write_block
         self._seen = seen
         self._failures = failures
-        self._max_pending, self._fetch_at_a_time = _IN_FLIGHT.get(platform, _IN_FLIGHT_ACCELERATOR)
+        waits = failures is None or jax.process_count() == 1
+        in_flight = _IN_FLIGHT.get(platform, _IN_FLIGHT_ACCELERATOR) if waits else _IN_FLIGHT_ACCELERATOR
+        self._max_pending, self._fetch_at_a_time = in_flight
         self._flush_every_s = flush_every_s
-        self._pending: deque[tuple[int, StepMetrics]] = deque()
+        self._pending: deque[tuple[int, Any]] = deque()
         self._fetched: list[tuple[int, StepMetrics, float]] = []
         self._last_fetch = self._last_flush = time.monotonic()
 
-    def add(self, step: int, metrics: StepMetrics) -> None:
+    def add(self, step: int, metrics: StepMetrics | Rounds) -> None:
         """Take a dispatched step. Raises NonFiniteLossError for an earlier one that went wrong."""
         self._pending.append((step, metrics))
         if len(self._pending) >= self._max_pending:
@@ -82,15 +85,24 @@ class Recorder:
         if n == 0:
             return
         taken = [self._pending.popleft() for _ in range(n)]
-        on_host = jax.device_get([metrics for _, metrics in taken])
+        on_host = self._on_host([metrics for _, metrics in taken])
         now = time.monotonic()
         step_s, self._last_fetch = (now - self._last_fetch) / n, now
         for (step, _), metrics in zip(taken, on_host, strict=True):
             kept = metrics
             if self._failures is not None:
-                kept = self._failures.judge(step, joined(metrics, self._failures.n_members))
+                kept = self._failures.judge(step, metrics)
             elif not is_good(metrics):
                 raise NonFiniteLossError(step, describe(metrics))
             self._fetched.append((step, kept, step_s))
-            loss = kept.loss_T.mean(axis=-1)
-            self._seen(step, typical(loss), typical(kept.lr), typical(kept.grad_norm), step_s)
+            loss = np.asarray(kept.loss_T).mean(axis=-1)
+            each = {"loss": loss, "lr": kept.lr, "grad_norm": kept.grad_norm}
+            self._seen(step, each, step_s)
+
+    def _on_host(self, taken: list[Any]) -> list[StepMetrics]:
+        if self._failures is None:
+            return jax.device_get(taken)
+        # All steps at a time: of several processes, one exchange.
+        parts = tuple(list(steps) for steps in zip(*(metrics.parts for metrics in taken), strict=True))
+        found: list[StepMetrics] = joined(Rounds(parts, taken[0].take))
+        return found

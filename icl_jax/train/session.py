@@ -5,11 +5,13 @@ import functools
 from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 import xarray as xr
 from rich.console import Console
 
 from icl_jax import process
 from icl_jax.config import Config, UserError, changed_fields
+from icl_jax.config.checks import require
 from icl_jax.data import Corpus
 from icl_jax.display import StepsDisplay, say
 from icl_jax.maths.head_scores import InductionHead, first_induction_head
@@ -27,6 +29,7 @@ from icl_jax.train.start import held_run
 from icl_jax.train.stop import StopSignal
 from icl_jax.train.watch.change_news import NOTHING_SEEN, Seen, spread_out
 from icl_jax.train.watch.tracker import Tracker, make_tracker
+from icl_jax.train.watch.wandb_run import MembersTable
 
 
 def run(
@@ -57,7 +60,8 @@ def run(
         devices = devices[:n_devices]
     if config.members:
         if jax.process_count() > 1:
-            raise UserError(f"--processes = {jax.process_count()}: a run with members takes one process")
+            allowed = f"must be at least as many as devices, {len(devices)}, where there are several processes"
+            require(len(config.members) >= len(devices), "members", len(config.members), allowed)
         devices = devices[: len(config.members)]
     n_sharing = 1 if config.members else len(devices)  # a member's batch is whole on its device
     config.train.rows_per_device(n_sharing)
@@ -95,6 +99,8 @@ def run(
             try:
                 with StepsDisplay(console, config.train.n_steps, config.tokens_per_step, start_step) as display:
                     outcome = train(run_dir, corpus, devices, execution, stop=stop, progress=display, tracker=tracker)
+                if config.members and not outcome.signum:
+                    tracker.log_members(members_table(run_dir))
                 # W&B waits less for a run that was stopped: a preempted machine is gone in seconds.
                 exit_code = 128 + outcome.signum if outcome.signum else 0
             finally:
@@ -134,6 +140,21 @@ def _join(coordinator: str, n_processes: int, process_id: int) -> None:
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise UserError(f"--coordinator = {coordinator!r}: {reason[0][:200] if reason else 'cannot join'}") from error
+
+
+def members_table(run: RunDir) -> MembersTable:
+    """What each member has of its own, and how it ended: mean loss of the last step, live measures, where it failed."""
+    record = run.load_record()
+    ends = {"loss": record["loss"][-1].mean("position").values}
+    ends |= {name: record[name][-1].values for name in ("icl_score", "icl_windowed") if name in record}
+    steps = np.isfinite(record["lr"].values).sum(axis=0)
+    failed_at = [int(n) if n < record.sizes["step"] else None for n in steps]
+    fields = run.config.member_fields
+    rows = [
+        [k, *(values[k] for values in fields.values()), *(float(values[k]) for values in ends.values()), failed_at[k]]
+        for k in range(len(run.config.members))
+    ]
+    return MembersTable(["member", *fields, *ends, "failed at step"], rows)
 
 
 def seen(run: RunDir) -> Seen:

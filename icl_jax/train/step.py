@@ -12,7 +12,7 @@ from icl_jax.model.execution import Execution
 from icl_jax.model.forward import GatherFn, final_resid, unembedding_DV
 from icl_jax.model.loss import mean_loss
 from icl_jax.model.params import Params, init_params, layer_names
-from icl_jax.train.optimizer import adamw, init_opt_state, learning_rate_fn
+from icl_jax.train.optimizer import NONE, Own, adamw, clip_factor, init_opt_state, learning_rate_fn
 
 
 class TrainState(NamedTuple):
@@ -85,11 +85,12 @@ def loss_and_grads(
 
 
 def train_step(
-    state: TrainState, rows: Int[Array, "B T1"], *, config: Config, axes: Axes, execution: Execution
+    state: TrainState, rows: Int[Array, "B T1"], *, config: Config, axes: Axes, execution: Execution, own: Own = NONE
 ) -> tuple[TrainState, StepMetrics]:
     """One step on this device's share of the batch: every device returns the same metrics.
 
-    Row entries 0..T-1 are inputs, 1..T targets. Gradients and the per-position loss are means over all devices.
+    Row entries 0..T-1 are inputs, 1..T targets. Gradients and the per-position loss are means over all devices. `own`:
+    numbers in place of the config's.
     """
     loss_T, grads = loss_and_grads(state.params, rows, config, axes, execution)
     n_devices = jax.lax.psum(1, axes.names)
@@ -107,11 +108,10 @@ def train_step(
             optax.tree.norm({name: grads[name] for name in shards}, squared=True), axes.names[-1]
         )
     grad_norm = jnp.sqrt(square)
-    if config.optimizer.clip_norm > 0:
-        scale = jnp.minimum(1.0, config.optimizer.clip_norm / jnp.maximum(grad_norm, 1e-30))
+    if (scale := clip_factor(config, grad_norm, own)) is not None:
         grads = jax.tree.map(lambda grad: grad * scale, grads)
 
-    lr = learning_rate_fn(config)(state.step)
-    updates, opt_state = adamw(config, state.step, lr).update(grads, state.opt_state, state.params)
+    lr = learning_rate_fn(config, own)(state.step)
+    updates, opt_state = adamw(config, state.step, lr, own).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), StepMetrics(loss_T, grad_norm, lr)

@@ -14,7 +14,7 @@ from icl_jax.config import Config, UserError, dump_config, experiment, numeric_d
 )  # fmt: skip
 def test_ways_to_write_seeds(written: str, seeds: tuple[int, ...]) -> None:
     config = parse_config(f"[members]\nseeds = {written}")
-    assert config.members.train_seeds == seeds
+    assert config.member_fields.get("train.seed", ()) == seeds
     assert len(config.members) == len(seeds)
     assert parse_config(dump_config(config)) == config
 
@@ -64,3 +64,67 @@ def test_a_member_is_a_plain_config() -> None:
             many.member(index)
     with pytest.raises(UserError, match=r"the run has no members"):
         plain.member(0)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        'seeds = 2\n"optimizer.lr" = [1e-3, 3e-3]',
+        '"train.seed" = "0..1"\noptimizer.lr = [0.001, 0.003]',
+        'seeds = "0,1"\nvalues = "optimizer.lr=1e-3,3e-3"',
+        "seeds = [0, 1]\n[members.optimizer]\nlr = [0.001, 0.003]",
+    ],
+)
+def test_ways_to_write_a_grid(written: str) -> None:
+    config = parse_config(f"[members]\n{written}\n[optimizer]\nb1 = 0.5\nlr = 1.0")
+    rates = [(config.member(k).optimizer.lr, config.member(k).train.seed) for k in range(4)]
+    assert rates == [(1e-3, 0), (1e-3, 1), (3e-3, 0), (3e-3, 1)]
+    assert config.member_fields == {"train.seed": (0, 1, 0, 1), "optimizer.lr": (1e-3, 1e-3, 3e-3, 3e-3)}
+    assert config == parse_config('[members]\nseeds = 2\nvalues = "optimizer.lr=0.001,0.003"\n[optimizer]\nb1 = 0.5')
+    assert parse_config(dump_config(config)) == config
+    alone = parse_config("[optimizer]\nb1 = 0.5\nlr = 3e-3\n[train]\nseed = 1")
+    assert config.member(3) == alone
+
+
+def test_a_paired_set() -> None:
+    text = (
+        '[members]\nseeds = "3..5"\ncombine = "paired"\n"optimizer.lr" = [1, 1, 2]\n"optimizer.warmup_steps" = "0..2"'
+    )
+    config = parse_config(text)
+    assert len(config.members) == 3
+    own = [(one.train.seed, one.optimizer.lr, one.optimizer.warmup_steps) for one in map(config.member, range(3))]
+    assert own == [(3, 1.0, 0), (4, 1.0, 1), (5, 2.0, 2)]
+
+
+def test_values_alone_keep_the_seed_of_the_config() -> None:
+    config = parse_config('[members]\n"model.init_std" = [0.01, 0.02]\n[train]\nseed = 7')
+    assert config.member_fields == {"train.seed": (7, 7), "model.init_std": (0.01, 0.02)}
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ('"optimizer.lr" = []', "members.optimizer.lr = '': must be 1 value or more"),
+        ('"optimizer.lr" = "fast"', "members.optimizer.lr = 'fast': must be a list of numbers"),
+        ('"optimizer.lr" = [0.1, 0.1]', "must make members that differ"),
+        ('"optimizer.lr" = [0.1, -1.0]', "optimizer.lr = -1.0: must be greater than 0"),
+        ('"optimizer.b1" = [0.5, 1.0]', "optimizer.b1 = 1.0: must be in [0, 1)"),
+        ('"optimizer.warmup_steps" = [0, 9999]', "optimizer.warmup_steps = 9999: must be at most train.n_steps"),
+        ('"optimizer.warmup_steps" = [0.5]', "optimizer.warmup_steps = 0.5: must be a whole number"),
+        ('"optimizer.warmup_steps" = "4..3"', "must be 1 value or more"),
+        ('"model.d_model" = [16, 32]', "members: 'model.d_model': must change no shape: train.seed, optimizer.lr"),
+        ("lr = [0.1]", "members: 'lr': must change no shape"),
+        ('seeds = 2\n"train.seed" = 3', "members.seeds says the same"),
+        ('values = "optimizer.lr=1;optimizer.lr=2"', "is there twice"),
+        (
+            'combine = "paired"\nseeds = 3\n"optimizer.lr" = [1, 2]',
+            "members.combine = 'paired': optimizer.lr has 2, train.seed has 3: must be equally many",
+        ),
+        ('seeds = 30000\n"optimizer.lr" = [1, 2, 3]', "must be at most 65536 members"),
+    ],
+)
+def test_bad_values(written: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_config(f"[members]\n{written}")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -224,8 +224,8 @@ def test_numeric_differences_names_each_changed_field(field: str) -> None:
         probes=ProbeConfig(held_out_rows=64),
     )
     old = flat(base)[field]
-    # A member of the base's own seed: train.seed is that of the first.
-    given_values = {"topology": "v5e:4x4", "bursty": 0.5, "seeds": "3..3"}
+    # A member of the base's own seed and learning rate: those of the config are those of the first.
+    given_values = {"topology": "v5e:4x4", "bursty": 0.5, "seeds": "3..3", "values": "optimizer.lr=0.003"}
     new = given_values[name] if name in given_values else changed(old, FIELDS[field])
     value = {name: new}
     other = build_config(merge(to_tables(base), {section: {table[0]: value} if table else value}))

@@ -51,7 +51,33 @@ def test_members_runs_and_changes(tmp_path: Path) -> None:
     assert (name, only.model.n_layers, only.model.d_model, only.optimizer.lr) == ("three", 3, 32, 1e-4)
 
 
+def test_seeds_of_one_run(tmp_path: Path) -> None:
+    text = """
+seeds = "3..5"
+[[member]]
+config = "mine.toml"
+set = { members = { "optimizer.lr" = [1e-3, 2e-3] } }
+[[member]]
+config = "mine.toml"
+name = "few"
+seeds = [1, 2]
+"""
+    together, few = load_suite(_write(tmp_path, text)).members
+    ((name, config),) = together.runs().items()
+    assert name == "mine"
+    assert [(one.train.seed, one.optimizer.lr) for one in map(config.member, range(6))] == [
+        (seed, lr) for lr in (1e-3, 2e-3) for seed in (3, 4, 5)
+    ]
+    assert together.models() == [f"mine/members/{k}" for k in range(6)]
+    assert list(few.runs()) == few.models() == ["few-seed1", "few-seed2"]
+
+
 BAD = {
+    "a range that is none": ("seeds = '5..3'\n[[member]]\nconfig = 'mine.toml'", ["seeds: members.seeds = '5..3'"]),
+    "seeds in the config": (
+        "[[member]]\nconfig = 'mine.toml'\nset = { members = { seeds = 3 } }",
+        ["mine: members.seeds = '0..2': must be empty: the seeds of a suite are its own"],
+    ),
     "not TOML": ("member = [", ["not valid TOML"]),
     "no members": ("title = 'x'", ["member is missing"]),
     "members in a table": ("[member]\nconfig = 'repeats-2l'", ["member is missing"]),

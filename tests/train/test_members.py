@@ -14,6 +14,7 @@ import pytest
 import icl_jax
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import Config, MembersConfig, NonFiniteLossError, UserError, parse_config
+from icl_jax.config.members import VARIED
 from icl_jax.maths.finding import find_in_record
 from icl_jax.rundir import RunDir
 from icl_jax.rundir import run as run_module
@@ -130,6 +131,46 @@ def test_members_need_not_divide_among_devices(alone: Path, tmp_path: Path) -> N
     assert_same_run(tmp_path / "split", alone)
 
 
+def test_members_that_differ_in_more_than_the_seed(alone: Path, tmp_path: Path) -> None:
+    """A learning rate each, on a device of its own: the program of the run alone."""
+    config = replace(four(), members=MembersConfig(seeds="7..7", values="optimizer.lr=0.001,0.003"))
+    assert config.member(1) == four().member(3)
+    train_here(config, tmp_path / "run", n_devices=2, stop_at=5)
+    train_here(config, tmp_path / "run", n_devices=2)
+    run = RunDir.open(str(tmp_path / "run"))
+    assert list(problems(run)) == []
+    record = run.load_record()
+    assert record["optimizer.lr"].values.tolist() == [0.001, 0.003]
+    assert record["lr"].values.max(axis=0) == pytest.approx([0.001, 0.003])
+    assert run.member(1).manifest.read() == RunDir.open(str(alone)).manifest.read()
+    split(run.member(1), str(tmp_path / "split"))
+    assert_same_run(tmp_path / "split", alone)
+
+
+ALL_VARY = (
+    "optimizer.lr=0.01,0.02; optimizer.warmup_steps=1,4; optimizer.final_lr_fraction=0.2,0.5; optimizer.b1=0.5,0.8;"
+    "optimizer.b2=0.9,0.7; optimizer.eps=1e-3,1e-4; optimizer.weight_decay=0.1,0.5; optimizer.decay_change_step=-1,2;"
+    "optimizer.decay_change_factor=1,7; optimizer.clip_norm=0,0.3; model.init_std=0.05,0.1"
+)
+
+
+def test_numbers_that_differ_are_arguments_of_the_mapped_program(tmp_path: Path) -> None:
+    config = replace(tiny_config(), members=MembersConfig(seeds="3,4", values=ALL_VARY, combine="paired"))
+    assert set(config.member_fields) == {"train.seed", *VARIED}
+    with pytest.MonkeyPatch.context() as patch:
+        _map(patch)
+        train_here(config, tmp_path / "members")
+    for k in range(2):
+        train_here(config.member(k), tmp_path / str(k))
+        found, expected = (RunDir.open(str(tmp_path / name)) for name in ("members", str(k)))
+        record, alone = found.member(k).load_record(), expected.load_record()
+        for name in ("loss", "grad_norm", "lr"):
+            np.testing.assert_allclose(record[name], alone[name], rtol=2e-5, atol=1e-5, err_msg=f"{k} {name}")
+        params = found.member(k).load_params(8)
+        for name, value in expected.load_params(8).items():
+            np.testing.assert_allclose(params[name], value, atol=1e-4, err_msg=f"{k} {name}")
+
+
 def _map(patch: pytest.MonkeyPatch) -> None:
     """Let a CPU take members as an accelerator does: several at a time, in one program, fetched some steps later."""
     for module in (members_module, probes):
@@ -192,6 +233,11 @@ def test_members_together_on_a_device(tmp_path: Path) -> None:
     assert its.end_interval[0] <= mine.end <= its.end_interval[1]
 
 
+def _parts(step: MemberStep) -> list[Any]:
+    params: Any = step.init_state().params
+    return list(params.parts)
+
+
 def test_members_are_taken_as_memory_holds_them(together: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         _map(patch)
@@ -199,11 +245,11 @@ def test_members_are_taken_as_memory_holds_them(together: Path, tmp_path: Path) 
         patch.setattr(members_module, "memory_bytes", lambda _device: 0)
         step = MemberStep(four(), jax.devices()[:1])
         needs.append(step.lower().compile().memory_analysis().temp_size_in_bytes)
-        assert len(step.init_state().params) == 1
+        assert len(_parts(step)) == 1
         # What half of them need, and the states of all.
         patch.setattr(members_module, "memory_bytes", lambda _device: needs[0])
         step = MemberStep(four(), jax.devices()[:1])
-        assert len(step.init_state().params) == 2
+        assert len(_parts(step)) == 2
         patch.setattr(loop, "MemberStep", lambda *_args: step)
         train_here(four(), tmp_path / "run", stop_at=5)
         train_here(four(), tmp_path / "run")
@@ -351,10 +397,6 @@ def test_opened(together: Path) -> None:
                 "NEW",
             ),
             "train.fsdp = 2: must be 1 with members",
-        ),
-        (
-            ("train", "CONFIG", "--members.seeds", "4", "--coordinator", "localhost:1", "--run", "NEW"),
-            "a run with members takes one process",
         ),
     ],
 )

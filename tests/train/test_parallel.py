@@ -1,6 +1,7 @@
 """The same numbers from 1, 2 and 8 devices, pmap and mesh, one and two processes."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import re
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from icl_jax.config import Config, UserError
+from icl_jax.config import Config, MembersConfig, UserError
 from icl_jax.data import open_corpus, read_batches
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.verify import problems
@@ -27,6 +28,7 @@ from icl_jax.train.step import init_state, train_step
 from tests.train.runs import (
     CLI,
     TINY,
+    assert_same_run,
     final_state,
     finish,
     has_snapshot,
@@ -239,6 +241,17 @@ def test_two_processes(config_file: Path, one_process: Path, tmp_path: Path, opt
     _assert_close(run, one_process)
     starts = RunDir.open(str(run)).environment["starts"]
     assert [start["processes"] for start in starts] == [2]
+
+
+def test_members_over_two_processes(config_file: Path, tmp_path: Path) -> None:
+    """The bits of one process; each waits for the other where what they have is fetched, and in no step."""
+    many, run = MembersConfig(seeds="2..4", values="optimizer.lr=0.003,0.001"), tmp_path / "run"
+    options = ("--members.seeds", many.seeds, "--members.values", many.values, "--devices", "1")
+    results = [finish(process) for process in _start_two(config_file, "--run", run, *options)]
+    assert [status for status, _, _ in results] == [0, 0], results
+    assert "6 members" in results[0][1]
+    train_here(dataclasses.replace(_config(), members=many), tmp_path / "one")
+    assert_same_run(run, tmp_path / "one")
 
 
 def test_signal_to_one_of_two_processes_stops_both(config_file: Path, tmp_path: Path) -> None:

@@ -28,12 +28,14 @@ from icl_jax.train.watch.wandb_run import (
     FINISH_TIMEOUT_S,
     INIT_TIMEOUT_S,
     InductionNews,
+    MembersTable,
     Point,
     Snapshot,
     auto_mode,
     history_row,
     is_logged_in,
     log_artifact,
+    log_members,
     open_run,
     server_address,
     tear_down,
@@ -48,6 +50,8 @@ SILENCE_S = 2.0
 MAX_WAITING_POINTS = 4096
 """Points that may wait for W&B before it counts as stuck."""
 
+NOTHING: Mapping[str, float] = {}
+
 
 @runtime_checkable
 class Tracker(Protocol):
@@ -59,8 +63,11 @@ class Tracker(Protocol):
     def log_step(self, step: int, tokens: int, scalars: Mapping[str, SupportsFloat]) -> None:
         """Numbers of one training step: loss, lr, grad_norm, tokens_per_s."""
 
-    def log_probe(self, tokens: int, result: ProbeResult) -> None:
-        """Live measures."""
+    def log_probe(self, tokens: int, result: ProbeResult, more: Mapping[str, float] = NOTHING) -> None:
+        """Live measures, and other numbers of the same step."""
+
+    def log_members(self, table: MembersTable) -> None:
+        """What became of each member, once all have ended."""
 
     def log_snapshot(self, step: int, tokens: int, path: str) -> None:
         """A snapshot that is complete on disk. May be called from any thread."""
@@ -78,7 +85,10 @@ class NullTracker:
     def log_step(self, *_args: object, **_scalars: object) -> None:
         """Do nothing."""
 
-    def log_probe(self, tokens: int, result: ProbeResult) -> None:
+    def log_probe(self, tokens: int, result: ProbeResult, more: Mapping[str, float] = NOTHING) -> None:
+        """Do nothing."""
+
+    def log_members(self, table: MembersTable) -> None:
         """Do nothing."""
 
     def log_snapshot(self, step: int, tokens: int, path: str) -> None:
@@ -110,7 +120,8 @@ class WandbTracker:
         self._seen = seen
         self._keeps_snapshots = keeps_snapshots
         self._server = server_address() if init.get("mode") == "online" else None
-        self._waiting: queue.Queue[Point | Snapshot | int] = queue.Queue(MAX_WAITING_POINTS)  # an int is the exit code
+        # An int is the exit code.
+        self._waiting: queue.Queue[Point | Snapshot | MembersTable | int] = queue.Queue(MAX_WAITING_POINTS)
         self._is_started = threading.Event()
         self._failure: str | None = None
         self._is_off = False
@@ -131,7 +142,10 @@ class WandbTracker:
     def log_step(self, step: int, tokens: int, scalars: Mapping[str, SupportsFloat]) -> None:
         self._send(Point({"tokens": tokens, "step": step, **scalars}))
 
-    def log_probe(self, tokens: int, result: ProbeResult) -> None:
+    def log_members(self, table: MembersTable) -> None:
+        self._send(table)
+
+    def log_probe(self, tokens: int, result: ProbeResult, more: Mapping[str, float] = NOTHING) -> None:
         row: dict[str, SupportsFloat] = {
             "tokens": tokens,
             "step": result.step,
@@ -144,6 +158,7 @@ class WandbTracker:
                 row[f"{name}_max"] = score_NH.max()
             for (layer, head), score in np.ndenumerate(score_NH):
                 row[f"{name}/L{layer}H{head}"] = score
+        row |= more
         self._send(Point(row, np.array(result.held_out_loss), np.array(result.prefix_matching)))
 
     def log_snapshot(self, step: int, tokens: int, path: str) -> None:
@@ -179,7 +194,7 @@ class WandbTracker:
         self._warn(f"W&B: waiting for {self._server}, {most_s:.0f} s at most; then {otherwise}")
         return wait(most_s - SILENCE_S)
 
-    def _send(self, item: Point | int) -> None:
+    def _send(self, item: Point | MembersTable | int) -> None:
         if self._is_off:
             return
         if self._failure is None:
@@ -187,7 +202,7 @@ class WandbTracker:
         if self._failure is not None:
             self._turn_off()
 
-    def _put(self, item: Point | Snapshot | int) -> None:
+    def _put(self, item: Point | Snapshot | MembersTable | int) -> None:
         try:
             self._waiting.put_nowait(item)
         except queue.Full:
@@ -214,8 +229,10 @@ class WandbTracker:
                         changes.add_step(float(row["tokens"]), float(row["lr"]))
                     if "icl_windowed" in row:
                         changes.add_probe(float(row["tokens"]), float(row["icl_windowed"]))
-                else:
+                elif isinstance(item, Snapshot):
                     log_artifact(run, item)
+                else:
+                    log_members(run, item)
             changes.finish()
             run.finish(exit_code=item)
         except BaseException as error:  # in this thread, no KeyboardInterrupt nor anything of ours can be raised

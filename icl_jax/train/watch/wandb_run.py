@@ -39,6 +39,13 @@ class Snapshot(NamedTuple):
     path: str
 
 
+class MembersTable(NamedTuple):
+    """A row for each member of a run."""
+
+    columns: list[str | int]
+    rows: list[list[Any]]
+
+
 def open_run(init: dict[str, Any]) -> Any:
     """Start or continue the W&B run of these arguments of ``wandb.init``, without a word on the terminal."""
     # wandb replaces both to learn the exit code, which finish() is told, and then prints tracebacks twice.
@@ -105,6 +112,13 @@ def log_artifact(run: Any, snapshot: Snapshot) -> None:
     else:
         artifact.add_dir(snapshot.path, policy="immutable", skip_cache=True)
     run.log_artifact(artifact, aliases=[f"step-{snapshot.step}", "latest"])
+
+
+def log_members(run: Any, table: MembersTable) -> None:
+    """The table in the run's workspace."""
+    import wandb
+
+    run.log({"members": wandb.Table(columns=table.columns, data=table.rows)})
 
 
 class InductionNews:

@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import wandb
 
-from icl_jax.config import Config, ModelConfig, TrackerConfig
+from icl_jax.config import Config, MembersConfig, ModelConfig, TrackerConfig
 from icl_jax.maths.finding import Finding
 from icl_jax.maths.head_scores import InductionHead
 from icl_jax.rundir import RunDir, probe_steps
@@ -334,6 +335,35 @@ def test_a_snapshot_is_an_artifact_on_request(tmp_path: Path, capfd: pytest.Capt
         "d/weights",
         str(tmp_path / "True" / "snapshots" / "64" / "d" / "weights"),
     )
+
+
+def test_members_are_quantiles_and_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = FakeRun()
+    fake_init(monkeypatch, run)
+    tracker = make_tracker(with_wandb("offline"), str(tmp_path), "abc123", warn=lambda _line: None)
+    monkeypatch.setattr(TellingTracker, "log_step", lambda _self, *args: tracker.log_step(*args))
+    monkeypatch.setattr(TellingTracker, "log_probe", lambda _self, *args: tracker.log_probe(*args))
+    values = "optimizer.lr=0.003,0.001"
+    config = replace(tiny_config(train={"n_steps": 3}), members=MembersConfig(seeds="2", values=values))
+    train_here(config, tmp_path / "run", n_devices=2)
+    members = RunDir.open(str(tmp_path / "run"))
+    tracker.log_members(session.members_table(members))
+    tracker.finish(0)
+    record = members.load_record()
+    step, probe = (next(row for row in run.rows if name in row) for name in ("loss", "icl_windowed"))
+    loss = record["loss"][0].mean("position")
+    assert step["loss"] == pytest.approx(float(loss.median()))
+    for name, low in (("loss/q05", 0.05), ("loss/q95", 0.95)):
+        assert step[name] == pytest.approx(float(loss.quantile(low)))
+    assert probe["icl_windowed/q25"] == pytest.approx(float(record["icl_windowed"][0].quantile(0.25)))
+    best = record["prefix_matching"][0].max(["layer", "head"])
+    assert probe["prefix_matching_max"] == pytest.approx(float(best.median()))
+    assert not any("/L0H" in name for name in probe)
+    table = run.rows[-1]["members"]
+    columns = ["member", "train.seed", "optimizer.lr", "loss", "icl_score", "icl_windowed", "failed at step"]
+    assert table.columns == columns
+    assert [row[:3] for row in table.data] == [[0, 0, 0.003], [1, 1, 0.003], [2, 0, 0.001], [3, 1, 0.001]]
+    assert [row[3] for row in table.data] == pytest.approx(record["loss"][-1].mean("position").values)
 
 
 def test_the_tracker_is_told_of_snapshots_that_are_complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
