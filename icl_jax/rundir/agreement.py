@@ -10,7 +10,7 @@ from icl_jax.rundir.manifest import SnapshotEntry
 from icl_jax.rundir.schedule import snapshot_steps
 
 if TYPE_CHECKING:
-    from icl_jax.rundir.run import RunDir
+    from icl_jax.rundir.place import Place
 
 
 def promised_end(config: Config, state_step: int) -> int:
@@ -21,7 +21,7 @@ def promised_end(config: Config, state_step: int) -> int:
     return state_step + (state_step == config.train.n_steps)
 
 
-def read_snapshots(run: "RunDir") -> list[SnapshotEntry]:
+def read_snapshots(run: "Place") -> list[SnapshotEntry]:
     """The manifest's entries. Raises UserError where record, states or folders say that some are missing."""
     state_step, folders = run.last_state_step() or 0, saved_steps(run.root / "snapshots")
     entries, n_recorded = run.manifest.read(), 0
@@ -38,7 +38,7 @@ def read_snapshots(run: "RunDir") -> list[SnapshotEntry]:
 
 
 def listing_problems(
-    run: "RunDir", entries: list[SnapshotEntry], n_recorded: int, state_step: int, folders: Collection[int]
+    run: "Place", entries: list[SnapshotEntry], n_recorded: int, state_step: int, folders: Collection[int]
 ) -> Iterator[str]:
     """A line for each snapshot that the manifest should list and does not.
 

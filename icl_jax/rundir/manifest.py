@@ -48,9 +48,7 @@ def members_sha256(params: dict[str, np.ndarray], failed: Collection[int] = ()) 
     )
 
 
-def hashes(
-    params: dict[str, np.ndarray], failed: Collection[int] | None = None
-) -> tuple[str, tuple[str | None, ...]]:
+def hashes(params: dict[str, np.ndarray], failed: Collection[int] | None = None) -> tuple[str, tuple[str | None, ...]]:
     """SHA-256 of a snapshot, and of each of its members but those that failed; `failed` None: it has no members."""
     members = () if failed is None else members_sha256(params, failed)
     return joint_sha256(members) if members else params_sha256(params), members

@@ -1,67 +1,37 @@
-"""One run directory: creation, opening, snapshots and states."""
+"""One run directory: creation, opening, its members, what a resume cuts off."""
 
-import contextlib
 import json
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from etils import epath
 
 from icl_jax.config import Config, UserError, dump_config, parse_config
-from icl_jax.rundir.agreement import read_snapshots
-from icl_jax.rundir.checkpoints import (
-    Arrays,
-    load_arrays,
-    load_sharded,
-    remove_arrays,
-    remove_partial,
-    save_arrays,
-    save_sharded,
-    saved_steps,
-)
-from icl_jax.rundir.checksum import checksum_of
+from icl_jax.rundir import checkpoints
+from icl_jax.rundir.checkpoints import remove_partial, saved_steps
 from icl_jax.rundir.files import check_path, reason, replace_text
-from icl_jax.rundir.held_out import HeldOut, load_held_out
-from icl_jax.rundir.manifest import (
-    Manifest,
-    SnapshotEntry,
-    hashes,
-    params_sha256,
-    snapshot_sha256,
-)
-from icl_jax.rundir.members import MEMBERS, member_of, of_member
-from icl_jax.rundir.record import Record, load_record
-from icl_jax.rundir.seals import Tally, sha256_of
-
-if TYPE_CHECKING:
-    import jax
-    import xarray as xr
+from icl_jax.rundir.held_out import HeldOut
+from icl_jax.rundir.members import MEMBERS, member_of
+from icl_jax.rundir.place import check_sha256, writing
+from icl_jax.rundir.record import Record
+from icl_jax.rundir.seals import sha256_of
+from icl_jax.rundir.snapshots import Snapshots
+from icl_jax.rundir.states import States
 
 SCHEMA_VERSION = 2
 SCHEMA_VERSION_MEMBERS = 3
 """Of a run with members; the newest that is read."""
-# An array of each state, over all the others; states of before 2026-11-27 have a SHA-256, of before 2026-11-25 nothing.
-_STATE_CHECKSUMS = "checksums"
-_STATE_SHA256 = "sha256"
 _MADE_BEFORE_CONFIG = {"environment.json", "tokenizer.json", "record.zarr", "held_out.zarr"}
 
 
 @dataclass(frozen=True, slots=True)
-class RunDir:
+class RunDir(Snapshots, States):
     """A run directory that exists. The path may be local or a bucket URL (``gs://...``).
 
     With `index` it is a view of one member of a run with members, to be read as the same run alone would be: `path` is
     then RUN/members/INDEX, where its analysis and reports go, and all else lies in `root`, which is RUN.
     """
-
-    path: epath.Path
-    config: Config
-    environment: dict[str, Any]
-    index: int | None = None
 
     @classmethod
     def create(
@@ -93,7 +63,7 @@ class RunDir:
         if imported is not None:
             environment["imported"] = imported
         environment |= said or {}
-        with _writing(root):
+        with writing(root):
             cls.check_free(path)
             root.mkdir(parents=True, exist_ok=True)
             # First: what a kill leaves is then known as ours.
@@ -166,9 +136,9 @@ class RunDir:
         try:
             config = parse_config(text, str(config_path))
         except UserError as error:
-            _check_sha256(config_path, environment, text, f"{error}; ")
+            check_sha256(config_path, environment, text, f"{error}; ")
             raise
-        _check_sha256(config_path, environment, text)
+        check_sha256(config_path, environment, text)
         return cls(root, config, environment)
 
     @staticmethod
@@ -194,31 +164,6 @@ class RunDir:
             raise UserError(f"{self.path}: has {n} members: name one, such as {self.path / MEMBERS / '0'}")
         return self
 
-    @property
-    def root(self) -> epath.Path:
-        """The folder that was trained in: `path`, or of a member that of all."""
-        return self.path if self.index is None else self.path.parent.parent
-
-    @property
-    def run_id(self) -> str:
-        """Eight hexadecimal digits that stay the same through every resume; of a member with its number behind."""
-        run_id = str(self.environment["run_id"])
-        return run_id if self.index is None else f"{run_id}-{self.index}"
-
-    @property
-    def imported(self) -> dict[str, Any] | None:
-        """Where the snapshots are from, of a run that was not trained here; see docs/run-directory.md."""
-        found = self.environment.get("imported")
-        return found if isinstance(found, dict) else None
-
-    @property
-    def manifest(self) -> Manifest:
-        return Manifest(self.root / "manifest.jsonl", self.index)
-
-    def read_snapshots(self) -> list[SnapshotEntry]:
-        """Snapshots of the run in order. Raises UserError if the manifest is damaged or lacks some."""
-        return read_snapshots(self)
-
     def read_tokenizer(self) -> str | None:
         """tokenizer.json; None where the corpus has none. Raises UserError if it is not the one that was saved."""
         path = self.root / "tokenizer.json"
@@ -226,7 +171,7 @@ class RunDir:
             text = path.read_bytes().decode() if path.exists() else None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: damaged: {reason(error)}") from None
-        _check_sha256(path, self.environment, text)
+        check_sha256(path, self.environment, text)
         return text
 
     def add_start(self, start: dict[str, Any]) -> None:
@@ -236,148 +181,12 @@ class RunDir:
 
     def save_environment(self) -> None:
         """Write `environment` as it is now. Raises UserError if it cannot be written."""
-        with _writing(self.root):
+        with writing(self.root):
             replace_text(self.root / "environment.json", json.dumps(self.environment, indent=1))
 
     def open_record(self) -> Record:
         """The record, for writing."""
         return Record(self.path / "record.zarr", self.config)
-
-    def load_record(self, tally: Tally | None = None) -> "xr.Dataset":
-        """The record so far, see `icl_jax.rundir.record.load_record`. Raises UserError for an imported run."""
-        if self.imported is not None:
-            raise UserError(f"{self.path}: has no record: its snapshots were imported, not trained here")
-        return load_record(self.root / "record.zarr", tally, self.index)
-
-    def load_held_out(self, tally: Tally | None = None) -> HeldOut:
-        """The rows and tokens that analysis measures on. Raises UserError if the run has none."""
-        return load_held_out(self.root / "held_out.zarr", tally)
-
-    def save_snapshot(self, step: int, params: Arrays, tokens: int | None = None, failed: Collection[int] = ()) -> None:
-        """Save parameters and then add them to the manifest. The manifest never names half a snapshot.
-
-        tokens: predicted in training before; None: what the config says. failed: members that it does not list.
-        """
-        with ThreadPoolExecutor(1) as beside:
-            hashing = beside.submit(hashes, params, failed if self.config.members else None)
-            save_arrays(self.path / "snapshots" / str(step), params)
-        n_bytes = sum(array.nbytes for array in params.values())
-        tokens = step * self.config.tokens_per_step if tokens is None else tokens
-        sha256, members = hashing.result()
-        self.manifest.add(SnapshotEntry(step, tokens, sha256, n_bytes, members))
-
-    def snapshots(self) -> list[SnapshotEntry]:
-        """What `read_snapshots` finds. Raises UserError where that is nothing."""
-        entries = self.read_snapshots()
-        if not entries:
-            raise UserError(f"{self.path}: has no snapshots yet")
-        return entries
-
-    def snapshot(self, step: int) -> SnapshotEntry:
-        """The manifest's entry of a step. Raises UserError if it has none."""
-        entries = {entry.step: entry for entry in self.manifest.read()}
-        if step not in entries:
-            near = ", ".join(str(s) for s in sorted(entries, key=lambda s: abs(s - step))[:3]) or "none"
-            raise UserError(f"{self.path}: no snapshot of step {step}; the nearest are {near}")
-        return entries[step]
-
-    def load_params(self, step: int) -> Arrays:
-        """The parameters after `step` updates, checked against the manifest; float32, however they are saved.
-
-        Of a run with members all of theirs, the member axis in front; of members that had failed whatever is there.
-        Raises UserError if there is no such snapshot, or if it is damaged or not the one that the manifest names.
-        """
-        entry = self.snapshot(step)
-        params, found = self.read_params(entry)
-        if found != entry.sha256:
-            twin = next((other.step for other in self.manifest.read() if other.sha256 == found), None)
-            what = f"it holds the parameters of step {twin}" if twin is not None else "its contents have changed"
-            raise UserError(f"{self.root / 'snapshots' / str(step)}: SHA-256 differs from the manifest: {what}")
-        return {name: array.astype(np.float32, copy=False) for name, array in params.items()}
-
-    def read_params(self, entry: SnapshotEntry) -> tuple[Arrays, str]:
-        """The parameters of a snapshot as they are on disk, and their SHA-256. Raises UserError if they are damaged."""
-        path = self.root / "snapshots" / str(entry.step)
-        params = load_arrays(path)
-        if self.index is not None:
-            params = of_member(params, self.index, path)
-        return params, snapshot_sha256(params, entry)
-
-    def save_state(self, step: int, state: Mapping[str, Any]) -> None:
-        """Save the full state of one process, and wait until it is on disk. See `begin_state`."""
-        names = sorted(state)
-        checksums = np.array([checksum_of(np.asarray(state[name])) for name in names], np.uint32)
-        self.begin_state(step, state, checksums)()
-
-    def begin_state(
-        self,
-        step: int,
-        state: Mapping[str, Any],
-        checksums: np.ndarray,
-        may_appear: Callable[[], object] = lambda: None,
-    ) -> Callable[[], None]:
-        """Begin to save the full state, each process its shards; every process must call it.
-
-        checksums: of the arrays in the order of their names, see `icl_jax.rundir.checksum`. The state appears after
-        `may_appear` has returned. The answer waits until it is on disk, then drops all but the last
-        `snapshots.keep_states`. A state that is there already is left: it is the one that the run was resumed from.
-        """
-        folder = self.path / "state"
-        if step in saved_steps(folder):
-            return lambda: None
-        saving = save_sharded(folder / str(step), {**state, _STATE_CHECKSUMS: checksums}, may_appear)
-
-        def finish() -> None:
-            import jax
-
-            saving.close()
-            if jax.process_index() == 0:
-                for old in saved_steps(folder)[: -self.config.snapshots.keep_states]:
-                    remove_arrays(folder / str(old))
-
-        return finish
-
-    def last_state_step(self) -> int | None:
-        """The step that the run can be resumed from, or None if no full state was saved."""
-        steps = saved_steps(self.root / "state")
-        return steps[-1] if steps else None
-
-    def load_state(self, step: int) -> Arrays:
-        """The whole of a saved state. Raises UserError if it is missing, damaged or not the state of that step."""
-        path = self.root / "state" / str(step)
-        state = load_arrays(path)
-        saved_sha256, checksums = state.pop(_STATE_SHA256, None), state.pop(_STATE_CHECKSUMS, None)
-        _check_step(path, step, state.get("step"))
-        if saved_sha256 is not None:
-            sha256 = np.frombuffer(bytes.fromhex(params_sha256(state)), np.uint8)
-            if not np.array_equal(saved_sha256, sha256):
-                raise UserError(f"{path}: SHA-256 differs from the one saved with it: its contents have changed")
-        if checksums is not None:
-            found = np.array([checksum_of(state[name]) for name in sorted(state)], np.uint32)
-            _check_checksums(path, sorted(state), found, checksums)
-        if self.index is None:
-            return state
-        # The step is that of all.
-        per_member = {name: array for name, array in state.items() if name != "step"}
-        return {**of_member(per_member, self.index, path), "step": state["step"]}
-
-    def load_state_sharded(
-        self, step: int, like: Mapping[str, "jax.ShapeDtypeStruct"], checksums_of: Callable[[Any], np.ndarray]
-    ) -> "dict[str, jax.Array]":
-        """A saved state with the shardings of `like`, each process its shards; every process must call it.
-
-        `checksums_of` takes those of the loaded arrays in the order of their names. Raises UserError as `load_state`
-        does, and where a name, shape or type is not that of `like`.
-        """
-        path = self.path / "state" / str(step)
-        state = load_sharded(path, like)
-        checksums = state.pop(_STATE_CHECKSUMS, None)
-        if state.pop(_STATE_SHA256, None) is not None:  # of schema 1: over all arrays whole
-            self.load_state(step)
-        _check_step(path, step, state["step"])
-        if checksums is not None:
-            _check_checksums(path, sorted(state), checksums_of(state), np.asarray(checksums))
-        return state
 
     def cut(self, step: int) -> None:
         """Take the directory back to the state before step `step`: record, snapshots, manifest and states.
@@ -390,56 +199,24 @@ class RunDir:
             what = f"holds {n_recorded} steps, but the state of step {step} was saved"
             raise UserError(f"{self.path / 'record.zarr'}: {what}; icl-jax verify tells more")
         self.open_record().cut(step)
-        with _writing(self.path):
+        with writing(self.path):
             self.manifest.write(kept)
             self.remove_partial()
             for folder, first_gone in ((self.path / "snapshots", step), (self.path / "state", step + 1)):
                 for later in saved_steps(folder):
                     if later >= first_gone:
-                        remove_arrays(folder / str(later))
+                        checkpoints.remove_arrays(folder / str(later))
 
     def remove_unlisted(self) -> None:
         """Remove snapshots that a killed import left out of the manifest. Raises UserError as `remove_partial` does."""
         self.remove_partial()
         listed = {entry.step for entry in self.manifest.read()}
-        with _writing(self.path):
+        with writing(self.path):
             for step in set(saved_steps(self.path / "snapshots")) - listed:
-                remove_arrays(self.path / "snapshots" / str(step))
+                checkpoints.remove_arrays(self.path / "snapshots" / str(step))
 
     def remove_partial(self) -> None:
         """Remove what a killed save or removal left. Raises UserError if the directory cannot be written."""
-        with _writing(self.path):
+        with writing(self.path):
             for name in ("snapshots", "state"):
                 remove_partial(self.path / name)
-
-
-def _check_sha256(path: epath.Path, environment: Mapping[str, Any], text: str | None, said: str = "") -> None:
-    """Raise UserError for a file that is not as environment.json says; in runs of before 2026-11-27 it says nothing."""
-    expected = environment.get("sha256", {}).get(path.name)
-    if expected is not None and text is None:
-        raise UserError(f"{path}: missing; environment.json says that it should be there")
-    if expected is not None and text is not None and sha256_of(text) != expected:
-        raise UserError(f"{said}{path}: damaged: SHA-256 differs from the one in environment.json")
-
-
-def _check_step(path: epath.Path, step: int, saved: Any) -> None:
-    if saved is None or saved.shape != ():
-        raise UserError(f"{path}: is not a training state: it has no step")
-    if int(saved) != step:
-        raise UserError(f"{path}: swapped: it holds the state of step {int(saved)}")
-
-
-def _check_checksums(path: epath.Path, names: list[str], found: np.ndarray, saved: np.ndarray) -> None:
-    if not np.array_equal(found, saved):
-        changed = [name for name, a, b in zip(names, found, saved, strict=False) if a != b]
-        what = f"{changed[0]}'s checksum" if changed else "the number of its arrays"
-        raise UserError(f"{path}: {what} differs from the one saved with it: its contents have changed")
-
-
-@contextlib.contextmanager
-def _writing(root: epath.Path) -> Iterator[None]:
-    """Raise UserError where the operating system refuses to write."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{root}: cannot write the run directory: {error.strerror or error}") from error

@@ -19,8 +19,7 @@ import zarr  # noqa: F401
 
 import icl_jax.train.session  # noqa: F401
 from icl_jax.cli import main
-from icl_jax.rundir import RunDir
-from icl_jax.rundir import run as run_module
+from icl_jax.rundir import RunDir, checkpoints
 from icl_jax.rundir.record import Record
 from icl_jax.train.recorder import Recorder
 from tests.waiting import LAST_RESORT_S
@@ -34,7 +33,7 @@ PHASES: dict[str, tuple[type | ModuleType, str]] = {
     "probe": (Record, "write_probe"),
     "snapshot": (RunDir, "save_snapshot"),
     "state save": (RunDir, "begin_state"),
-    "removal": (run_module, "remove_arrays"),
+    "removal": (checkpoints, "remove_arrays"),
 }
 
 

@@ -16,8 +16,7 @@ from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import Config, MembersConfig, NonFiniteLossError, UserError, parse_config
 from icl_jax.config.members import VARIED
 from icl_jax.maths.finding import find_in_record
-from icl_jax.rundir import RunDir
-from icl_jax.rundir import run as run_module
+from icl_jax.rundir import RunDir, snapshots
 from icl_jax.rundir.record import Record
 from icl_jax.rundir.split import split
 from icl_jax.rundir.verify import problems
@@ -97,7 +96,7 @@ def test_stopped_and_resumed(together: Path, tmp_path: Path, stop_at: int) -> No
 
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
-    [(run_module, "save_arrays", 3), (Record, "write_steps", 5), (Record, "write_probe", 2)],
+    [(snapshots, "save_arrays", 3), (Record, "write_steps", 5), (Record, "write_probe", 2)],
     ids=["save_arrays", "steps", "probe"],
 )
 def test_killed_and_resumed(together: Path, tmp_path: Path, owner: Any, name: str, call: int) -> None:
@@ -333,7 +332,7 @@ def test_verify_sees_a_changed_member(together: Path, tmp_path: Path) -> None:
     params = found.load_params(8)
     params["W_E"][2, 0, 0] += 1
     shutil.rmtree(run / "snapshots" / "8")
-    run_module.save_arrays(found.path / "snapshots" / "8", params)
+    snapshots.save_arrays(found.path / "snapshots" / "8", params)
     assert any("8: its parameters have changed" in problem for problem in problems(found))
     assert any("8: its parameters have changed" in problem for problem in problems(found.member(2)))
     assert list(problems(found.member(1))) == []

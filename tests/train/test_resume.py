@@ -13,7 +13,7 @@ import pytest
 
 from icl_jax.config import UserError
 from icl_jax.data import open_corpus
-from icl_jax.rundir import RunDir
+from icl_jax.rundir import RunDir, snapshots, states
 from icl_jax.rundir import run as run_module
 from icl_jax.rundir.manifest import Manifest
 from icl_jax.rundir.record import Record
@@ -111,7 +111,7 @@ def _kill_at(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *, aft
 @pytest.mark.parametrize("call", [1, 5])
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(run_module, "save_arrays"), (Manifest, "add"), (Record, "write_steps"), (Record, "write_probe")],
+    [(snapshots, "save_arrays"), (Manifest, "add"), (Record, "write_steps"), (Record, "write_probe")],
     ids=["save_arrays", "manifest", "steps", "probe"],
 )
 def test_killed_around_a_write(unbroken: Path, tmp_path: Path, owner: Any, name: str, call: int, after: bool) -> None:
@@ -130,7 +130,7 @@ def test_a_state_that_is_being_saved_is_done_with_when_a_failed_run_ends(tmp_pat
     """Whatever failed: what Orbax still wrote would come between the removals of the resume."""
     with pytest.MonkeyPatch.context() as patch:
         _kill_at(patch, Record, "write_steps", 1, after=True)
-        patch.setattr(run_module, "save_sharded", partial(_slowly, run_module.save_sharded))
+        patch.setattr(states, "save_sharded", partial(_slowly, states.save_sharded))
         with pytest.raises(UserError, match="_Killed"):
             train_here(tiny_config(snapshots={"state_every_s": 1e-9}), tmp_path / "run")
     assert [thread.name for thread in threading.enumerate() if thread.name == "async_save"] == []
