@@ -38,7 +38,7 @@ class BranchArgs(ConfigArgs):
 
 def config_of(run: str) -> Config:
     """What the fields are unless given. Raises UserError for what is no run directory."""
-    return default_config(RunDir.open(run))
+    return default_config(RunDir.open(run).one())
 
 
 def branch(args: BranchArgs, console: Console, given: Sequence[str]) -> int:
@@ -48,6 +48,8 @@ def branch(args: BranchArgs, console: Console, given: Sequence[str]) -> int:
     quiet_orbax()
     found = open_branch(args.config, args.at, is_anew=args.anew, fresh_optimizer=args.fresh_optimizer)
     config = with_its_tokenizer(found.parent, args.overrides)
+    if config.members:
+        raise UserError(f"members = {len(config.members)}: a branch is one run")
     found.check(config)
     fresh = f"fresh: {', '.join(found.fresh)}" if found.fresh else "from its full state"
     changed = found.changed_fields(config)

@@ -24,7 +24,10 @@ from icl_jax.rundir.record import ProbeResult, StepBlock
 BRANCH = "branch"
 """Entry of environment.json: parent, step, and what was changed or is fresh."""
 _BLOCK = 4096
-_SCHEDULES = ("model.n_ctx", "train.n_steps", "train.batch_size", "snapshots.n_linear", "snapshots.n_log", "probes.")
+_SCHEDULES = (
+    "model.n_ctx", "train.n_steps", "train.batch_size", "snapshots.n_linear", "snapshots.n_log", "snapshots.keep",
+    "probes.",
+)  # fmt: skip
 """Fields that the parent's record and snapshots are laid out by."""
 
 
@@ -50,7 +53,7 @@ class Branch:
 
     @property
     def _has_state(self) -> bool:
-        return self.step in saved_steps(self.parent.path / "state")
+        return self.step in saved_steps(self.parent.root / "state")
 
     @cached_property
     def params(self) -> Arrays:
@@ -179,7 +182,7 @@ class Branch:
 
 def open_branch(path: str, step: int, *, is_anew: bool = False, fresh_optimizer: bool = False) -> Branch:
     """A branch of the run `path`. Raises UserError for a step of which it has neither a snapshot nor a state."""
-    parent = RunDir.open(path)
+    parent = RunDir.open(path).one()
     branch = Branch(parent, step, is_anew or parent.imported is not None, fresh_optimizer)
     if not branch._has_state:
         parent.snapshot(step)
@@ -203,7 +206,7 @@ def default_config(parent: RunDir) -> Config:
 
 def with_its_tokenizer(parent: RunDir, config: Config) -> Config:
     """With the parent's tokenizer.json for other text: ids must mean what they meant. One that is given stays."""
-    path, before, now = parent.path / "tokenizer.json", parent.config.data, config.data
+    path, before, now = parent.root / "tokenizer.json", parent.config.data, config.data
     is_same = (now.source, now.options) == (before.source, before.options) and parent.imported is None
     if is_same or now.tokenizer != before.tokenizer or not path.exists():
         return config

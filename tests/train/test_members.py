@@ -356,6 +356,15 @@ def test_analysis(together: Path, alone: Path, tmp_path: Path) -> None:
     assert any("members/3/analysis.zarr" in problem for problem in problems(RunDir.open(str(run))))
 
 
+def test_a_branch_of_a_member(together: Path, alone: Path, tmp_path: Path) -> None:
+    status, out, err = command("branch", together / "members" / "3", "--at", "5", "--run", tmp_path / "branch")
+    assert (status, err) == (0, ""), err
+    assert "complete, 8 steps" in out
+    branch, expected = RunDir.open(str(tmp_path / "branch")).load_record(), RunDir.open(str(alone)).load_record()
+    # What it has of before is its parent's; the step after, from the same parameters.
+    assert np.array_equal(branch["loss"][:6], expected["loss"][:6])
+
+
 def test_opened(together: Path) -> None:
     run = icl_jax.open_run(str(together))
     member = run.member(3)
@@ -377,6 +386,8 @@ def test_opened(together: Path) -> None:
         (("report", "RUN"), "has 4 members: name one, such as"),
         (("export", "RUN", "--to", "transformer-lens"), "has 4 members: name one, such as"),
         (("probe", "RUN", "1 2"), "has 4 members: name one, such as"),
+        (("branch", "RUN", "--at", "8", "--run", "NEW"), "has 4 members: name one, such as"),
+        (("branch", "RUN/members/1", "--at", "8", "--members.seeds", "2", "--run", "NEW"), "a branch is one run"),
         (("verify", "RUN/members/4"), "member = 4: must be from 0 to 3"),
         (("train", "CONFIG", "--run", "RUN/members/1"), "icl-jax split makes a run of it"),
         (("train", "CONFIG", "--members.seeds", "5", "--run", "RUN"), "members.seeds: '4,1,0,7' != '0..4'"),
