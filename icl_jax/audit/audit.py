@@ -101,8 +101,11 @@ def _checkpoints(
             continue
         try:
             with source.fetch(revision) as fetched:
-                tensors = open_checkpoint(fetched.path).tensors
-                yield step, {n: t.read().astype(np.float32) for n, t in tensors.items() if t.dtype.name in _FLOATS}
+                checkpoint = open_checkpoint(fetched.path)
+                tensors = checkpoint.tensors.items()
+                arrays = {n: t.read().astype(np.float32) for n, t in tensors if t.dtype.name in _FLOATS}
+                _ = checkpoint.files  # as their hashes say
+                yield step, arrays
         except UserError as error:
             if not any(finding.kind == "missing" and step in finding.steps for finding in findings):
                 findings.append(Finding(steps=(step,), kind="damaged", said=str(error)))

@@ -1,9 +1,11 @@
 """One checkpoint: what its config.json says, and its tensors."""
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,16 +35,21 @@ class Checkpoint:
     config: dict[str, Any]
     """config.json, or what stands for it."""
     tensors: Tensors
-    files: dict[str, str]
-    """SHA-256 of each file that was read, by its name."""
+    hashes: dict[str, Future[str]]
+    """Of each file that was read, by its name, taken beside: see `files`."""
     tokenizer_json: str | None = field(default=None, repr=False)
     """In the format of the `tokenizers` library, where the file itself holds one (GGUF)."""
+
+    @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of each file that was read, by its name. Raises UserError for one that is not what its hash says."""
+        return {name: found.result() for name, found in self.hashes.items()}
 
     @property
     def n_bytes(self) -> int:
         """Of the files."""
         folder = self.path if self.path.is_dir() else self.path.parent
-        return sum((folder / name).stat().st_size for name in self.files if (folder / name).is_file())
+        return sum((folder / name).stat().st_size for name in self.hashes if (folder / name).is_file())
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -53,23 +60,49 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read all but the tensors' numbers, and take the SHA-256 of the files.
+    """Read all but the tensors' numbers, and begin to take the SHA-256 of the files: `Checkpoint.files` has it.
 
-    Raises UserError, naming the file, where one is missing, damaged, not what its hash says, or of no known kind.
+    Raises UserError, naming the file, where one is missing, damaged, or of no known kind.
     """
+    with _hashing() as take:
+        return _open(path, take)
+
+
+@contextlib.contextmanager
+def _hashing() -> Iterator[Callable[..., Future[str]]]:
+    """A thread that takes hashes. What they say of a damaged file comes before whatever else goes wrong with it."""
+    beside = ThreadPoolExecutor(1, thread_name_prefix="icl_jax-hashes")
+    taken: list[Future[str]] = []
+
+    def take(fn: Callable[[Path], str], path: Path) -> Future[str]:
+        taken.append(beside.submit(fn, path))
+        return taken[-1]
+
+    try:
+        yield take
+    except UserError:
+        for found in taken:
+            found.result()
+        raise
+    finally:
+        beside.shutdown(wait=False)
+
+
+def _open(path: Path, take: Callable[..., Future[str]]) -> Checkpoint:
     if path.is_dir() and not (path / "config.json").is_file() and is_checkpoint(path):
         (path,) = path.glob(f"*{_GGUF}")
     if path.suffix == _GGUF:
         from icl_jax.importing.formats.gguf_file import load_gguf  # its library is an extra
 
+        hashes = {path.name: take(file_sha256, path)}
         config, tensors, tokenizer_json = load_gguf(path)
-        return Checkpoint(path, config, tensors, {path.name: file_sha256(path)}, tokenizer_json)
+        return Checkpoint(path, config, tensors, hashes, tokenizer_json)
     if path.suffix in _PTH and (beside := _config_beside(path)) is not None:
-        read = {path.name: file_sha256(path), "config.json": content_sha256(beside / "config.json")}
+        read = {path.name: take(file_sha256, path), "config.json": take(content_sha256, beside / "config.json")}
         return Checkpoint(path, load_config_json(beside), load_pytorch(path), read)
     config = load_config_json(path)
     files = _weight_files(path)
-    hashes = {name: file_sha256(path / name) for name in ["config.json", *files]}
+    hashes = {name: take(file_sha256, path / name) for name in ["config.json", *files]}
     tensors = {}
     for name in files:
         found = _loader(path / name)(path / name)

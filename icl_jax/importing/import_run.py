@@ -135,21 +135,24 @@ class _Import:
         with self._source.fetch(revision) as fetched:
             checkpoint = open_checkpoint(fetched.path)
             n_bytes = checkpoint.n_bytes
-            model, params = map_weights(
-                checkpoint, n_ctx=self._n_ctx if self._run is None else self._run.config.model.n_ctx,
-                ignored=self._settings.ignored,
-            )  # fmt: skip
+            try:
+                model, params = map_weights(
+                    checkpoint, n_ctx=self._n_ctx if self._run is None else self._run.config.model.n_ctx,
+                    ignored=self._settings.ignored,
+                )  # fmt: skip
+            finally:
+                files = checkpoint.files  # a file that is not what its hash says is the reason of whatever it is
             if self._run is None:
                 self._run = self._create(checkpoint, model, chosen)
             elif model != self._run.config.model:
                 raise UserError(f"{fetched.path}: its config.json is of another architecture than the run's")
-            self._keep(self._run, revision, fetched, checkpoint, params)
+            self._keep(self._run, revision, fetched, files, params)
         return n_bytes
 
-    def _keep(self, run: RunDir, revision: Revision, fetched: Fetched, checkpoint: Checkpoint, params: Arrays) -> None:
+    def _keep(self, run: RunDir, revision: Revision, fetched: Fetched, files: dict[str, str], params: Arrays) -> None:
         step, imported = self._step(revision), run.environment["imported"]
         imported["snapshots"][str(step)] = {
-            "revision": revision.name, "commit": fetched.commit, "files": checkpoint.files,
+            "revision": revision.name, "commit": fetched.commit, "files": files,
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
         imported["missing"].pop(str(step), None)
