@@ -82,6 +82,12 @@ def test_a_run_is_opened_without_the_libraries_that_take_seconds(checkout: Path,
     assert not _loaded(code, checkout) & {"flax", "jax", "orbax", "xarray", "zarr"}
 
 
+def test_training_starts_without_what_only_analysis_needs(checkout: Path) -> None:
+    loaded = _loaded("import icl_jax.train.session", checkout)
+    assert "icl_jax.maths.change_point" in loaded
+    assert not loaded & {"matplotlib", "scipy", "wandb"}
+
+
 @pytest.mark.parametrize("name", ["open_run"])
 def test_names_that_are_loaded_late_are_there(name: str) -> None:
     import icl_jax

@@ -24,9 +24,6 @@ from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Real
-from scipy.ndimage import zoom
-from scipy.optimize import nnls
-from scipy.special import ndtri
 
 from icl_jax.maths.step_fit import FLOOR, ColumnFit, StepFits, logistic
 
@@ -322,6 +319,8 @@ class _Search:
 
     def fitted(self, steps: Sequence[_Step]) -> np.ndarray:
         """The curve of the best fit, up to a constant."""
+        from scipy.optimize import nnls
+
         columns = self.columns(steps)
         middle = columns - columns.mean(axis=0)
         return middle @ nnls(middle, self.y - self.y.mean(), maxiter=2000)[0]
@@ -406,6 +405,8 @@ class _Posterior:
 
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
         """5 %, 50 %, 95 % of start and end."""
+        from scipy.ndimage import zoom
+
         fine = zoom(np.maximum(self.log_p, -50), 4, order=1)
         place = np.linspace(self.places[0], self.places[-1], fine.shape[0])[:, None]
         half = np.exp(np.linspace(self.log_widths[0], self.log_widths[-1], fine.shape[1])) / 2
@@ -414,6 +415,8 @@ class _Posterior:
 
     def sizes(self) -> np.ndarray:
         """5 %, 50 %, 95 % of what the step does within the run."""
+        from scipy.special import ndtri
+
         log_p = self.log_p.ravel()
         keep = log_p > -5
         place, width = np.meshgrid(self.places, np.exp(self.log_widths), indexing="ij")

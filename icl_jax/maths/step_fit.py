@@ -8,7 +8,6 @@ import contextlib
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import nnls
 
 RISE = 2 * np.log(9)
 """From 10 % to 90 % of a logistic step, in units of its scale."""
@@ -52,6 +51,8 @@ class ColumnFit:
 
     def without(self) -> float:
         """Residual sum of squares without a step, the floor of the noise in it."""
+        from scipy.optimize import nnls
+
         return float(nnls(self.r, self.qy, maxiter=500)[1] ** 2 + self._rss_left + self._floor)
 
     def with_each(self, steps: np.ndarray, n_tried: int | None = None) -> "StepFits":
@@ -60,6 +61,8 @@ class ColumnFit:
         With `n_tried`, only so many, twice: those that gain most beside the columns of the best fit without one, then
         beside those of the best of them.
         """
+        from scipy.optimize import nnls
+
         steps = self._less_constant(steps)
         inside = self._q.T @ steps
         outside = steps - self._q @ inside

@@ -37,6 +37,8 @@ def serve(main: Callable[[], None]) -> None:
     process.keep_freed_memory()
     process.one_blas_thread()
     process.quiet_libraries()
+    import scipy.ndimage
+    import scipy.optimize  # noqa: F401
     import zarr  # noqa: F401
 
     import icl_jax.analysis.run_measurements

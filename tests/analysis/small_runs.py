@@ -11,8 +11,6 @@ from tests.data_configs import data_config
 from tests.hand_built import BOS, induction_model, repeated_rows
 from tests.model.random_params import random_params
 
-TOKENS_PER_STEP = 1000
-
 
 def config_of(model: ModelConfig, last_step: int) -> Config:
     return Config(

@@ -14,7 +14,6 @@ from icl_jax.config import UserError
 from icl_jax.rundir.manifest import Manifest, SnapshotEntry, params_sha256
 
 HASH = "0123456789abcdef" * 4
-ENTRY = SnapshotEntry(3, 30, HASH, 8)
 
 ENTRIES = st.lists(
     st.builds(
