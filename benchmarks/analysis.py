@@ -77,7 +77,8 @@ def _analyze(path: Path, only: str) -> tuple[float, float]:
 
 def _ours(run: Any) -> dict[str, list[float]]:
     """Seconds per snapshot of each part, batch by batch; the first batch, which compiles, is left out."""
-    from icl_jax.analysis.run_measurements import load_stacked, make_context
+    from icl_jax.analysis.run_measurements import make_context
+    from icl_jax.analysis.session import load_stacked
     from icl_jax.measures import composition, head_scores, held_out_loss
 
     context = make_context(run)

@@ -46,6 +46,10 @@ class Args:
     """Times that live measures are taken."""
     alone: int = 2
     """Members of the largest number that are trained alone and compared."""
+    analyze: bool = False
+    """Analyze each run too: every measurement of its snapshots."""
+    devices: int = 0
+    """Devices to train on; 0: all."""
     out: Path = Path("runs/bench/members.json")
     """Where the JSON goes."""
 
@@ -57,16 +61,23 @@ def train(args: Args, folder: str, *options: str) -> tuple[RunDir, dict[str, flo
         *_CLI, "train", args.config, "--run", path, "--tracker.wandb", "disabled", "--snapshots.n-linear", "0",
         "--snapshots.n-log", str(args.snapshots), "--probes.n-probes", str(args.probes), *options,
         *(("--train.n-steps", str(args.steps)) if args.steps else ()),
+        *(("--devices", str(args.devices)) if args.devices and "--devices" not in options else ()),
     ]  # fmt: skip
+    took = timed(command, "")
+    if args.analyze:
+        took |= timed([*_CLI, "analyze", path], "analysis_")
+    run = RunDir.open(path)
+    return run, took | {"step_s": float(np.median(run.load_record()["step_s"].values))}
+
+
+def timed(command: list[str], prefix: str) -> dict[str, float]:
+    """Run a command, and what it took: wall-clock and CPU seconds, named with a prefix."""
     cpu_s, start_s = sum(os.times()[2:4]), time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(options)}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}")
-    wall_s = time.perf_counter() - start_s
+        raise SystemExit(f"{' '.join(command[3:])}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}")
     print(done.stdout.strip().splitlines()[0], flush=True)
-    run = RunDir.open(path)
-    step_s = float(np.median(run.load_record()["step_s"].values))
-    return run, {"wall_s": wall_s, "cpu_s": sum(os.times()[2:4]) - cpu_s, "step_s": step_s}
+    return {f"{prefix}wall_s": time.perf_counter() - start_s, f"{prefix}cpu_s": sum(os.times()[2:4]) - cpu_s}
 
 
 def change_start(record: xr.Dataset) -> float | None:
@@ -113,14 +124,22 @@ def main(args: Args) -> None:
         shutil.rmtree(folder)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=1) + "\n")
-    table = Table("members", "wall s", "wall / first", "s a member", "CPU s", "step s", title=args.config)
-    first = results["runs"][args.members[0]]["wall_s"]
+    columns = ["members", "wall s", "wall / first", "s a member", "CPU s", "step s"]
+    columns += ["analysis, CPU s", "CPU s a member, all", "of the first"] if args.analyze else []
+    table = Table(*columns, title=args.config)
+    first = results["runs"][args.members[0]]
     for n, took in results["runs"].items():
         wall = took["wall_s"]
-        table.add_row(
-            str(n), f"{wall:.1f}", f"{wall / first:.2f}", f"{wall / n:.2f}", f"{took['cpu_s']:.0f}",
+        cells = [
+            str(n), f"{wall:.1f}", f"{wall / first['wall_s']:.2f}", f"{wall / n:.2f}", f"{took['cpu_s']:.0f}",
             f"{took['step_s']:.4f}",
-        )  # fmt: skip
+        ]  # fmt: skip
+        if args.analyze:
+            each, of_first = (
+                (one["cpu_s"] + one["analysis_cpu_s"]) / m for one, m in ((took, n), (first, args.members[0]))
+            )
+            cells += [f"{took['analysis_cpu_s']:.0f}", f"{each:.1f}", f"{each / of_first:.2f}"]
+        table.add_row(*cells)
     Console().print(table)
 
 

@@ -8,7 +8,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from icl_jax.analysis.over_members import analyze_over_members as analyze_over_members
     from icl_jax.analysis.run_measurements import analyze as analyze
+    from icl_jax.analysis.run_measurements import analyze_members as analyze_members
     from icl_jax.analysis.run_measurements import make_context as make_context
     from icl_jax.maths.activations import patterns as patterns
     from icl_jax.maths.factored_matrix import FactoredMatrix as FactoredMatrix
@@ -32,6 +34,8 @@ _HOMES = {
     "FactoredMatrix": "icl_jax.maths.factored_matrix",
     "ablate": "icl_jax.measures.ablation",
     "analyze": "icl_jax.analysis.run_measurements",
+    "analyze_members": "icl_jax.analysis.run_measurements",
+    "analyze_over_members": "icl_jax.analysis.over_members",
     "classify_tokens": "icl_jax.measures.token_classes",
     "composition_scores": "icl_jax.measures.composition",
     "copying_eigenvalue": "icl_jax.measures.copying",

@@ -164,6 +164,11 @@ def listing_sha256(entries: list[SnapshotEntry]) -> str:
     return sha256_of("".join(f"{entry.step} {entry.sha256}\n" for entry in entries))
 
 
+def listing_stamp(entries: list[SnapshotEntry]) -> dict[str, str]:
+    """Attributes that say of which snapshots an analysis over members is, for `outdated`."""
+    return {_LISTING: listing_sha256(entries), _SNAPSHOTS: "null"}
+
+
 def outdated(run: RunDir, dataset: xr.Dataset) -> str | None:
     """What the run has become since it was analyzed, in a sentence; None if nothing. Raises UserError."""
     entries, analyzed = run.read_snapshots(), dataset["snapshot"].values

@@ -27,7 +27,7 @@ class OpenedRun:
     def member(self, index: int) -> "OpenedRun":
         """One member of a run with members, counted from 0: a run like any other. Raises UserError if there is none.
 
-        Without it, record and parameters of such a run have an axis `member`; analysis and probes are of one member.
+        Without it, record and parameters of such a run have an axis `member`, and its analysis is over members.
         """
         return OpenedRun(str(self._run.member(index).path))
 
@@ -61,10 +61,12 @@ class OpenedRun:
 
     @cached_property
     def analysis(self) -> "xr.Dataset":
-        """Every measurement that `icl-jax analyze` has taken; read lazily. Warns where the run has changed since."""
+        """Every measurement that `icl-jax analyze` has taken; read lazily. Warns where the run has changed since.
+
+        Of a run with members what is measured over them: see `icl_jax.analysis.over_members`.
+        """
         from icl_jax.analysis.dataset import load_dataset, outdated  # with the measurements, and flax
 
-        self._run.one()
         dataset = load_dataset(self._run.path / "analysis.zarr")
         if change := outdated(self._run, dataset):
             warnings.warn(f"{change}: icl-jax analyze measures what is new", stacklevel=3)

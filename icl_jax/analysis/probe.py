@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from icl_jax.analysis.checks import text_ids
 from icl_jax.analysis.dataset import load_dataset, outdated
-from icl_jax.analysis.run_measurements import load_stacked
+from icl_jax.analysis.session import load_stacked
 from icl_jax.config import ModelConfig
 from icl_jax.data.text.tokenizing import decode_tokens
 from icl_jax.maths.logit_attribution import LogitAttribution, direct_logit_attribution

@@ -21,7 +21,7 @@ class AnalyzeArgs:
     """Arguments of `icl-jax analyze`."""
 
     runs: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN")] = ()
-    """Run directories; of one with members each member in turn, RUN/members/K one of them."""
+    """Run directories; of one with members all of them, RUN/members/K one of them."""
     only: str = ""
     """Measurements to take, such as head_scores,icl; what they need is taken too. Default: all that apply."""
     snapshots: str = ""
@@ -55,14 +55,13 @@ def analyze(args: AnalyzeArgs, console: Console) -> int:
     process.configure_jax(process.cpu_count())
     process.devices()
     is_chosen = only is not None or snapshots is not None or args.rows
-    for whole in opened:
-        for run in whole.each():
-            if args.show and not is_chosen:
-                bring_up_to_date(run, console)
-            else:
-                _take(run, console, only=only, snapshots=snapshots, n_rows=args.rows or None)
+    for run in opened:
+        if args.show and not is_chosen:
+            bring_up_to_date(run, console)
+        else:
+            _take(run, console, only=only, snapshots=snapshots, n_rows=args.rows or None)
         if args.show:
-            say(console, "\n".join(_table(whole)))
+            say(console, "\n".join(_table(run)))
     return 0
 
 
@@ -71,35 +70,48 @@ def _table(run: RunDir) -> list[str]:
     from icl_jax.report.members_table import members_table
     from icl_jax.report.phase_table import phase_table
 
-    if run.config.members:
-        return members_table({k: load_dataset(one.path / "analysis.zarr").load() for k, one in enumerate(run.each())})
-    return phase_table(load_dataset(run.path / "analysis.zarr").load())
+    if run.config.members and not (run.path / "analysis.zarr").exists():
+        return [f"analysis of {len(run.config.members)} members; the phase change was not asked for"]
+    dataset = load_dataset(run.path / "analysis.zarr").load()
+    return members_table(dataset) if run.config.members else phase_table(dataset)
 
 
 def bring_up_to_date(run: RunDir, console: Console) -> None:
     """Analyze a run that never was, or that has changed since. Raises UserError."""
     from icl_jax.analysis.dataset import asked_of, load_dataset, outdated
 
-    path = run.path / "analysis.zarr"
-    if not path.exists():
-        _take(run, console)
+    places = [run, *run.each()] if run.config.members else [run]
+    known = [(one, load_dataset(path)) for one in places if (path := one.path / "analysis.zarr").exists()]
+    stale = [(one, dataset, change) for one, dataset in known if (change := outdated(one, dataset))]
+    if not stale and len(known) == len(places):
         return
-    known = load_dataset(path)
-    change = outdated(run, known)
-    if change is not None:
-        say(console, f"{change}: measuring what is new")
-        _take(run, console, **asked_of(known))
+    if stale:
+        say(console, f"{stale[0][2]}: measuring what is new")
+    asked = [asked_of(dataset) for one, dataset, _ in stale if not one.config.members]
+    _take(run, console, **(asked[0] if asked else {}))
 
 
 def _take(run: RunDir, console: Console, **asked: Any) -> None:
+    from icl_jax.analysis.over_members import analyze_over_members, brief
     from icl_jax.analysis.run_measurements import analyze as take
+    from icl_jax.analysis.run_measurements import analyze_members
 
     started = time.monotonic()
     with MeasurementsDisplay(console, str(run.path)) as display:
-        dataset = take(run, progress=display.update, **asked)
-    n_variables, n_snapshots = len(dataset.data_vars), dataset.sizes["snapshot"]
+        if run.config.members:
+            briefs = {}
+            for member, dataset in analyze_members(run, progress=display.update, **asked):
+                n_variables, n_snapshots = len(dataset.data_vars), dataset.sizes["snapshot"]
+                briefs[member.index or 0] = brief(dataset)
+        else:
+            dataset = take(run, progress=display.update, **asked)
+            n_variables, n_snapshots = len(dataset.data_vars), dataset.sizes["snapshot"]
     took = f"{display.n_taken} measurements taken in {time.monotonic() - started:.0f} s"
-    say(console, f"{run.path / 'analysis.zarr'}: {n_variables} variables of {n_snapshots} snapshots; {took}")
+    n, path = len(run.config.members), run.path
+    where = f"{path / 'members'}: of {n} members each" if n else f"{path / 'analysis.zarr'}:"
+    say(console, f"{where} {n_variables} variables of {n_snapshots} snapshots; {took}")
+    if run.config.members and (run.config.probes.n_probes or "icl_windowed" in briefs[0]):
+        analyze_over_members(run, briefs)
 
 
 def _parse_snapshots(text: str) -> int | list[int] | None:

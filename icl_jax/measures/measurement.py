@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 import jax
@@ -77,6 +77,13 @@ class Context:
     """[row, last states, next state]: the transitions that each held-out row of the `markov` corpus was drawn from."""
     recorded: Recorded | None = None
     """None for a run whose record has no steps yet."""
+
+    def of_member(self, config: Config, recorded: Recorded | None) -> "Context":
+        """That of another member of the run, whose rows are the same."""
+        other = replace(self, config=config, recorded=recorded)
+        if (config.model, config.data) == (self.config.model, self.config.data):
+            other.__dict__["fingerprint"] = self.fingerprint  # hashed once
+        return other
 
     @cached_property
     def repeated(self) -> np.ndarray:

@@ -281,6 +281,16 @@ def load_record(path: epath.Path, tally: Tally | None = None, index: int | None 
     return record.set_coords([n for n in ("tokens", "probe_step", "probe_tokens", *of_members) if n in record])
 
 
+def record_of_member(record: "xr.Dataset", index: int) -> "xr.Dataset":
+    """What `load_record` with `index` gives, of the record of all: for who reads every member."""
+    of_members = [name for name, variable in record.variables.items() if variable.dims == ("member",)]
+    one = record.isel(member=index).drop_vars(of_members)
+    one = one.isel(step=slice(0, _leading(*(np.isfinite(one[name].values) for name in _STEP_SCALARS))))
+    if "probe" in one.sizes:
+        one = one.isel(probe=slice(0, _leading(np.isfinite(one[_PROBE_IS_COMPLETE].values))))
+    return one
+
+
 def _n_recorded(path: epath.Path, scalars: "list[xr.DataArray]") -> int:
     """Length of the leading stretch of steps that is recorded in all of these, read chunk by chunk."""
 
