@@ -23,7 +23,7 @@ class ReportArgs:
     """Arguments of `icl-jax report`."""
 
     runs: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN")] = ()
-    """Run directories: a column of the page each."""
+    """Run directories: a column of the page each; of one with members some are, and all are shown together."""
     out: str = ""
     """Folder of the report. Default: report/ in the first run directory."""
 
@@ -37,9 +37,10 @@ def report(args: ReportArgs, console: Console) -> int:
     out = Path(args.out or Path(args.runs[0]) / "report")
     if (file := next((path for path in (out, *out.parents) if path.exists()), out)).exists() and not file.is_dir():
         raise UserError(f"--out = {str(out)!r}: {file} is a file: must be a folder")
-    runs = [RunDir.open(path).one() for path in args.runs]
+    runs = [RunDir.open(path) for path in args.runs]
     for run in runs:
-        check_analysis(run)
+        for one in run.each():
+            check_analysis(one)
     waiting = [str(run.path) for run in runs if not (run.path / "analysis.zarr").exists()]
     if waiting:
         say(console, f"no analysis yet of {', '.join(waiting)}: taking it first")

@@ -45,6 +45,8 @@ class Series:
     """Dots so large that `text` stands inside them."""
     head: tuple[int, int] | None = None
     """Layer and head: a click isolates the head in every figure of its model."""
+    member: str = ""
+    """Name of a member of a run, RUN/members/K: a click opens it."""
     role: Role = ""
     colour: int = 0
     """Index into the colours of the report, for what is no head."""

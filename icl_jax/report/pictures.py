@@ -13,8 +13,7 @@ import matplotlib.transforms
 import numpy as np
 
 from icl_jax.report.chart import Axis, Band, Chart, Series, table_of
-from icl_jax.report.figures.figure import Figure, Panel
-from icl_jax.report.reported_run import ReportedRun
+from icl_jax.report.figures.figure import Drawable, Panel
 from icl_jax.telling import shortened
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
@@ -38,7 +37,7 @@ _STYLE: Any = {
 }  # fmt: skip
 
 
-def save_figure(figure: Figure, runs: list[ReportedRun], folder: Path) -> list[Path]:
+def save_figure(figure: Drawable, runs: list[Any], folder: Path) -> list[Path]:
     """Write NAME.png, NAME.pdf and NAME.csv, all charts in each; nothing where every panel is a gap."""
     charts = _charts(figure, runs)
     if not charts:
@@ -49,7 +48,7 @@ def save_figure(figure: Figure, runs: list[ReportedRun], folder: Path) -> list[P
     return paths
 
 
-def save_picture(figure: Figure, runs: list[ReportedRun], path: Path) -> bool:
+def save_picture(figure: Drawable, runs: list[Any], path: Path) -> bool:
     """Write one file, as its suffix says (PNG, PDF, SVG); False, and nothing, where every panel is a gap."""
     charts = _charts(figure, runs)
     if charts:
@@ -62,7 +61,7 @@ def save_charts(title: str, charts: list[Chart], path: Path) -> None:
     _draw(title, [(Panel(run=None, chart=chart), chart) for chart in charts], [path])
 
 
-def _charts(figure: Figure, runs: list[ReportedRun]) -> list[tuple[Panel, Chart]]:
+def _charts(figure: Drawable, runs: list[Any]) -> list[tuple[Panel, Chart]]:
     return [(panel, panel.chart) for panel in figure.panels(runs) if isinstance(panel.chart, Chart)]
 
 

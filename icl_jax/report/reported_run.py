@@ -295,9 +295,14 @@ def open_runs(paths: list[str]) -> list[ReportedRun]:
         chosen = max(same, key=lambda run: len(run.manifest.read())) if len(same) > 1 else same[0]
         runs.append(chosen)
         also.append(tuple(dict.fromkeys(str(run.path) for run in same if run.path != chosen.path)))
-    parts = [PurePath(absolute(run.path)).parts for run in runs]
-    names = short_names(parts)
+    names = short_names([_parts(run) for run in runs])
     return [ReportedRun(*each) for each in zip(runs, names, also, strict=True)]
+
+
+def _parts(run: RunDir) -> tuple[str, ...]:
+    """A member's number alone would name nothing."""
+    parts = PurePath(absolute(run.path)).parts
+    return parts if run.index is None else (*parts[:-3], "/".join(parts[-3:]))
 
 
 def short_names(parts: list[tuple[str, ...]]) -> list[str]:

@@ -18,6 +18,8 @@ from tests.analysis.small_runs import make_run, random_rows
 from tests.model.random_params import random_params
 from tests.rundir.made_run import edit_config
 
+N_MEMBERS, WITHOUT = 12, 4
+"""Of the run with members, and the one that never changes."""
 HOSTILE = (
     "<bos>", "<script>alert(1)</script>", "</script><img src=x onerror=alert(2)>", "&lt;b&gt;", "\u202eright to left",
     "\u05e9\u05dc\u05d5\u05dd", "a\u2028b\u2029c", "\x00\x1b[31m", "{{ plotly }}", "<!--<script>", "'\"`${1}\\",

@@ -383,7 +383,6 @@ def test_opened(together: Path) -> None:
         (("split", "RUN", "--member", "4", "--run", "NEW"), "member = 4: must be from 0 to 3"),
         (("split", "RUN/members/1", "--member", "0", "--run", "NEW"), "has no members"),
         (("split", "RUN", "--member", "1", "--run", "RUN"), "is a run already"),
-        (("report", "RUN"), "has 4 members: name one, such as"),
         (("export", "RUN", "--to", "transformer-lens"), "has 4 members: name one, such as"),
         (("probe", "RUN", "1 2"), "has 4 members: name one, such as"),
         (("branch", "RUN", "--at", "8", "--run", "NEW"), "has 4 members: name one, such as"),

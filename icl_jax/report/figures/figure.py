@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,8 +28,27 @@ class Panel:
     """The number to hold against the paper's; empty where there is none."""
 
 
+class Drawable(Protocol):
+    """A figure of whatever kind of runs, as pictures and page draw it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def shows(self) -> str: ...
+    @property
+    def look_for(self) -> str: ...
+    @property
+    def paper(self) -> str: ...
+    def panels(self, runs: Any) -> list[Panel]:
+        """Its charts, or why there are none."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Captions:
+class Captions:
+    """What every figure says of itself."""
+
     name: str
     """Stem of its files, and its anchor on the page."""
     title: str
@@ -42,7 +61,7 @@ class _Captions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunFigure(_Captions):
+class RunFigure(Captions):
     """A row of the model-analysis table: one chart per run, or several that belong together."""
 
     source: str = ""
@@ -67,7 +86,7 @@ class RunFigure(_Captions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ComparisonFigure(_Captions):
+class ComparisonFigure(Captions):
     """One chart of all runs that have what it needs, or several."""
 
     chart: Callable[[list[ReportedRun]], Chart | Gap | list[Chart]]

@@ -158,7 +158,8 @@ function seriesColour(series) {
 function tracesOf(chart) {
   if (chart.heat) {
     const { x, y, z, label, diverging, range, heads } = chart.heat;
-    const where = heads ? "head %{y}.%{x}" : "%{x:.3s} tokens<br>index %{y:.0f}";
+    const others = chart.x.tokens ? "%{x:.3s} tokens<br>index %{y:.0f}" : `${plain(chart.x.label)} %{x}, ${plain(chart.y.label)} %{y}`;
+    const where = heads ? "head %{y}.%{x}" : others;
     const middle = root.dataset.theme === "dark" ? "#26282e" : "#f7f7f7";
     return [{
       type: "heatmap", x: array(x), y: array(y), z: rows(array(z), array(x).length), zmid: diverging ? 0 : undefined, ...(range ? { zmin: range[0], zmax: range[1] } : {}),
@@ -182,7 +183,7 @@ function tracesOf(chart) {
     const style = modelStyle(series, x.length);
     const texts = series.text ? Array.from(x, (_, i) => (i === x.length - 1 ? plain(series.text) : "")) : undefined;
     traces.push({
-      type: "scatter", x, y, name: plain(series.label), meta: series.head ? { head: series.head } : {},
+      type: "scatter", x, y, name: plain(series.label), meta: series.head ? { head: series.head } : series.member ? { member: series.member } : {},
       mode: (series.dots ? "markers" : style.mode) + (texts ? "+text" : ""), text: texts, textposition: series.node ? "middle center" : "top center",
       textfont: { size: 10, color: series.node ? css("--paper") : css("--ink") }, cliponaxis: !texts,
       line: { color, width: series.width, dash: style.dash }, marker: { color, size: series.node ? 24 : 8 * series.width / 1.5, ...style.marker },
@@ -219,8 +220,9 @@ function drawChart(element, chart, run) {
   };
   element.redraw();
   element.on("plotly_click", ({ points: [point] }) => {
-    const head = chart.heat?.heads ? [point.y, point.x] : point.data.meta?.head;
+    const { head, member } = chart.heat?.heads ? { head: [point.y, point.x] } : point.data.meta ?? {};
     if (head) selectHead(run, head);
+    if (member) openMember(member);
   });
 }
 
@@ -316,6 +318,75 @@ function modelsSection() {
 function auditSection() {
   const cells = data.runs.flatMap((run, i) => (run.audit ? [cell(i, make("img", { src: `data:image/png;base64,${run.audit}`, alt: "Distance of each snapshot from the first, and from its neighbours" }))] : []));
   if (cells.length) section("audit", "Audit", prose("How far each snapshot lies from the first, and how far apart from its neighbours: icl-jax audit names what is out of line."), strip(...cells));
+}
+
+// ---- members: many runs of one experiment, together
+
+let openedMember = null;
+const memberListeners = [];
+const memberName = (of, k) => `${of.name}/members/${k}`;
+
+// Marks a member in the figures of all, and shows its column below where the page has one.
+function openMember(name) {
+  openedMember = openedMember === name ? null : name;
+  memberListeners.forEach((listener) => listener());
+  const shown = data.runs.findIndex((run) => run.name === openedMember);
+  if (shown >= 0) {
+    data.runs.forEach((run, i) => { document.getElementById(`show-${i}`).checked = i === shown; });
+    showModels();
+  }
+  const where = shown >= 0 ? "shown in the figures below" : `not among those shown below: icl-jax report RUN RUN/members/${openedMember?.split("/").pop()} adds it`;
+  document.querySelectorAll(".opened-member").forEach((element) => { element.textContent = openedMember ? `${openedMember}: ${where}.` : ""; });
+}
+
+function fadeMembers(element) {
+  if (!element.data?.some((trace) => trace.meta?.member)) return;
+  Plotly.restyle(element, { opacity: element.data.map((trace) => (openedMember && trace.meta?.member && trace.meta.member !== openedMember ? 0.12 : 1)) });
+}
+memberListeners.push(() => drawn.forEach(fadeMembers));
+
+function membersSection() {
+  if (!data.over_members) return;
+  const parts = data.over_members.flatMap((of, i) => [
+    ...(data.over_members.length > 1 ? [make("h3", {}, of.name)] : []), prose(`${of.name}: ${of.seeds.length} members, ${of.counts}.`),
+    ...(of.quantiles.length ? [prose("Share of members that are past it, with 95 % bootstrap intervals."), table(`members-quantiles-${i}`, ["", "5 %", "25 %", "50 %", "75 %", "95 %"], of.quantiles.map((row) => make("tr", {}, ...row.map((text) => td(text)))))] : []),
+    ...(of.laws.length ? [prose("Laws of the times, the likeliest first; the p-value is that of the largest distance from the Kaplan-Meier curve, by parametric bootstrap."), table(`members-laws-${i}`, ["time", "law", "AIC above the lowest", "distance", "p", ""], of.laws.map((row) => make("tr", {}, ...row.map((text) => td(text)))))] : []),
+    ...(of.known.length ? [prose(`Can the start be told before? ${of.predicted}`), table(`members-known-${i}`, ["known before", "rank correlation with the start", "95 % interval", "p"], of.known.map((row) => make("tr", {}, ...row.map((text) => td(text)))))] : []),
+    ...(of.outliers.length ? [prose("Outliers:"), make("ul", { class: "prose" }, ...of.outliers.map((one) => make("li", {}, make("button", { type: "button", onclick: () => openMember(memberName(of, one.member)) }, `member ${one.member}`), ` (seed ${one.seed}): ${one.why}`)))] : []),
+  ]);
+  const figures = data.members_figures.map((figure) => (figure.name === "members_scatter" ? scatterRow(figure) : figureRow(figure)));
+  section("members", "Over members", ...parts, prose("Click a curve or a dot to open the member it is of; once more to close it."), make("p", { class: "ours opened-member", role: "status" }), ...figures);
+}
+
+// A dot for each member, by any two of its numbers.
+function scatterRow(figure) {
+  const chosen = [...data.over_members[0].scatter];
+  const names = data.over_members[0].quantities;
+  const redraws = [];
+  const selects = chosen.map((name, i) => make("select", { id: `members-${"xy"[i]}`, "aria-label": `${"xy"[i]} axis`, onchange: (event) => { chosen[i] = event.target.value; redraws.forEach((f) => f()); } },
+    ...names.map((one) => make("option", { value: one.name, selected: one.name === name }, one.label))));
+  const cells = data.over_members.map((of) => {
+    const chart = make("div", { class: "chart", role: "img", "aria-label": `${of.name}: ${figure.title}` });
+    const redraw = () => {
+      const [x, y] = chosen.map((name) => of.quantities.find((one) => one.name === name) ?? of.quantities[0]);
+      const [xs, ys] = [array(x.values), array(y.values)];
+      const numbers = of.seeds.map((_, k) => k).filter((k) => Number.isFinite(xs[k]) && Number.isFinite(ys[k]));
+      const axis = (one) => ({ label: one.label, tokens: one.tokens, log: false, count: false, range: null });
+      const colours = numbers.map((k) => (memberName(of, k) === openedMember ? css("--accent") : COLOURS[root.dataset.theme][0]));
+      const sizes = numbers.map((k) => (memberName(of, k) === openedMember ? 13 : 8));
+      const trace = { type: "scatter", mode: "markers", x: numbers.map((k) => xs[k]), y: numbers.map((k) => ys[k]), customdata: numbers, marker: { color: colours, size: sizes },
+        text: numbers.map((k) => `member ${k}, seed ${of.seeds[k]}: ${of.status[k]}`), hovertemplate: "%{text}<br>%{x:.3s}, %{y:.4~g}<extra></extra>" };
+      Plotly.react(chart, [trace], layoutIn(chart, { x: axis(x), y: axis(y), series: [], bands: [], legend: false }), { responsive: true, displayModeBar: false });
+    };
+    chart.redraw = redraw;
+    whenSeen(chart, () => { drawn.add(chart); redraw(); chart.on("plotly_click", ({ points }) => openMember(memberName(of, points[0].customdata))); });
+    redraws.push(() => drawn.has(chart) && redraw());
+    return make("figure", { class: "cell" }, make("p", { class: "chart-title" }, of.name), chart);
+  });
+  memberListeners.push(() => redraws.forEach((f) => f()));
+  const link = (name) => make("a", { href: `figures/${name}` }, name.split(".").pop().toUpperCase());
+  return make("div", { class: "row", id: figure.name }, make("h3", {}, figure.title), prose(`${figure.shows} ${figure.look_for}`), make("div", { class: "controls" }, ...selects), strip(...cells),
+    make("p", { class: "files" }, link(`${figure.name}.png`), " · ", link(`${figure.name}.pdf`), " · ", link("members.csv")));
 }
 
 // ---- verdicts
@@ -604,6 +675,7 @@ document.getElementById("title").textContent = data.title;
 document.getElementById("made").textContent = data.made;
 modelsSection();
 auditSection();
+membersSection();
 section("comparison", "All models", ...data.comparisons.map(figureRow));
 verdictsSection();
 momentSection();

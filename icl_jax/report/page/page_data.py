@@ -2,6 +2,7 @@
 
 import base64
 import datetime
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,9 +12,11 @@ from icl_jax import __version__
 from icl_jax.maths.head_scores import HEAD_THRESHOLD
 from icl_jax.report.behaviours import behaviours
 from icl_jax.report.chart import Axis, Chart, Gap, Series, Value
-from icl_jax.report.figures.figure import Figure
+from icl_jax.report.figures.figure import Drawable
+from icl_jax.report.figures.over_members import OVER_MEMBERS, ReportedMembers
 from icl_jax.report.figures.table import BEHAVIOURS, COMPARISONS, MODEL_ANALYSIS
 from icl_jax.report.page.arrays import ArrayStore
+from icl_jax.report.page.members import over_members
 from icl_jax.report.page.moments import moments
 from icl_jax.report.page.token_losses import token_losses
 from icl_jax.report.page.token_text import TokenText
@@ -25,18 +28,20 @@ from icl_jax.telling import shortened
 _SHORT_NAME = 40
 
 
-def page_data(runs: list[ReportedRun]) -> dict[str, Any]:
+def page_data(runs: list[ReportedRun], members: Sequence[ReportedMembers] = ()) -> dict[str, Any]:
     """The object that page.js draws. Its `arrays` are those of `ArrayStore`; an integer elsewhere names one of them."""
     store = ArrayStore()
     group_of = {run.name: i for i, group in enumerate(group_by_config(runs)) for run in group.runs}
     every, runs = runs, choose(runs)
     texts = [TokenText(run) for run in runs]
     return {
-        "title": every[0].name if len(every) == 1 else f"{len(every)} runs",
+        "title": _title(every, members),
         "made": f"icl_jax {__version__}, {datetime.datetime.now(datetime.UTC):%d %B %Y}",
         "threshold": HEAD_THRESHOLD,
         "runs": [_run(run, group_of[run.name]) for run in runs],
         "others": [_run(run, group_of[run.name]) for run in every if run.name not in {run.name for run in runs}],
+        "over_members": over_members(members, runs, store) if members else None,
+        "members_figures": [_figure(figure, list(members), store) for figure in OVER_MEMBERS] if members else [],
         "comparisons": [_figure(figure, every, store) for figure in COMPARISONS],
         "model_analysis": [_figure(figure, runs, store) for figure in MODEL_ANALYSIS],
         "behaviour_figures": [
@@ -53,6 +58,12 @@ def page_data(runs: list[ReportedRun]) -> dict[str, Any]:
         ],
         "arrays": store.arrays,
     }
+
+
+def _title(runs: list[ReportedRun], members: Sequence[ReportedMembers]) -> str:
+    if len(members) == 1 and all(run.run.index is not None for run in runs):
+        return f"{members[0].name}, {members[0].data.sizes['member']} members"
+    return runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
 
 
 def _run(run: ReportedRun, group: int) -> dict[str, Any]:
@@ -93,7 +104,7 @@ def _changes(run: ReportedRun) -> list[str]:
     return found
 
 
-def _figure(figure: Figure, runs: list[ReportedRun], store: ArrayStore) -> dict[str, Any]:
+def _figure(figure: Drawable, runs: list[Any], store: ArrayStore) -> dict[str, Any]:
     panels = figure.panels(runs)
     return {
         "name": figure.name,
@@ -162,6 +173,7 @@ def _series(series: Series, store: ArrayStore) -> dict[str, Any]:
         "node": series.node,
         "in_legend": series.in_legend,
         "head": series.head,
+        "member": series.member,
         "role": series.role,
         "colour": series.colour,
         "width": series.width,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
-from tests.report.made_runs import HOSTILE
+from tests.report.made_runs import HOSTILE, N_MEMBERS, WITHOUT
 from tests.waiting import LAST_RESORT_S, wait_until
 
 _CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -192,5 +192,46 @@ def test_print_draws_everything_in_light_colours(browser: Browser, page: Path) -
     tab.evaluate("dispatchEvent(new Event('afterprint'))")
     assert max(tab.evaluate(wide)) > 681
     assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert wrong == []
+    tab.context.close()
+
+
+def test_members_are_chosen_and_opened(browser: Browser, members_page: Path) -> None:
+    tab, wrong = _open(browser, members_page, viewport={"width": 1280, "height": 900})
+    scatter = "document.querySelector('#members_scatter .chart')"
+    _see(tab, "#members_scatter .chart")
+    assert tab.evaluate(f"{scatter}.data[0].customdata") == [k for k in range(N_MEMBERS) if k != WITHOUT]
+    size = tab.evaluate(f"Array.from({scatter}.data[0].y)")
+    tab.locator("#members-y").select_option("known_previous_token")
+    assert tab.evaluate(f"Array.from({scatter}.data[0].y)") != size
+    assert tab.evaluate(f"{scatter}.layout.yaxis.title.text") == "previous-token score before any change"
+
+    # The last to change is a column of the page, the one before it is not.
+    shown = "[...document.querySelectorAll('#models-table input:checked')].map(e => e.parentElement.textContent.trim())"
+    box = tab.locator("#members_scatter .point").last.bounding_box()
+    assert box is not None
+    tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    _wait(tab, "document.querySelector('#members_scatter .hoverlayer text') !== null")
+    tab.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    _wait(tab, "document.querySelector('.opened-member').textContent !== ''")
+    assert tab.locator(".opened-member").inner_text() == "many/members/11: shown in the figures below."
+    assert tab.evaluate(shown) == ["many/members/11"]
+    _see(tab, "#members_curves .cell:nth-child(2) .chart")
+    lines = "document.querySelector('#members_curves .cell:nth-child(2) .chart').data"
+    opacities = tab.evaluate(f"{lines}.filter(trace => trace.meta?.member).map(trace => trace.opacity ?? 1)")
+    assert len(opacities) == N_MEMBERS - 1
+    tab.locator("#members button", has_text=f"member {WITHOUT}").click()
+    assert f"many/members/{WITHOUT}: shown" in tab.locator(".opened-member").inner_text()
+    faded = tab.evaluate(f"{lines}.filter(trace => trace.meta?.member).map(trace => trace.opacity)")
+    assert set(faded) == {0.12}
+    assert wrong == []
+    tab.context.close()
+
+
+def test_members_on_a_phone(browser: Browser, members_page: Path) -> None:
+    tab, wrong = _open(browser, members_page, viewport={"width": 390, "height": 800})
+    for figure in ("members_curves", "members_times", "members_heads", "members_scatter"):
+        _see(tab, f"#{figure} .cell:nth-child(1) .chart")
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
     assert wrong == []
     tab.context.close()
