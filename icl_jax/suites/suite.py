@@ -21,7 +21,7 @@ set = { model = { n_layers = 3 } }   # fields of the config, as in its own file
 
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,12 @@ def load_suite(path: Path) -> Suite:
     if twice:
         raise UserError(f"{path}: member.name = {twice!r}: names two members; give one of them another name")
     return Suite(name=path.stem, title=title, members=members)
+
+
+def with_seeds(suite: Suite, seeds: str) -> Suite:
+    """The suite with these seeds of each of its members, such as "0..99", in one run. Raises UserError."""
+    found = _seeds(seeds, "--seeds")
+    return replace(suite, members=tuple(replace(member, seeds=found) for member in suite.members))
 
 
 def _analysis(raw: Any, default: Analysis, path: Path) -> Analysis:

@@ -7,7 +7,7 @@ import pytest
 from icl_jax.config import Config, UserError, load_config
 from icl_jax.config.builtin import builtin_config_path, builtin_suite_names, builtin_suite_path
 from icl_jax.measures.table import TABLE
-from icl_jax.suites.suite import Analysis, Suite, load_suite
+from icl_jax.suites.suite import Analysis, Suite, load_suite, with_seeds
 
 GOOD = """
 title = "Layers"
@@ -162,3 +162,10 @@ def test_the_quick_suite_compares_the_papers_four() -> None:
     members = _builtin("quick").members
     models = [member.config.model for member in members if member.config.data.source == "repeats"]
     assert [(model.n_layers, model.smeared_keys) for model in models] == [(0, False), (1, False), (2, False), (1, True)]
+
+
+def test_other_seeds_than_the_suites() -> None:
+    suite = with_seeds(_builtin("seeds"), "0..99")
+    assert [len(config.members) for member in suite.members for config in member.runs().values()] == [100] * 4
+    with pytest.raises(UserError, match=r"--seeds: .*must be how many"):
+        with_seeds(suite, "many")
