@@ -26,6 +26,8 @@ class SweepArgs:
     """Folder of the runs. Default: runs/NAME-OF-SWEEP-FILE."""
     jobs: int = 0
     """Without W&B's scheduler: runs at a time; 0: one for each GPU, or for each CPU core."""
+    together: bool = False
+    """Without W&B's scheduler: runs that differ in no shape are the members of one run; see docs/members.md."""
     dry_run: bool = False
     """Only show what would be run."""
 
@@ -45,4 +47,6 @@ def sweep(args: SweepArgs, console: Console) -> int:
 
     if base.tracker.wandb in ("auto", "online") and auto_mode()[0] == "online":
         return run_online(file, path, base, out, console, count=args.count, dry_run=args.dry_run)
-    return run_local(file, base, out, console, count=args.count, n_slots=args.jobs, dry_run=args.dry_run)
+    return run_local(
+        file, base, out, console, count=args.count, n_slots=args.jobs, dry_run=args.dry_run, is_together=args.together
+    )

@@ -51,7 +51,7 @@ class MembersConfig:
         require(isinstance(self.seeds, str), "members.seeds", value, _ALLOWED)
         check_types("members", self)
         if self.seeds:
-            object.__setattr__(self, "seeds", _canonical(_read_seeds(self.seeds)))
+            object.__setattr__(self, "seeds", _canonical(_read_seeds(self.seeds, self.combine)))
         vectors = _read_values(self.values)
         text = "; ".join(f"{name}={','.join(map(repr, values))}" for name, values in vectors.items())
         object.__setattr__(self, "values", text)
@@ -101,7 +101,7 @@ def _settings(seeds: str, values: str, combine: str) -> tuple[Setting, ...]:
     """Raises UserError for vectors of unequal length, too many members, and members that are the same."""
     vectors: dict[str, tuple[int | float, ...]] = dict(_read_values(values))
     if seeds:
-        vectors[SEEDS] = _read_seeds(seeds)
+        vectors[SEEDS] = _read_seeds(seeds, combine)
     if not vectors:
         return ()
     lengths = {name: len(vector) for name, vector in vectors.items()}
@@ -154,8 +154,8 @@ def _number(text: str) -> int | float:
     return int(text) if re.fullmatch("-?[0-9]{1,18}", text) else float(text)
 
 
-def _read_seeds(text: str) -> tuple[int, ...]:
-    """Seeds that a text names. Raises UserError."""
+def _read_seeds(text: str, combine: str) -> tuple[int, ...]:
+    """Seeds that a text names; of a paired set they need not differ. Raises UserError."""
     count = re.fullmatch(r"\s*(\d{1,19})\s*", text)
     ends = re.fullmatch(r"\s*(\d{1,19})\s*\.\.\s*(\d{1,19})\s*", text)
     if count:
@@ -169,7 +169,7 @@ def _read_seeds(text: str) -> tuple[int, ...]:
         require(all(re.fullmatch(r"\d{1,19}", part) for part in parts), "members.seeds", text, _ALLOWED)
         seeds = [int(part) for part in parts]
         n = len(parts)
-        require(len(set(seeds)) == n, "members.seeds", text, _ALLOWED)
+        require(combine == "paired" or len(set(seeds)) == n, "members.seeds", text, _ALLOWED)
     require(n >= 1, "members.seeds", text, "must be 1 member or more")
     require(n <= MAX_MEMBERS, "members.seeds", text, f"must be at most {MAX_MEMBERS} members")
     require(all(seed < 2**32 for seed in seeds), "members.seeds", text, "each must be from 0 to 2**32 - 1")

@@ -17,9 +17,11 @@ from icl_jax.config.tables import flat
 from icl_jax.display import say
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.files import reason
+from icl_jax.rundir.members import MEMBERS, member_of
 from icl_jax.suites.jobs import Job
 from icl_jax.suites.run_suite import prepare, run_members, tracked, train_command
 from icl_jax.suites.sweep_file import SweepFile, load_sweep
+from icl_jax.suites.together import together
 
 _TRAIN = "from icl_jax.cli.main import main; main()"
 _MEMBER = "from icl_jax.suites.run_sweep import train_member; train_member()"
@@ -27,19 +29,24 @@ _MEMBER = "from icl_jax.suites.run_sweep import train_member; train_member()"
 
 def run_local(
     file: SweepFile, base: Config, out: Path, console: Console, *, count: int = 0, n_slots: int = 0,
-    dry_run: bool = False,
+    dry_run: bool = False, is_together: bool = False,
 ) -> int:  # fmt: skip
     """Go on with the sweep in the folder `out`, its values drawn here. Returns 0, or 130 on SIGINT. Raises UserError.
 
-    `count`: runs; 0: the whole grid. `n_slots`: runs at a time; 0: one for each GPU or core.
+    `count`: runs; 0: the whole grid. `n_slots`: runs at a time; 0: one for each GPU or core. `is_together`: those that
+    differ in nothing that changes a shape are the members of one run.
     """
     members = file.members(count)
-    runs = {name: tracked(file.config(base, values), file.name, "") for name, values in members.items()}
+    drawn = {name: tracked(file.config(base, values), file.name, "") for name, values in members.items()}
+    grouped = together(drawn) if is_together else {name: (config, [name]) for name, config in drawn.items()}
+    runs = {name: config for name, (config, _) in grouped.items()}
     todo = [name for name, config in runs.items() if not _is_finished(out / name, config)]
     say(console, f"{file.path}: {len(runs)} runs, {len(runs) - len(todo)} of them finished, in {out}")
     if dry_run:
         for name in runs:
             say(console, f"  {name}" + ("" if name in todo else "  (finished)"))
+            for member in grouped[name][1] if runs[name].members else ():
+                say(console, f"    {member}")
         return 0
     prepare({name: runs[name] for name in todo}, out, console)
     failure = None
@@ -50,7 +57,12 @@ def run_local(
         status, failure = None, error
     if status is not None:
         return status
-    _show(out, file.varied, runs, console)
+    places = {
+        member: out / name / MEMBERS / str(k) if runs[name].members else out / name
+        for name, (_, names) in grouped.items()
+        for k, member in enumerate(names)
+    }
+    _show(out, file.varied, {name: (drawn[name], path) for name, path in places.items()}, console)
     if failure is not None:
         raise failure
     return 0
@@ -95,7 +107,8 @@ def run_online(
         wandb.agent(sweep_id, entity=entity, project=project, count=count or None)
     except Exception as error:  # W&B's, requests', the file's
         raise UserError(f"W&B sweep of {out}: {reason(error)}") from None
-    trained = {path.name: RunDir.open(str(path)).config for path in sorted(out.iterdir()) if RunDir.is_run(str(path))}
+    runs = [path for path in sorted(out.iterdir()) if RunDir.is_run(str(path))]
+    trained = {path.name: (RunDir.open(str(path)).config, path) for path in runs}
     _show(out, file.varied, trained, console)
     return 0
 
@@ -118,10 +131,10 @@ def train_member() -> None:
     os.execv(sys.executable, [sys.executable, "-c", _TRAIN, *train_command(name, Path(out))])
 
 
-def _show(out: Path, varied: list[str], runs: Mapping[str, Config], console: Console) -> None:
+def _show(out: Path, varied: list[str], runs: Mapping[str, tuple[Config, Path]], console: Console) -> None:
     """A row for each member, on the console and in OUT/sweep.csv."""
     header = [*varied, "final loss", "ICL score", "phase change", "heads form at", "run"]
-    rows = [[str(flat(config).get(name, "")) for name in varied] + _measured(out / run) for run, config in runs.items()]
+    rows = [[str(flat(config).get(name, "")) for name in varied] + _measured(path) for config, path in runs.values()]
     table = Table(*(Column(name, no_wrap=name != "run", overflow="fold") for name in header), box=None)
     for row in rows:
         table.add_row(*row)
@@ -133,7 +146,8 @@ def _show(out: Path, varied: list[str], runs: Mapping[str, Config], console: Con
 
 def _measured(path: Path) -> list[str]:
     """Loss of the last step, windowed ICL score of the last probe, nats; phase change; where heads formed; path."""
-    run = RunDir.open(str(path)) if RunDir.is_run(str(path)) else None
+    is_there = RunDir.is_run(str(path)) or member_of(str(path)) is not None
+    run = RunDir.open(str(path)) if is_there else None
     if run is None or run.last_state_step() != run.config.train.n_steps:
         return ["not finished", "", "", "", str(path)]
     from icl_jax.maths.finding import find_in_record

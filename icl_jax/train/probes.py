@@ -20,7 +20,7 @@ from icl_jax.measures.table import TABLE
 from icl_jax.model.execution import CPU_TOKENS_AT_A_TIME, resolve
 from icl_jax.model.loss import losses
 from icl_jax.model.params import Params
-from icl_jax.rundir.record import ProbeResult
+from icl_jax.rundir.record import HEAD_SCORES, ProbeResult
 from icl_jax.train.members import CUT, WHOLE, Rounds, are_mapped, joined, put
 from icl_jax.train.processes import from_all
 
@@ -124,7 +124,7 @@ def make_probe_fn(config: Config, corpus: Corpus, devices: list[jax.Device]) -> 
         together: dict[str, Any] = {}
         for name in (f.name for f in fields(ProbeResult)):
             per_process = from_all(np.stack([getattr(one, name) for one in results]))
-            together[name] = np.swapaxes(per_process, 0, 1).reshape(-1, *per_process.shape[2:])[:n_members]
+            together[name] = np.concatenate(np.swapaxes(per_process, 0, 1))[:n_members]
         return ProbeResult(**together | {"step": step})
 
     return probe_members
@@ -136,7 +136,8 @@ def _mapped_probe_fn(config: Config, platform: str, held_out: np.ndarray, row_se
 
     def one(params: Params, held_out: jax.Array, row_sets: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
         loss_1T = _held_out_loss(params, held_out, config=config, platform=platform)
-        return loss_1T[0], _head_scores(params, row_sets, config)
+        # JAX puts no parts together that hold nothing.
+        return loss_1T[0], _head_scores(params, row_sets, config) if config.model.n_layers else {}
 
     def take(params: Params, held_out: jax.Array, row_sets: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
         n_own = len(next(iter(params.values())))
@@ -153,6 +154,8 @@ def _mapped_probe_fn(config: Config, platform: str, held_out: np.ndarray, row_se
     def probe_members(step: int, rounds: Rounds) -> ProbeResult:
         begun = tuple(over(params["W_E"].sharding.mesh)(params) for params in rounds.parts)
         sums, scores = joined(Rounds(begun, rounds.take))
+        if not config.model.n_layers:
+            scores = dict.fromkeys(HEAD_SCORES, np.zeros((len(sums), 0, config.model.n_heads), np.float32))
         loss_MT = np.asarray(sums / np.float32(len(held_out)))
         return ProbeResult(
             step=step, icl_score=icl_score(loss_MT), icl_windowed=icl_windowed(loss_MT), held_out_loss=loss_MT, **scores

@@ -18,6 +18,7 @@ from icl_jax.rundir import RunDir
 from icl_jax.suites import run_suite, run_sweep
 from icl_jax.suites.jobs import Job
 from icl_jax.suites.sweep_file import load_sweep
+from icl_jax.suites.together import together
 from tests.train.runs import TINY, command, train_here
 
 pytestmark = pytest.mark.usefixtures("wandb_of_nobody")
@@ -88,6 +89,48 @@ def test_a_grid_is_trained_tabulated_and_then_only_looked_at(tmp_path: Path, mon
     status, said, _ = command("sweep", path, base, "--out", out)
     assert (status, len(calls)) == (0, 2)
     assert "2 runs, 2 of them finished" in said
+
+
+def test_a_grid_as_members_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TINY.replace("n_layers = 2", "n_layers = 0").replace("smeared_keys = true\n", "")
+    smeared = "  model.smeared_keys: {values: [true, false]}\n"
+    path, base = write(tmp_path, GRID.replace(smeared, "  train.seed: {values: [0, 3]}\n"), config)
+    out = tmp_path / "out"
+    calls: list[str] = []
+
+    def run_jobs(jobs: Sequence[Job], *_: Any) -> dict[str, str]:
+        for job in jobs:
+            calls.append(job.name)
+            ((_, toml, _, run),) = job.commands
+            train_here(load_config(toml), Path(run), n_devices=2)
+        return {}
+
+    monkeypatch.setattr(run_suite, "run_jobs", run_jobs)
+    status, said, err = command("sweep", path, base, "--out", out, "--together")
+    assert (status, err) == (0, "")
+    (name,) = calls
+    assert "1 runs, 0 of them finished" in said
+    _, *rows = csv.reader((out / "sweep.csv").read_text().splitlines())
+    assert {tuple(row[:2]) for row in rows} == {(seed, lr) for seed in ("0", "3") for lr in ("0.001", "0.003")}
+    assert [row[-1] for row in rows] == [str(out / name / "members" / str(k)) for k in range(4)]
+    for row in rows:
+        member = RunDir.open(row[-1])
+        assert [str(member.config.train.seed), str(member.config.optimizer.lr)] == row[:2]
+        assert row[2] == f"{float(member.load_record().loss[-1].mean()):.3f}"
+    assert command("sweep", path, base, "--out", out, "--together")[0] == 0
+    assert calls == [name]
+
+
+def test_runs_of_other_shapes_are_runs_of_their_own(tmp_path: Path) -> None:
+    path, base = write(tmp_path)
+    file, config = load_sweep(path), load_config(base)
+    runs = {name: file.config(config, values) for name, values in file.members(0).items()}
+    found = together(runs)
+    assert [len(one.members) for one, _ in found.values()] == [2, 2]
+    for whole, names in found.values():
+        assert [whole.member(k) for k in range(2)] == [runs[name] for name in names]
+    one = dict(list(runs.items())[:1])
+    assert together(one) == {name: (config, [name]) for name, config in one.items()}
 
 
 def test_the_file_seeds_the_draws_and_a_higher_count_only_adds(tmp_path: Path) -> None:

@@ -260,6 +260,16 @@ def test_members_are_taken_as_memory_holds_them(together: Path, tmp_path: Path) 
         np.testing.assert_allclose(found.load_params(8)[name], value, atol=1e-5, err_msg=name)
 
 
+def test_members_together_without_layers(tmp_path: Path) -> None:
+    config = tiny_config(model={"n_layers": 0, "smeared_keys": False}, train={"n_steps": 3})
+    with pytest.MonkeyPatch.context() as patch:
+        _map(patch)
+        train_here(replace(config, members=MembersConfig(seeds=2)), tmp_path / "run")
+    run = RunDir.open(str(tmp_path / "run"))
+    assert list(problems(run)) == []
+    assert run.load_record()["held_out_loss"].shape == (4, 2, 17)
+
+
 def test_members_together_lower_for_a_gpu() -> None:
     with pytest.MonkeyPatch.context() as patch:
         _map(patch)
