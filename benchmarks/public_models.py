@@ -142,7 +142,8 @@ def prepare(run_path: str, folder: str, n_rows: int) -> Found:
 
 
 def our_analysis(run_path: str, n_rows: int, threads: int) -> Found:
-    from icl_jax.analysis.run_measurements import load_stacked, make_context
+    from icl_jax.analysis.run_measurements import make_context
+    from icl_jax.analysis.session import load_stacked
     from icl_jax.measures import composition, head_scores, held_out_loss
     from icl_jax.measures.measurement import measure_all
     from icl_jax.rundir import RunDir

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from icl_jax.analysis import run_measurements
+from icl_jax.analysis import session
 from icl_jax.analysis.dataset import load_dataset, save_dataset
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import ModelConfig, UserError
@@ -66,7 +66,7 @@ def run(template: Path, tmp_path: Path) -> RunDir:
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_measurements, "_MAX_BATCH", 2)
+    monkeypatch.setattr(session, "_MAX_BATCH", 2)
 
 
 def test_every_snapshot_is_measured_once(run: RunDir) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from icl_jax.analysis import run_measurements
+from icl_jax.analysis import session
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import ModelConfig
 from icl_jax.measures import ablation, head_scores, held_out_loss, map_snapshots, smear
@@ -64,7 +64,7 @@ def test_all_of_the_table_on_snapshots_one_by_one_and_together(
     run = random_run(tmp_path / "run", dataclasses.replace(MODEL, **changes), (0, 1, 2, 5))
     together = analyze(run)
     (run.path / "analysis_parts").rmtree()
-    monkeypatch.setattr(run_measurements, "_MAX_BATCH", 1)
+    monkeypatch.setattr(session, "_MAX_BATCH", 1)
     xr.testing.assert_allclose(analyze(run), together, rtol=1e-5, atol=1e-6)
     for name, variable in together.variables.items():
         assert "UNEXPECTED" not in variable.attrs.get("missing", ""), name
