@@ -18,10 +18,14 @@ from typing import Any
 import numpy as np
 import tyro
 
-from icl_jax.maths.change_point import change_points
+from icl_jax.maths.change_point import ChangePoints, change_points
 
 RISE = 2 * np.log(9)
 N_SNAPSHOTS = (16, 400)
+ALPHA = 0.03
+"""Chance of a change in a smooth curve that is asked for."""
+N_TOGETHER = 24
+"""Curves that are looked at together: three scores of eight heads."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Args:
     """Of the curves."""
     null: bool = False
     """Print the tail of the statistic in place of the table."""
+    alpha: float = ALPHA
+    """Chance of a change in a smooth curve that is asked for."""
     only: str = ""
     """Kinds whose name has this in it; all when empty."""
     out: Path = Path("runs/bench/change_points.json")
@@ -193,6 +199,21 @@ def cut_off(rng: np.random.Generator) -> Truth:
     return Truth(run, curve + noise(rng, len(run.u), sd), (truth,))
 
 
+def linear_or_power(rng: np.random.Generator, n: int) -> Truth:
+    run = some_run(rng, n)
+    fall = run.u if rng.random() < 0.5 else 1 - (1 + np.exp(rng.uniform(0, 6)) * run.u) ** -rng.uniform(0.2, 2)
+    return Truth(run, -rng.uniform(0.2, 5) * fall + noise(rng, len(run.u), rng.uniform(0, 0.3)))
+
+
+def corner(rng: np.random.Generator) -> Truth:
+    """Falls evenly and then stays; in half of the curves it rises again."""
+    run = some_run(rng)
+    at, size = rng.uniform(0.2, 0.8), rng.uniform(0.2, 3)
+    rise = rng.choice([0.0, 0.5]) * np.maximum(run.u - at, 0)
+    sd = size / np.exp(rng.uniform(np.log(3), np.log(100)))
+    return Truth(run, size * (rise - np.minimum(run.u, at) / at) + noise(rng, len(run.u), sd))
+
+
 NULLS: dict[str, Callable[[np.random.Generator], Truth]] = {
     "no change": flat,
     "no change, noise that wanders": wander,
@@ -201,6 +222,10 @@ NULLS: dict[str, Callable[[np.random.Generator], Truth]] = {
     "exponential": exponential,
     "power law or exponential under warm-up and cosine": schedule,
     "the same and lines, without noise": noiseless,
+    "linear or power law, 16 snapshots": lambda rng: linear_or_power(rng, 16),
+    "linear or power law, 30 snapshots": lambda rng: linear_or_power(rng, 30),
+    "linear or power law, 50 snapshots": lambda rng: linear_or_power(rng, 50),
+    "an even fall with a corner": corner,
 }
 STEPS: dict[str, Callable[[np.random.Generator], Truth]] = {
     "step, no noise": lambda rng: one_step(rng, np.inf),
@@ -216,32 +241,48 @@ STEPS: dict[str, Callable[[np.random.Generator], Truth]] = {
     "step in the warm-up, 10 times": in_warmup,
     "two steps, 8 to 16 times": two_steps,
     "cut off in the middle, 8 times": cut_off,
+    "step, 5 times, 30 snapshots": lambda rng: one_step(rng, 5, 30),
 }
 
 
-def detect(truth: Truth) -> Any:
+def detect(truth: Truth, alpha: float = ALPHA) -> ChangePoints:
     run = truth.run
     steps = np.linspace(0, 1, 1001)
     schedule = (steps * run.tokens[-1], rate_at(steps, run.warmup))
-    return change_points(run.tokens, truth.curve, schedule=schedule, direction=-1)
+    return change_points(run.tokens, truth.curve, schedule=schedule, direction=-1, alpha=alpha)
 
 
-def of_nulls(curves: int, seed: int, only: str) -> dict[str, dict[str, float]]:
+def of_nulls(curves: int, seed: int, alpha: float, only: str) -> dict[str, dict[str, float]]:
     """Curves in which a change is found, %."""
     found = {}
     for number, (name, make) in enumerate(NULLS.items()):
         if only not in name:
             continue
         rng = np.random.default_rng([seed, 0, number])
-        results = [detect(make(rng)) for _ in range(curves)]
+        results = [detect(make(rng), alpha) for _ in range(curves)]
         found[name] = {
             "false": 100 * float(np.mean([int(one.n_changes) > 0 for one in results])),
-            "p": 100 * float(np.mean([float(one.p_value) < 0.03 for one in results])),
+            "p": 100 * float(np.mean([float(one.p_value) < alpha for one in results])),
         }
     return found
 
 
-def of_steps(curves: int, seed: int, only: str) -> dict[str, dict[str, float]]:
+def of_families(families: int, seed: int, alpha: float, only: str) -> dict[str, dict[str, float]]:
+    """Families of smooth curves of all kinds with noise, each tested at its part of `alpha`: any found, %."""
+    name = f"{N_TOGETHER} smooth curves together, any of them"
+    if only not in name:
+        return {}
+    rng = np.random.default_rng([seed, 3])
+    kinds = [flat, linear, power_law, exponential, schedule]
+    results = []
+    for _ in range(families):
+        looks = [detect(kinds[i % len(kinds)](rng), alpha / N_TOGETHER) for i in range(N_TOGETHER)]
+        results.append((any(one.n_changes > 0 for one in looks), min(float(one.p_value) for one in looks)))
+    found, p = (np.array(column) for column in zip(*results, strict=True))
+    return {name: {"false": 100 * float(found.mean()), "p": 100 * float(np.mean(N_TOGETHER * p < alpha))}}
+
+
+def of_steps(curves: int, seed: int, alpha: float, only: str) -> dict[str, dict[str, float]]:
     """Steps found, %; windows too many, %; coverage of the intervals of those found, %; bias in snapshot spacings."""
     found = {}
     for number, (name, make) in enumerate(STEPS.items()):
@@ -251,7 +292,7 @@ def of_steps(curves: int, seed: int, only: str) -> dict[str, dict[str, float]]:
         rows, n_extra, n_steps = [], 0, 0
         for _ in range(curves):
             truth = make(rng)
-            result, end = detect(truth), truth.run.tokens[-1]
+            result, end = detect(truth, alpha), truth.run.tokens[-1]
             n_steps += len(truth.steps)
             hits = 0
             for start, stop, size in truth.steps:
@@ -324,12 +365,14 @@ def main(args: Args) -> None:
         of_statistic(args.curves, args.seed)
         return
     start_s = time.process_time()
-    smooth_ones, stepped = (kind(args.curves, args.seed, args.only) for kind in (of_nulls, of_steps))
-    print("\n".join([*null_table(smooth_ones), "", *step_table(stepped)]))
-    n_made = args.curves * (len(smooth_ones) + len(stepped))
+    smooth_ones, together, stepped = (
+        kind(args.curves, args.seed, args.alpha, args.only) for kind in (of_nulls, of_families, of_steps)
+    )
+    print("\n".join([*null_table(smooth_ones | together), "", *step_table(stepped)]))
+    n_made = args.curves * (len(smooth_ones) + N_TOGETHER * len(together) + len(stepped))
     print(f"\n{n_made:,} curves, {1e3 * (time.process_time() - start_s) / max(n_made, 1):.0f} ms of one core each")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"smooth": smooth_ones, "steps": stepped}, indent=1))
+    args.out.write_text(json.dumps({"smooth": smooth_ones | together, "steps": stepped}, indent=1))
 
 
 if __name__ == "__main__":

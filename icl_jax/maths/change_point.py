@@ -8,10 +8,11 @@ smooth curve may begin with it. Start and end are where 10 % and 90 % of the ste
 
 Test: ``n * log(RSS without / RSS with)``, the largest over all places and widths; its tail under the null is from
 simulation. Noise is AR(1) in tokens, of a size that is estimated, and no less than 1 % of the curve's range. Besides, a
-change has to be worth the name: `least` of it, a twentieth of what the curve does, and 15 % of the step must be beyond
-what a smooth curve can follow, for every learning curve starts a little late. Intervals: 90 % of the posterior over
-place and width, on a grid, with the rest of the fit at its best. Calibration: docs/change-point.md, made by
-benchmarks/change_points.py.
+change has to be worth the name: `least` of it, a twentieth of what the curve does, twice the noise, and 15 % of the
+step must be beyond what a smooth curve can follow, for every learning curve starts a little late. And no convex curve
+at all may follow it, with corners or a rise: a score that falls evenly and then stays has no change. Intervals: 90 % of
+the posterior over place and width, on a grid, with the rest of the fit at its best. Calibration: docs/change-point.md,
+made by benchmarks/change_points.py.
 
 Sources: mixtures of exponentials are the completely monotone functions (Bernstein 1928), what a sum of relaxing modes
 gives; the part that follows the learning rate: Tissue et al. 2024 (arXiv:2408.11029). The test is ours.
@@ -35,6 +36,11 @@ _N_TRIED = 16
 # Parts of what the curve does, and of the step's size.
 _LEAST_SHARE = 0.05
 _LEAST_EXCESS = 0.15
+# Times the noise.
+_LEAST_OVER_NOISE = 2.0
+# What the step must gain beside all convex curves: 4 in 100 even falls with a corner have a step that does.
+_CONVEX_GAIN = 5.0
+_N_CORNERS = 32
 _QUANTILES = np.array([0.05, 0.5, 0.95])
 # The statistic's tail: log p = (a - statistic) / b, met by straight lines of 16 to 400 points; flat, exponential and
 # power-law curves have a lighter one. `python -m benchmarks.change_points --null` shows it.
@@ -227,8 +233,9 @@ def _worth_the_name(search: "_Search", steps: list["_Step"], scale: float, u: np
         others = [other for other in steps if other is not step]
         posterior = search.around(step, others)
         size = posterior.sizes()
+        smallest = max(least / abs(scale), _LEAST_SHARE * reach, _LEAST_OVER_NOISE * posterior.fitted.noise)
         excess = np.abs(curve - search.fitted(others)).max()
-        if size[1] < max(least / abs(scale), _LEAST_SHARE * reach, 0) or excess < _LEAST_EXCESS * size[1]:
+        if size[1] < smallest or excess < _LEAST_EXCESS * size[1] or search.convex_gain(step, steps) < _CONVEX_GAIN:
             continue
         start, end = (
             np.where(x > 1, np.inf, u[0] + np.maximum(x, 0) * (u[-1] - u[0])).tolist() for x in posterior.ends()
@@ -324,6 +331,24 @@ class _Search:
         columns = self.columns(steps)
         middle = columns - columns.mean(axis=0)
         return middle @ nnls(middle, self.y - self.y.mean(), maxiter=2000)[0]
+
+    def convex_gain(self, step: _Step, steps: Sequence[_Step]) -> float:
+        """The statistic of one of `steps` beside all convex curves, the others as they are fitted.
+
+        Fitted anew, a step that the run cuts off bends as far as a convex curve can take back.
+        """
+        columns = self.columns(steps)
+        middle = columns - columns.mean(axis=0)
+        x = nnls(middle, self.y - self.y.mean(), maxiter=2000)[0]
+        of_smooth = self.smooth.shape[1]
+        belongs = np.repeat([other is not step for other in steps], [1 + other.tail.shape[1] for other in steps])
+        y = self.y - columns[:, of_smooth:][:, belongs] @ x[of_smooth:][belongs]
+        corners = np.linspace(0, 1, _N_CORNERS + 2)[1:-1]
+        bends = np.maximum(corners - self.u[:, None], 0)
+        convex = np.concatenate([_smooth_columns(self.u, None), bends, self.u[:, None]], axis=1)
+        search = replace(self, y=y, smooth=convex)
+        alone = search.fit([])
+        return alone.gain(alone.without(), search.fit([step]).without())
 
     def best_cell(self, others: Sequence[_Step]) -> tuple[float, StepFits]:
         """Statistic and fits of one step more, over the coarse grid."""

@@ -11,8 +11,10 @@ from jaxtyping import Float, Real
 from icl_jax.maths.change_point import Change, Schedule, changes
 
 LEAST = 0.05
+LEAST_NATS = 0.01
 LEAST_SHARE = 0.15
-"""The smallest change that matters: in nats of a score or in probability, and as a part of what the curve does."""
+"""The smallest change that matters: of a probability or a share of attention; of a loss or score, whose scale is the
+corpus' own (chains of three states have 0.13 nats in all); and as a part of what the curve does."""
 MOST_CHANGES = 4
 ALPHA = 0.03
 """Chance of a change in a smooth curve."""
@@ -73,7 +75,7 @@ def find_changes(
     `n_tests`: curves that are looked at together; `alpha` is for all of them.
     """
     known = curve[np.isfinite(curve)]
-    least = max(LEAST, LEAST_SHARE * float(np.ptp(known))) if len(known) else LEAST
+    least = max(LEAST_NATS if direction < 0 else LEAST, LEAST_SHARE * float(np.ptp(known)) if len(known) else 0.0)
     found, p_value = changes(
         tokens, curve, schedule=schedule, direction=direction, least=least, alpha=alpha / n_tests, most=MOST_CHANGES
     )

@@ -2,8 +2,8 @@
 
 The detector of `icl_jax.maths.change_point`, whose null hypothesis is a smooth learning curve under the run's learning
 rate, on the windowed ICL score: at the live probes of the record where there are more of them than snapshots, else at
-the snapshots. A change counts from 0.05 nats on, and from 15 % of what the score does in the run. Up to four are told
-apart, in the order of training.
+the snapshots. A change counts from 15 % of what the score does in the run, twice its noise and 0.01 nats on. Up to four
+are told apart, in the order of training.
 
 `step_before` and `step_after` are the snapshots that everything else compares: where 1 % of the largest change is done
 at most, and 99 % at least; without one, at a tenth of the run and at its end. Calibration: docs/change-point.md.

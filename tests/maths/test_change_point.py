@@ -232,6 +232,31 @@ def test_what_is_too_small_to_matter_is_left_out() -> None:
     assert changes(u * END, curve, direction=-1, least=0.05)[0] == []
 
 
+@pytest.mark.parametrize("rise", [0.0, 0.6])
+def test_an_even_fall_that_stops_is_none(rise: float) -> None:
+    # A corner is no sum of decays, so the p-value is small, but nothing gets steeper. As the ICL score of classes-iwl.
+    u = np.linspace(0, 1, 60)
+    for seed, place in enumerate((0.3, 0.5, 0.7)):
+        curve = -np.minimum(u, place) / place + rise * np.maximum(u - place, 0) + noise(60, seed, 0.02)
+        found, p_value = changes(u * END, curve, schedule=SCHEDULE, direction=-1)
+        assert found == []
+        assert p_value < 0.03
+    # With a step in the fall it is one, and so is a step that the run cuts off, beside another.
+    (found,), _ = changes(u * END, -np.minimum(u, 0.5) / 0.5 - step(u, 0.3, 0.36) + noise(60, 3, 0.04), direction=-1)
+    assert found.start == pytest.approx(0.3 * END, abs=0.03 * END)
+    two, _ = changes(u * END, -step(u, 0.55, 0.7) - step(u, 0.95, 1.1) + noise(60, 4, 0.01), direction=-1)
+    assert [one.is_open for one in two] == [False, True]
+
+
+def test_what_is_less_than_twice_the_noise_is_left_out() -> None:
+    u = np.linspace(0, 1, 400)
+    curve = -step(u, 0.5, 0.52)
+    for sd, n in ((0.3, 1), (0.7, 0)):
+        found, p_value = changes(u * END, curve + noise(400, 5, sd), direction=-1)
+        assert len(found) == n
+        assert p_value < 1e-4
+
+
 def test_known_noise_is_believed() -> None:
     u = np.linspace(0, 1, 60)
     curve = -step(u, 0.6, 0.65) + noise(60, 15, 0.05)
@@ -275,15 +300,17 @@ def test_the_calibration_counts_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(benchmark, "NULLS", {"linear": benchmark.NULLS["linear"]})
+    monkeypatch.setattr(benchmark, "N_TOGETHER", 2)
     monkeypatch.setattr(benchmark, "STEPS", {name: benchmark.STEPS[name] for name in ("step, no noise",)})
     benchmark.main(benchmark.Args(curves=8, out=tmp_path / "found.json"))
     said = capsys.readouterr().out
     assert "| linear | 0.0 |" in said
+    assert "| 2 smooth curves together, any of them | 0.0 | 0.0 |" in said
     assert "| step, no noise | 100.0 | 0.0 |" in said
     assert (tmp_path / "found.json").exists()
     # A truth elsewhere is not found.
-    monkeypatch.setattr(benchmark, "detect", lambda truth: change_points(truth.run.tokens, 0 * truth.curve))
-    found = benchmark.of_steps(4, 0, "")
+    monkeypatch.setattr(benchmark, "detect", lambda truth, _: change_points(truth.run.tokens, 0 * truth.curve))
+    found = benchmark.of_steps(4, 0, 0.03, "")
     assert found["step, no noise"]["found"] == 0
 
 

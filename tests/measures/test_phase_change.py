@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from icl_jax.config import ModelConfig
-from icl_jax.maths.finding import LEAST, arrays_of, find_changes, finding_from
+from icl_jax.maths.finding import LEAST, LEAST_NATS, arrays_of, find_changes, finding_from
 from icl_jax.measures import head_changes, label_changes, loss_changes, phase_change
 from icl_jax.measures.measurement import Recorded
 from icl_jax.measures.phase_change import finding_of
@@ -65,8 +65,20 @@ def test_a_run_that_ends_inside_says_so() -> None:
 def test_what_is_a_small_part_of_the_fall_is_no_phase_change() -> None:
     curve = 0.9 * np.exp(-8 * U) - 0.1 * step(U, 0.4, 0.45)
     assert not find_changes(U * END, curve + noise(3, 0.005), schedule=None, direction=-1).changes
-    tiny = -0.8 * LEAST * step(U, 0.4, 0.45)
-    assert not find_changes(U * END, tiny + noise(3, 0.001), schedule=None, direction=-1).changes
+    tiny = step(U, 0.4, 0.45) + noise(3, 0.01)
+    for least, direction in ((LEAST, 1), (LEAST_NATS, -1)):
+        found = [
+            find_changes(U * END, direction * size * tiny, schedule=None, direction=direction).changes
+            for size in (0.8 * least, 1.3 * least)
+        ]
+        assert [len(changes) for changes in found] == [0, 1]
+
+
+def test_a_corpus_of_few_nats_has_its_own_scale() -> None:
+    # As the ICL score of markov-3: two steps of 0.04 nats, most of what it does.
+    curve = -0.04 * (step(U, 0.4, 0.45) + step(U, 0.7, 0.75)) + noise(3, 0.002)
+    found = find_changes(U * END, curve, schedule=None, direction=-1)
+    assert [round(change.size, 2) for change in found.changes] == [-0.04, -0.04]
 
 
 def test_probes_are_read_where_they_are_more_than_snapshots() -> None:
