@@ -1,5 +1,6 @@
 """docs/measures.md: a heading for every measurement, and every known value that it states, computed."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -13,7 +14,9 @@ import pytest
 import xarray as xr
 
 from icl_jax.analysis.run_measurements import analyze
-from icl_jax.config import Config, DataConfig, ModelConfig
+from icl_jax.config import Config, DataConfig, ModelConfig, load_config
+from icl_jax.config.builtin import builtin_config_path
+from icl_jax.data.corpora.stories import StoriesCorpus
 from icl_jax.data.opening import open_corpus
 from icl_jax.maths import head_scores as live
 from icl_jax.maths.finding import find_changes
@@ -27,6 +30,7 @@ from icl_jax.measures import (
     copying,
     head_scores,
     held_out_loss,
+    icl_floor,
     label_matching,
     labelled_tokens,
     literal_copying,
@@ -132,6 +136,19 @@ def _held_out_loss() -> Found:
         ("loss_by_position", "uniform, V = 64"): _of_uniform(held_out_loss.MEASUREMENT)["loss_by_position"].mean(),
         ("loss_by_position", "hand-built, first copy"): _hand_built_loss()[:26].mean(),
         ("loss_by_position", "hand-built, later copies"): _hand_built_loss()[LATER].mean(),
+    }
+
+
+def _icl_floor() -> Found:
+    config = load_config(builtin_config_path("stories-2l"))
+    rows = StoriesCorpus(config).held_out(1024)
+    context = dataclasses.replace(_hand_built()[1], config=config, held_out=rows)
+    by_row = np.zeros((1, 1024))
+    found = icl_floor.derive(context, xr.Dataset({"row_icl": (("snapshot", "row"), by_row)}))
+    return {
+        ("floor_icl", "stories, 1,024 held-out rows"): float(found["floor_icl"]),
+        ("floor_icl_sem", "stories, 1,024 held-out rows"): float(found["floor_icl_sem"]),
+        ("icl_over_floor", "uniform, stories"): float(found["icl_over_floor"][0]),
     }
 
 

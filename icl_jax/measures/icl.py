@@ -22,12 +22,12 @@ def derive(_context: Context, dataset: xr.Dataset) -> dict[str, np.ndarray]:
     return {
         "icl_score": icl_score(loss_ST).astype(np.float32),
         "icl_windowed": icl_windowed(loss_ST).astype(np.float32),
-        "icl_sem": _standard_error(dataset["row_icl"].values),
-        "icl_score_sem": _standard_error(dataset["row_icl_score"].values),
+        "icl_sem": standard_error(dataset["row_icl"].values),
+        "icl_score_sem": standard_error(dataset["row_icl_score"].values),
     }
 
 
-def _standard_error(by_row: Float[np.ndarray, "S row"]) -> Float[np.ndarray, " S"]:
+def standard_error(by_row: Float[np.ndarray, "S row"]) -> Float[np.ndarray, " S"]:
     n_rows = by_row.shape[1]
     return by_row.std(axis=1, ddof=1) / np.sqrt(n_rows) if n_rows > 1 else np.full(len(by_row), np.nan)
 

@@ -12,6 +12,7 @@ from icl_jax.measures import (
     head_scores,
     held_out_loss,
     icl,
+    icl_floor,
     label_changes,
     label_matching,
     labelled_tokens,
@@ -40,6 +41,7 @@ from icl_jax.measures.measurement import Derived, Measurement
 TABLE: tuple[Measurement | Derived, ...] = (
     held_out_loss.MEASUREMENT,
     icl.DERIVED,
+    icl_floor.DERIVED,
     loss_derivative.DERIVED,
     bump.DERIVED,
     phase_change.DERIVED,

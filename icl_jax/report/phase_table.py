@@ -73,6 +73,13 @@ def _window(dataset: xr.Dataset) -> Iterator[str]:
         if name == "icl_score" and (error := float(errors.max())) > SAYS_NOTHING:
             values = [f"not shown: at single tokens its standard error is up to {error:.2f}"]
         yield _line(f"{name} (nats)", ", ".join(values))
+    if "floor_icl" in dataset:
+        floor, over = float(dataset["floor_icl"]), float(dataset["icl_over_floor"][-1])
+        errors = (float(dataset["floor_icl_sem"]), float(dataset["icl_over_floor_sem"][-1]))
+        yield _line(
+            "of the corpus itself (nats)",
+            f"{floor:+.3f}{_plus_minus(errors[0])}, the end of run {over:+.3f}{_plus_minus(errors[1])} from it",
+        )
     if "steepest_drop" in dataset and dataset.sizes["snapshot"] > 1:
         ends = (_millions(float(dataset[f"steepest_{side}_tokens"])) for side in ("start", "end"))
         fall, share = float(dataset["steepest_drop"]), float(dataset["steepest_share"])

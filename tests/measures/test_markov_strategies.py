@@ -6,14 +6,17 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import Config, DataConfig, ModelConfig
 from icl_jax.data import open_corpus
 from icl_jax.data.corpora.markov import MarkovCorpus
 from icl_jax.maths.activations import as_jax, patterns
+from icl_jax.maths.icl_score import icl_windowed
+from icl_jax.measures import icl_floor
 from icl_jax.measures.markov_strategies import MEASUREMENT, N_LATE, context_codes, match_keys, strategies
-from icl_jax.measures.measurement import Context
+from icl_jax.measures.measurement import Context, UndefinedError
 from icl_jax.model.forward import forward
 from icl_jax.rundir import RunDir
 from icl_jax.train.held_out import take_held_out
@@ -23,6 +26,7 @@ from tests.data_configs import data_config
 
 K, T = 3, 29
 MODEL = ModelConfig(n_layers=2, d_model=6, n_heads=3, n_ctx=T, vocab_size=K + 1)
+MODEL_OF_STORIES = dataclasses.replace(MODEL, vocab_size=403)
 
 
 def rows_of(order: int = 1, n_rows: int = 7) -> Context:
@@ -209,3 +213,33 @@ def test_what_it_does_not_apply_to() -> None:
     assert "data.source = 'repeats'" in (MEASUREMENT.why_not(context(MODEL)) or "")
     no_layers = dataclasses.replace(rows_of().config, model=dataclasses.replace(MODEL, n_layers=0))
     assert "no layers" in (MEASUREMENT.why_not(dataclasses.replace(rows_of(), config=no_layers)) or "")
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_floor_is_what_bayes_says(order: int) -> None:
+    setting = rows_of(order, 130)
+    states = setting.held_out[:, 1:].astype(np.int64) - 1
+    said = np.full((130, T, K), 1 / K)
+    for row, t in np.ndindex(130, T):
+        here = tuple(states[row, t - order : t])
+        if t >= order:
+            follows = [states[row, s] for s in range(order, t) if tuple(states[row, s - order : s]) == here]
+            said[row, t] = (np.bincount(follows, minlength=K) + 1) / (len(follows) + K)
+    by_row = icl_windowed(-np.log(np.take_along_axis(said, states[..., None], axis=2)[..., 0]))
+    row_icl = np.stack([by_row, by_row + 0.25 + np.arange(130) % 2])
+    found = icl_floor.derive(setting, xr.Dataset({"row_icl": (("snapshot", "row"), row_icl)}))
+    assert found["floor_icl"] == pytest.approx(by_row.mean())
+    assert found["floor_icl_sem"] == pytest.approx(by_row.std(ddof=1) / np.sqrt(130))
+    np.testing.assert_allclose(found["icl_over_floor"], [0, 0.75], atol=1e-12)
+    np.testing.assert_allclose(found["icl_over_floor_sem"], [0, 0.5 / np.sqrt(129)], atol=1e-12)
+
+
+def test_where_the_floor_is_not_known_it_is_said() -> None:
+    setting = rows_of()
+    text = dataclasses.replace(setting, config=Config(model=MODEL, data=data_config(source="triggers")))
+    assert "data.source = 'triggers'" in str(icl_floor.why_not(text))
+    unigram = Config(model=MODEL, data=data_config(source="markov", prior="unigram"))
+    other = dataclasses.replace(setting, config=Config(model=MODEL_OF_STORIES, data=data_config(source="stories")))
+    for unknown in (dataclasses.replace(setting, config=unigram), other):
+        with pytest.raises(UndefinedError, match="not known of these held-out rows"):
+            icl_floor.derive(unknown, xr.Dataset())

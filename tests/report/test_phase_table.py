@@ -40,6 +40,15 @@ def test_the_score_at_single_tokens_is_not_shown_where_it_says_nothing() -> None
         assert not any(word in table for word in ("before (", "after ("))
 
 
+def test_the_score_stands_beside_that_of_the_corpus_where_it_is_known() -> None:
+    over = np.linspace(0.417, -0.443, 11)
+    floor = {"floor_icl": ((), -0.417), "floor_icl_sem": ((), 0.015)}
+    floor |= {"icl_over_floor": (("snapshot",), over), "icl_over_floor_sem": (("snapshot",), np.full(11, 0.02))}
+    line = "of the corpus itself (nats)  -0.417 ±0.015, the end of run -0.443 ±0.020 from it"
+    assert line in _shown(no_change() | floor)
+    assert "of the corpus" not in _shown(no_change())
+
+
 def test_changes_of_the_best_heads_and_of_the_loss() -> None:
     scores = np.zeros((11, 2, 2))
     scores[-1, 1, 0] = 0.9

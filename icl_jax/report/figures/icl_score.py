@@ -44,6 +44,9 @@ def _chart(run: ReportedRun) -> Chart | Value:
         series.append(
             Series(label=_at_single(run), x=x, y=single, low=single - sem, high=single + sem, colour=5, width=1)
         )
+    if run.has("floor_icl"):
+        floor = np.full(2, float(data["floor_icl"]))
+        series.append(Series(label="the corpus itself", x=x[[0, -1]], y=floor, colour=6, width=1, dashed=True))
     return Chart(x=TOKENS, y=Axis(label="ICL score (nats)"), series=series, bands=run.bands, zero=True, legend=True)
 
 
@@ -59,7 +62,8 @@ FIGURE = RunFigure(
     name="icl_score",
     title="In-context learning score",
     shows="Loss late in the context minus loss early in it, over windows (dark) and at the paper's two single tokens "
-    "(light), each with its standard error; the latter only where that is 0.125 nats or less.",
+    "(light), each with its standard error; the latter only where that is 0.125 nats or less. Dashed: the score of the "
+    "corpus itself, where it is known.",
     look_for="A steep fall inside a band: in-context learning forms in an abrupt change. Without a band the curve is "
     "one of smooth learning.",
     paper="magnitude below 0.15 nats before; about −0.40 nats after, whatever the size; more than 75 % formed in the "
