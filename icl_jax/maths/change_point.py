@@ -30,7 +30,10 @@ from icl_jax.maths.step_fit import FLOOR, ColumnFit, StepFits, logistic
 
 FEWEST = 8
 """Points that a curve must have for a change to be told from none."""
-_N_RATES = 12
+# Rates of the decays: so far apart that none lies between them that two cannot follow, up to one that is over by the
+# second point.
+_RATE_RATIO = 1.6
+_FASTEST = 8.0
 _N_WIDTHS = 7
 _N_TRIED = 16
 # Parts of what the curve does, and of the step's size.
@@ -39,7 +42,7 @@ _LEAST_EXCESS = 0.15
 # Times the noise.
 _LEAST_OVER_NOISE = 2.0
 # What the step must gain beside all convex curves: 4 in 100 even falls with a corner have a step that does.
-_CONVEX_GAIN = 5.0
+_CONVEX_GAIN = 6.0
 _N_CORNERS = 32
 _QUANTILES = np.array([0.05, 0.5, 0.95])
 # The statistic's tail: log p = (a - statistic) / b, met by straight lines of 16 to 400 points; flat, exponential and
@@ -272,7 +275,8 @@ def _smooth_columns(tokens: np.ndarray, schedule: Schedule | None) -> np.ndarray
     def falls(clock: np.ndarray) -> np.ndarray:
         clock = (clock - clock[0]) / (clock[-1] - clock[0])
         gaps = np.diff(clock)
-        rates = np.geomspace(1, 1 / max(gaps[gaps > 0].min(), 1e-4), _N_RATES)
+        fastest = _FASTEST / max(gaps[gaps > 0].min(), 1e-3)
+        rates = np.geomspace(1, fastest, 2 + int(np.log(fastest) / np.log(_RATE_RATIO)))
         return np.concatenate([-clock[:, None], np.exp(-clock[:, None] * rates)], axis=1)
 
     if schedule is None:
@@ -337,6 +341,8 @@ class _Search:
 
         Fitted anew, a step that the run cuts off bends as far as a convex curve can take back.
         """
+        from scipy.optimize import nnls
+
         columns = self.columns(steps)
         middle = columns - columns.mean(axis=0)
         x = nnls(middle, self.y - self.y.mean(), maxiter=2000)[0]

@@ -163,6 +163,17 @@ class Told(FakeRun):
         self.alerts.append(f"{title}: {text}")
 
 
+def test_a_run_that_ends_inside_its_change_says_so_in_the_summary() -> None:
+    run, score = Told(), _score(50, 0.8)[:24]
+    news = ChangeNews(run, Seen())
+    for i, icl in enumerate(score):
+        news.add_step(20_000.0 * i, 1e-3)
+        news.add_probe(100_000.0 * i, icl)
+    news.finish()
+    assert "still going on at the end" in run.summary["phase_change"]
+    assert run.summary["phase_change_end"] == np.inf
+
+
 def test_a_phase_change_is_one_alert_and_stands_in_the_summary() -> None:
     run, score = Told(), _score(50, 0.8)
     news = ChangeNews(run, Seen())
