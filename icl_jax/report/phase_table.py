@@ -75,10 +75,10 @@ def _window(dataset: xr.Dataset) -> Iterator[str]:
         yield _line(f"{name} (nats)", ", ".join(values))
     if "floor_icl" in dataset:
         floor, over = float(dataset["floor_icl"]), float(dataset["icl_over_floor"][-1])
-        errors = (float(dataset["floor_icl_sem"]), float(dataset["icl_over_floor_sem"][-1]))
+        of_over = _plus_minus(float(dataset["icl_over_floor_sem"][-1]))
+        of_floor = _plus_minus(float(dataset["floor_icl_sem"]))
         yield _line(
-            "of the corpus itself (nats)",
-            f"{floor:+.3f}{_plus_minus(errors[0])}, the end of run {over:+.3f}{_plus_minus(errors[1])} from it",
+            "of the corpus itself (nats)", f"{floor:+.3f}{of_floor}, the end of run {over:+.3f}{of_over} from it"
         )
     if "steepest_drop" in dataset and dataset.sizes["snapshot"] > 1:
         ends = (_millions(float(dataset[f"steepest_{side}_tokens"])) for side in ("start", "end"))
