@@ -1,6 +1,7 @@
 """Every measurement over every snapshot of a run, into RUN/analysis.zarr."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import xarray as xr
 
@@ -12,6 +13,8 @@ from icl_jax.config import UserError
 from icl_jax.measures.measurement import Context, Derived, Measurement
 from icl_jax.measures.table import TABLE
 from icl_jax.rundir import RunDir
+from icl_jax.rundir.lock import exclusive
+from icl_jax.rundir.place import writing
 
 # Whose answers are in memory until their datasets are written.
 _MEMBERS_AT_A_TIME = 64
@@ -30,17 +33,19 @@ def analyze(
     n_rows: int | None = None,
     progress: Progress | None = None,
     table: tuple[Measurement | Derived, ...] = TABLE,
+    waiting: Callable[[], object] = lambda: None,
 ) -> xr.Dataset:
     """Take the measurements that the run lacks, write RUN/analysis.zarr and return it.
 
     `only`: names of measurements to take, what they need is taken too. `snapshots`: so many, or these steps; default
     all. `n_rows`: held-out rows; default 65,536 tokens' worth. A killed analysis goes on where it was. The dataset
     holds what has been taken on all chosen snapshots, now or before; its attribute `absent` (JSON) says why the rest is
-    not there. Raises UserError for a name or step that does not exist, a run without snapshots or held-out
-    rows, and one with members: see `analyze_members`.
+    not there. One process at a time analyzes a run: `waiting` is called where another does. Raises UserError for a name
+    or step that does not exist, a run without snapshots or held-out rows, one with members (see `analyze_members`), and
+    a folder that cannot be written.
     """
     context = make_context(run.one(), n_rows)
-    return _analyze(run, [run], [context], only, snapshots, Count(progress), table)[0]
+    return _analyze(run, [run], [context], only, snapshots, Count(progress), table, waiting)[0]
 
 
 def analyze_members(
@@ -51,6 +56,7 @@ def analyze_members(
     n_rows: int | None = None,
     progress: Progress | None = None,
     table: tuple[Measurement | Derived, ...] = TABLE,
+    waiting: Callable[[], object] = lambda: None,
 ) -> Iterator[tuple[RunDir, xr.Dataset]]:
     """`analyze` of each member of a run with members: the member and its dataset, which is RUN/members/K/analysis.zarr.
 
@@ -62,7 +68,7 @@ def analyze_members(
     for first in range(0, len(members), _MEMBERS_AT_A_TIME):
         some = members[first : first + _MEMBERS_AT_A_TIME]
         contexts = [shared.of_member(member.config, recorded[member.index or 0]) for member in some]
-        yield from zip(some, _analyze(run, some, contexts, only, snapshots, count, table), strict=True)
+        yield from zip(some, _analyze(run, some, contexts, only, snapshots, count, table, waiting), strict=True)
 
 
 def _analyze(
@@ -73,6 +79,7 @@ def _analyze(
     snapshots: int | Sequence[int] | None,
     count: Count,
     table: tuple[Measurement | Derived, ...],
+    waiting: Callable[[], object],
 ) -> list[xr.Dataset]:
     """The analyses of runs whose parameters are read from `source`: the one run, or that of which they are members."""
     entries = [run.snapshots() for run in runs]
@@ -80,33 +87,43 @@ def _analyze(
     wanted = with_needs(only, table)
     if only is None:
         wanted -= {m.name for m in table if isinstance(m, Measurement) and m.too_much(contexts[0])}
-    sessions = [Session(run, context, table, count) for run, context in zip(runs, contexts, strict=True)]
-    measurements = [m for m in table if isinstance(m, Measurement) and m.name in wanted]
-    take(source, sessions, [m for m in measurements if not m.on_few], chosen)
-    has_few = any(isinstance(m, Measurement) and m.on_few for m in table)
-    # Where any are on few snapshots, the window comes first and all the rest once those are taken.
-    names = {entry.name for entry in table}
-    first = with_needs([_WINDOW] if _WINDOW in names else [], table) if has_few else names
-    part = tuple(entry for entry in table if entry.name in first)
-    datasets = [
-        build_dataset(session.run, session.context, part, session.works, some, [], wanted)
-        for session, some in zip(sessions, chosen, strict=True)
-    ]
-    if has_few:
-        few = [
-            [some[i] for i in choose_few(dataset["tokens"].values, _window(dataset))]
-            for dataset, some in zip(datasets, chosen, strict=True)
-        ]
-        take(source, sessions, [m for m in measurements if m.on_few], few)
+    with _held(source, runs, waiting):
+        sessions = [Session(run, context, table, count) for run, context in zip(runs, contexts, strict=True)]
+        measurements = [m for m in table if isinstance(m, Measurement) and m.name in wanted]
+        take(source, sessions, [m for m in measurements if not m.on_few], chosen)
+        has_few = any(isinstance(m, Measurement) and m.on_few for m in table)
+        # Where any are on few snapshots, the window comes first and all the rest once those are taken.
+        names = {entry.name for entry in table}
+        first = with_needs([_WINDOW] if _WINDOW in names else [], table) if has_few else names
+        part = tuple(entry for entry in table if entry.name in first)
         datasets = [
-            build_dataset(session.run, session.context, table, session.works, some, selected, wanted)
-            for session, some, selected in zip(sessions, chosen, few, strict=True)
+            build_dataset(session.run, session.context, part, session.works, some, [], wanted)
+            for session, some in zip(sessions, chosen, strict=True)
         ]
-    for i, session in enumerate(sessions):
-        datasets[i] = note_asked(datasets[i], entries[i], snapshots)
-        save_dataset(datasets[i], session.run.path / "analysis.zarr")
-        session.forget_stale(entries[i])
-    return datasets
+        if has_few:
+            few = [
+                [some[i] for i in choose_few(dataset["tokens"].values, _window(dataset))]
+                for dataset, some in zip(datasets, chosen, strict=True)
+            ]
+            take(source, sessions, [m for m in measurements if m.on_few], few)
+            datasets = [
+                build_dataset(session.run, session.context, table, session.works, some, selected, wanted)
+                for session, some, selected in zip(sessions, chosen, few, strict=True)
+            ]
+        for i, session in enumerate(sessions):
+            datasets[i] = note_asked(datasets[i], entries[i], snapshots)
+            save_dataset(datasets[i], session.run.path / "analysis.zarr")
+            session.forget_stale(entries[i])
+        return datasets
+
+
+@contextlib.contextmanager
+def _held(source: RunDir, runs: list[RunDir], waiting: Callable[[], object]) -> Iterator[None]:
+    """The analyses of the runs, held against other processes; what the system refuses to write is said of `source`."""
+    with contextlib.ExitStack() as held, writing(source.path):
+        for run in runs:
+            held.enter_context(exclusive(run.path / "analysis_parts", waiting))
+        yield
 
 
 def make_context(run: RunDir, n_rows: int | None = None) -> Context:

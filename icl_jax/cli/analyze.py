@@ -96,15 +96,18 @@ def _take(run: RunDir, console: Console, **asked: Any) -> None:
     from icl_jax.analysis.run_measurements import analyze as take
     from icl_jax.analysis.run_measurements import analyze_members
 
+    def waiting() -> None:
+        say(console, f"{run.path}: another process is analyzing it: waiting until it has ended")
+
     started = time.monotonic()
     with MeasurementsDisplay(console, str(run.path)) as display:
         if run.config.members:
             briefs = {}
-            for member, dataset in analyze_members(run, progress=display.update, **asked):
+            for member, dataset in analyze_members(run, progress=display.update, waiting=waiting, **asked):
                 n_variables, n_snapshots = len(dataset.data_vars), dataset.sizes["snapshot"]
                 briefs[member.index or 0] = brief(dataset)
         else:
-            dataset = take(run, progress=display.update, **asked)
+            dataset = take(run, progress=display.update, waiting=waiting, **asked)
             n_variables, n_snapshots = len(dataset.data_vars), dataset.sizes["snapshot"]
     took = f"{display.n_taken} measurements taken in {time.monotonic() - started:.0f} s"
     n, path = len(run.config.members), run.path

@@ -17,7 +17,7 @@ from icl_jax import __version__, process
 from icl_jax.cli.arguments import ConfigArgs, OutputError, parse, parse_with_config
 from icl_jax.config import NonFiniteLossError, UserError
 from icl_jax.display import say
-from icl_jax.rundir.files import reason
+from icl_jax.rundir.files import reason, storage_problem
 from icl_jax.telling import one_line
 
 
@@ -216,7 +216,7 @@ _PASSING_ON = {"reproduce", "sweep", "launch"}
 
 def _help(console: Console) -> None:
     lines = ["usage: icl-jax VERB ... [--debug]", "", "verbs:"]
-    lines += [f"  {name:<10} {function.__doc__}" for name, function in _VERBS.items()]
+    lines += [f"  {name:<10} {function.__doc__ or ''}".rstrip() for name, function in _VERBS.items()]
     lines += ["", "icl-jax VERB --help tells more. Errors are one line; --debug shows where they came from."]
     say(console, "\n".join(lines))
 
@@ -258,6 +258,15 @@ def _escape_what_terminals_lack() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _gone_folder() -> str | None:
+    """What is wrong where the folder that the command is run in has been removed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "the folder that this runs in has been removed: change to another"
+    return None
+
+
 def run(argv: Sequence[str]) -> int:
     """Run one command and return its exit status.
 
@@ -280,6 +289,14 @@ def run(argv: Sequence[str]) -> int:
         if is_debug:
             traceback.print_exc()
         _tell_error(": ".join(filter(None, ["out of memory", str(error)])))
+        return 2
+    except OSError as error:
+        problem = storage_problem(error) or _gone_folder()
+        if problem is None:
+            raise
+        if is_debug:
+            traceback.print_exc()
+        _tell_error(problem)
         return 2
     except KeyboardInterrupt:
         process.interrupts.is_told = True

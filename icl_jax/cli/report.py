@@ -12,6 +12,7 @@ from icl_jax import process
 from icl_jax.analysis.checks import check_analysis
 from icl_jax.cli.analyze import bring_up_to_date
 from icl_jax.config import UserError
+from icl_jax.config.what_it_is import what_it_is
 from icl_jax.display import say
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.checkpoints import quiet_orbax
@@ -35,8 +36,9 @@ def report(args: ReportArgs, console: Console) -> int:
     if not args.out and is_bucket(args.runs[0]):
         raise UserError(f"--out is missing: {args.runs[0]} is a bucket, and a report goes into a local folder")
     out = Path(args.out or Path(args.runs[0]) / "report")
-    if (file := next((path for path in (out, *out.parents) if path.exists()), out)).exists() and not file.is_dir():
-        raise UserError(f"--out = {str(out)!r}: {file} is a file: must be a folder")
+    found = next((path for path in (out, *out.parents) if what_it_is(path)), None)
+    if found is not None and not found.is_dir():
+        raise UserError(f"--out = {str(out)!r}: {found} is a {what_it_is(found)}: must be a folder")
     runs = [RunDir.open(path) for path in args.runs]
     for run in runs:
         for one in run.each():

@@ -2,19 +2,15 @@
 
 from rich.console import Console
 
-from icl_jax import process
 from icl_jax.display import say
 from icl_jax.rundir import RunDir
-from icl_jax.rundir.checkpoints import quiet_orbax
 from icl_jax.rundir.seals import Tally
 from icl_jax.rundir.verify import problems
 
 
 def verify(path: str, console: Console) -> int:
     """Print what is wrong, a line each, and return 1; or what was checked, and return 0."""
-    quiet_orbax()
     run, tally = RunDir.open(path), Tally()
-    process.devices()  # Orbax asks for them
     n_problems = 0
     for problem in problems(run, tally):
         n_problems += 1

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from icl_jax.config.errors import UserError
+from icl_jax.config.what_it_is import what_it_is
 
 
 def packaged_folder(name: str) -> Path:
@@ -58,7 +59,8 @@ def _file(name: str, builtin_path: Callable[[str], Path | None], missing: str) -
         return path
     found = builtin_path(name)
     if found is None:
-        raise UserError(f"{name}: {missing}")
+        kind = what_it_is(path)
+        raise UserError(f"{name}: is a {kind}, and no file: {missing}" if kind else f"{name}: {missing}")
     return found
 
 

@@ -12,6 +12,7 @@ from icl_jax.config.errors import UserError
 from icl_jax.config.members import gather
 from icl_jax.config.schema import Config
 from icl_jax.config.tables import merge, split_options, to_tables, unknown
+from icl_jax.config.what_it_is import check_readable
 
 
 def parse_config(text: str, where: str = "config") -> Config:
@@ -89,6 +90,7 @@ def config_chain(path: str | Path) -> list[Path]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    check_readable(path, f"{path}: cannot read the config")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from icl_jax.config import UserError
+from icl_jax.config.what_it_is import check_readable
 from icl_jax.importing.formats.pytorch_file import load_pytorch
 from icl_jax.importing.formats.tensor import Tensors
 from icl_jax.rundir.files import reason
@@ -115,6 +116,7 @@ def _open(path: Path, take: Callable[..., Future[str]]) -> Checkpoint:
 def load_config_json(path: Path) -> dict[str, Any]:
     """config.json of a folder. Raises UserError if it is missing or not a JSON object."""
     file = path / "config.json"
+    check_readable(file, f"{file}: cannot be read")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

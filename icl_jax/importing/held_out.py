@@ -9,6 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from icl_jax.config import DataConfig, ModelConfig, UserError
+from icl_jax.config.what_it_is import check_readable
 from icl_jax.data.corpora.manual import ManualDocuments
 from icl_jax.data.probe_tokens import eligible_tokens
 from icl_jax.data.text.documents import Documents, measure_documents, python_documents, text_documents
@@ -120,6 +121,7 @@ def _tokenizer_of(checkpoint: Checkpoint, file: str) -> str | None:
 
 
 def _read(path: Path) -> str:
+    check_readable(path, f"{path}: cannot be read")
     try:
         text = path.read_text(encoding="utf-8")
         parse_tokenizer(text)

@@ -1,6 +1,6 @@
 """Dicts of arrays on disk, by Orbax: parameters only (snapshots/STEP) and full states (state/STEP).
 
-Orbax and JAX are imported where they are called: they take seconds, and what is no run is refused without them.
+Orbax and JAX are imported where they are called: they take seconds, and only saving and going on need them.
 """
 
 import logging
@@ -13,6 +13,7 @@ from etils import epath
 
 from icl_jax.config import UserError
 from icl_jax.rundir.files import absolute, is_bucket, reason
+from icl_jax.rundir.saved_arrays import damaged, open_arrays
 
 if TYPE_CHECKING:
     import jax
@@ -92,15 +93,11 @@ def load_sharded(path: epath.Path, like: Mapping[str, "jax.ShapeDtypeStruct"]) -
     """
     import orbax.checkpoint as ocp
 
-    try:
-        with _checkpointer() as alone:
-            saved: Any = alone.metadata(absolute(path)).item_metadata.tree
-    except Exception as error:
-        raise UserError(f"{path}: damaged, cannot be loaded: {reason(error)}") from error
+    saved = open_arrays(path)
     for name, wanted in like.items():
         if name not in saved:
             raise UserError(f"saved state: {name} is missing; the config says that it should be there")
-        found = f"{np.dtype(saved[name].dtype)}{list(saved[name].shape)}"
+        found = f"{saved[name].dtype}{list(saved[name].shape)}"
         expected = f"{wanted.dtype}{list(wanted.shape)}"
         if found != expected:
             raise UserError(f"saved state: {name} = {found}: the config says {expected}")
@@ -119,7 +116,9 @@ def load_sharded(path: epath.Path, like: Mapping[str, "jax.ShapeDtypeStruct"]) -
             args = ocp.args.PyTreeRestore(item=dict.fromkeys(saved, 0), restore_args=restore_args)
             return dict(checkpointer.restore(absolute(path), args=args))
     except Exception as error:
-        raise UserError(f"{path}: damaged, cannot be loaded: {reason(error)}") from error
+        for array in saved.values():
+            array.read()  # says which is damaged, where TensorStore's words are of its own functions
+        raise damaged(path, reason(error)) from error
 
 
 def _sharding(array: "jax.ShapeDtypeStruct") -> "jax.sharding.Sharding":
@@ -140,22 +139,7 @@ def remove_arrays(path: epath.Path) -> None:
 
 def load_arrays(path: epath.Path) -> Arrays:
     """Load what `save_arrays` saved, as NumPy arrays. Raises UserError if it is missing or damaged."""
-    import orbax.checkpoint as ocp
-
-    if not path.exists():
-        raise UserError(f"{path}: missing; the manifest or schedule says that it should be there")
-    try:
-        with _checkpointer() as checkpointer:
-            metadata: Any = checkpointer.metadata(absolute(path))
-            names = list(metadata.item_metadata.tree)
-            restore = ocp.args.PyTreeRestore(
-                item=dict.fromkeys(names, 0),
-                restore_args=dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray)),
-            )
-            restored = checkpointer.restore(absolute(path), args=restore)
-    except Exception as error:  # Orbax and TensorStore raise many types for a damaged folder
-        raise UserError(f"{path}: damaged, cannot be loaded: {reason(error)}") from error
-    return {name: np.asarray(value) for name, value in restored.items()}
+    return {name: array.read() for name, array in open_arrays(path).items()}
 
 
 def saved_steps(folder: epath.Path) -> list[int]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+_AT_ONCE = 2**14
+
 
 def checksum(values: Any, start: Sequence[Any], shape: Sequence[int], xp: ModuleType = np) -> Any:
     """uint32: the sum, modulo 2**32, of every element's bits times an odd weight of its place in the whole array.
@@ -26,5 +28,8 @@ def checksum(values: Any, start: Sequence[Any], shape: Sequence[int], xp: Module
 
 
 def checksum_of(array: np.ndarray) -> np.uint32:
-    """That of a whole array in memory."""
-    return np.uint32(checksum(np.asarray(array), (0,) * array.ndim, array.shape))
+    """That of a whole array in memory, by parts that a processor's cache holds: several times as fast."""
+    array = np.asarray(array)
+    flat = np.ascontiguousarray(array).reshape(-1)  # a place is one in the flat array
+    starts = range(0, flat.size, _AT_ONCE)
+    return np.uint32(sum(int(checksum(flat[i : i + _AT_ONCE], (i,), flat.shape)) for i in starts) % 2**32)

@@ -47,7 +47,21 @@ def replace_text(path: epath.Path, text: str) -> None:
 
 
 # Said by the operating system, and buried by TensorStore deep in its own words.
-_STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+_STORAGE_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE,
+)  # fmt: skip
+# Said of a path that is not what a program needs it to be.
+_PLACE_ERRORS = (errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY)
+
+
+def storage_problem(error: OSError) -> str | None:
+    """The path and what the operating system says of it; None where that is no matter of files, or may be a bug."""
+    if error.errno not in (*_STORAGE_ERRORS, *_PLACE_ERRORS):
+        return None
+    said = os.strerror(error.errno)
+    path = error.filename2 or error.filename
+    return said if path is None else f"{os.fsdecode(path) if isinstance(path, bytes) else path}: {said}"
 
 
 def reason(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from etils import epath
 
 from icl_jax.config import UserError
 from icl_jax.rundir.files import reason, replace_text
+from icl_jax.rundir.saved_arrays import SavedArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +30,28 @@ class SnapshotEntry:
     """Of a run with members the SHA-256 of each one's parameters, of which `sha256` is one; None: it had failed."""
 
 
-def params_sha256(params: dict[str, np.ndarray]) -> str:
+def params_sha256(params: Mapping[str, np.ndarray | SavedArray]) -> str:
     """SHA-256 over name, type, shape and little-endian bytes of every parameter, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(params):
-        array = np.asarray(params[name])
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        array = params[name]
         digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)  # no copy
+        for piece in _pieces(array):
+            digest.update(piece)
     return digest.hexdigest()
 
 
-def members_sha256(params: dict[str, np.ndarray], failed: Collection[int] = ()) -> tuple[str | None, ...]:
+def _pieces(array: np.ndarray | SavedArray) -> Iterator[memoryview]:
+    if isinstance(array, SavedArray):
+        yield from array.pieces()
+    else:
+        little = np.asarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+        yield np.ascontiguousarray(little).reshape(-1).view(np.uint8).data  # no copy
+
+
+def members_sha256(
+    params: Mapping[str, np.ndarray | SavedArray], failed: Collection[int] = ()
+) -> tuple[str | None, ...]:
     """`params_sha256` of each member, the member axis in front; None for those that have failed."""
     n = len(next(iter(params.values())))
     return tuple(
@@ -59,7 +70,7 @@ def joint_sha256(members: tuple[str | None, ...]) -> str:
     return hashlib.sha256("".join(f"{sha256}\n" for sha256 in members).encode()).hexdigest()
 
 
-def snapshot_sha256(params: dict[str, np.ndarray], entry: SnapshotEntry) -> str:
+def snapshot_sha256(params: Mapping[str, np.ndarray | SavedArray], entry: SnapshotEntry) -> str:
     """SHA-256 of parameters as the entry has it: of all members that it lists, or of the one model."""
     if not entry.members:
         return params_sha256(params)

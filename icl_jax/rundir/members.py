@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from icl_jax.config import UserError
-from icl_jax.rundir.checkpoints import Arrays
+from icl_jax.rundir.saved_arrays import SavedArray
 
 MEMBERS = "members"
 """RUN/members/K is the place of member K, whether or not there is a folder."""
@@ -26,9 +26,11 @@ def member_of(path: str) -> tuple[str, int] | None:
     return (str(run), int(place.name)) if (run / "config.toml").exists() else None
 
 
-def of_member(arrays: Mapping[str, np.ndarray], index: int, path: epath.Path) -> Arrays:
+def of_member(
+    arrays: Mapping[str, np.ndarray | SavedArray], index: int, path: epath.Path
+) -> dict[str, np.ndarray | SavedArray]:
     """One member's arrays, the member axis in front. Raises UserError that names `path` where it is not there."""
     for name, array in arrays.items():
         if not array.ndim or index >= len(array):
             raise UserError(f"{path}: {name} has the shape {array.shape}: it has no member {index}")
-    return {name: np.asarray(array[index]) for name, array in arrays.items()}
+    return {name: array[index] for name, array in arrays.items()}

@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 
 from icl_jax.config import Config, UserError, dump_config, parse_config
+from icl_jax.config.what_it_is import what_it_is
 from icl_jax.rundir import checkpoints
 from icl_jax.rundir.checkpoints import remove_partial, saved_steps
 from icl_jax.rundir.files import check_path, reason, replace_text
@@ -88,10 +89,13 @@ class RunDir(Snapshots, States):
         if (one := member_of(path)) is not None:
             what = f"is member {one[1]} of {one[0]}, which is trained as one"
             raise UserError(f"{root}: {what}: icl-jax split makes a run of it")
+        if (kind := what_it_is(path)) not in ("folder", ""):
+            raise UserError(f"{root}: is a {kind}; --run must be a folder")
         if not root.exists():
+            above = next((folder for folder in root.parents if what_it_is(folder)), root)
+            if (kind := what_it_is(above)) not in ("folder", ""):
+                raise UserError(f"{root}: cannot write the run directory: {above} is a {kind}")
             return
-        if not root.is_dir():
-            raise UserError(f"{root}: is a file; --run must be a folder")
         found = {entry.name for entry in root.iterdir()} - {
             ".lock",
             ".environment.json.partial",
@@ -112,7 +116,8 @@ class RunDir(Snapshots, States):
             return cls.open(found[0]).member(found[1])
         root = epath.Path(path)
         if not root.exists():
-            raise UserError(f"{root}: no such run directory")
+            nothing = what_it_is(path)
+            raise UserError(f"{root}: is a {nothing}" if nothing else f"{root}: no such run directory")
         if not cls.is_run(path):
             raise UserError(f"{root}: not a run directory: it has no config.toml")
         environment_path = root / "environment.json"

@@ -7,10 +7,11 @@ import numpy as np
 
 from icl_jax.config import UserError
 from icl_jax.rundir.agreement import read_snapshots
-from icl_jax.rundir.checkpoints import Arrays, load_arrays, save_arrays
+from icl_jax.rundir.checkpoints import Arrays, save_arrays
 from icl_jax.rundir.manifest import SnapshotEntry, hashes, snapshot_sha256
 from icl_jax.rundir.members import of_member
 from icl_jax.rundir.place import Place
+from icl_jax.rundir.saved_arrays import SavedArray, in_memory, open_arrays
 
 
 class Snapshots(Place):
@@ -66,8 +67,11 @@ class Snapshots(Place):
 
     def read_params(self, entry: SnapshotEntry) -> tuple[Arrays, str]:
         """The parameters of a snapshot as they are on disk, and their SHA-256. Raises UserError if they are damaged."""
-        path = self.root / "snapshots" / str(entry.step)
-        params = load_arrays(path)
-        if self.index is not None:
-            params = of_member(params, self.index, path)
+        params = {name: in_memory(array) for name, array in self.open_params(entry).items()}
         return params, snapshot_sha256(params, entry)
+
+    def open_params(self, entry: SnapshotEntry) -> dict[str, np.ndarray | SavedArray]:
+        """The parameters of a snapshot, to be read when they are needed. Raises UserError if they cannot be."""
+        path = self.root / "snapshots" / str(entry.step)
+        params = open_arrays(path)
+        return {**params} if self.index is None else of_member(params, self.index, path)

@@ -13,6 +13,7 @@ from icl_jax.rundir.checksum import checksum_of
 from icl_jax.rundir.manifest import params_sha256
 from icl_jax.rundir.members import of_member
 from icl_jax.rundir.place import Place
+from icl_jax.rundir.saved_arrays import in_memory
 
 if TYPE_CHECKING:
     import jax
@@ -78,7 +79,8 @@ class States(Place):
             return state
         # The step is that of all.
         per_member = {name: array for name, array in state.items() if name != "step"}
-        return {**of_member(per_member, self.index, path), "step": state["step"]}
+        member = of_member(per_member, self.index, path)
+        return {name: in_memory(array) for name, array in member.items()} | {"step": state["step"]}
 
     def load_state_sharded(
         self, step: int, like: Mapping[str, "jax.ShapeDtypeStruct"], checksums_of: Callable[[Any], np.ndarray]

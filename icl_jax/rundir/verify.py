@@ -137,7 +137,8 @@ def _snapshot_problems(run: RunDir, entries: list[SnapshotEntry], tally: Tally) 
         if entry.tokens != tokens and run.imported is None:
             yield f"{run.manifest.path}: step {entry.step}: tokens = {entry.tokens}: the config says {tokens}"
         try:
-            params, found = run.read_params(entry)
+            params = run.open_params(entry)
+            found = snapshot_sha256(params, entry)
         except UserError as error:
             yield str(error)
             continue

@@ -31,6 +31,7 @@ from icl_jax.config.members import MembersConfig
 from icl_jax.config.schema import Config
 from icl_jax.config.tables import merge, to_tables
 from icl_jax.config.toml import build_config, load_config
+from icl_jax.config.what_it_is import check_readable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +93,7 @@ _ANALYSIS_KEYS = {"snapshots", "rows", "only"}
 
 def load_suite(path: Path) -> Suite:
     """Read a suite's file. Raises UserError naming the file and the key."""
+    check_readable(path, f"{path}: cannot read the suite")
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

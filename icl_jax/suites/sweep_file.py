@@ -16,6 +16,7 @@ import yaml
 
 from icl_jax.config import Config, UserError
 from icl_jax.config.toml import field_types
+from icl_jax.config.what_it_is import check_readable
 from icl_jax.suites.suite import with_fields
 
 _LOCAL_METHODS = ("grid", "random")
@@ -95,6 +96,7 @@ class SweepFile:
 
 def load_sweep(path: Path) -> SweepFile:
     """Read a sweep's file. Raises UserError naming the file and the key."""
+    check_readable(path, f"{path}: cannot read the sweep")
     try:
         spec = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

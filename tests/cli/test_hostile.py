@@ -152,6 +152,67 @@ def test_hostile(name: str, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["float.toml", "tiny.toml"]
 
 
+_NEW_TEXT = ("train", "tiny.toml", "--run", "r", "--model.vocab-size", "300")
+PLACES: dict[str, tuple[tuple[str, ...], str]] = {
+    # name: (arguments, what the line must hold); what lies at these paths: `_places`
+    "a pipe as config": (("train", "pipe.toml"), "pipe.toml: cannot read the config: is a pipe: must be a file"),
+    "a pipe of another name": (("train", "pipe"), "pipe: is a pipe, and no file: no such config file"),
+    "a folder as config": (("train", "folder"), "folder: is a folder, and no file: no such config file"),
+    "a device as config": (("train", "/dev/zero"), "/dev/zero: cannot read the config: is a device: must be a file"),
+    "a circle as config": (("train", "loop.toml"), "loop.toml: cannot read the config: is a symbolic link that leads"),
+    "a config that extends a pipe": (("train", "extends.toml"), "pipe.toml: cannot read the config: is a pipe"),
+    "a circle as run": (("train", "tiny.toml", "--run", "loop"), "loop: is a symbolic link that leads nowhere; --run"),
+    "a link to nothing as run": (("train", "tiny.toml", "--run", "dead"), "dead: is a symbolic link that leads no"),
+    "a pipe as run": (("train", "tiny.toml", "--run", "pipe"), "pipe: is a pipe; --run must be a folder"),
+    "a run in a circle": (
+        ("train", "tiny.toml", "--run", "loop/r"),
+        "loop/r: cannot write the run directory: loop is a sym",
+    ),
+    "a circle to verify": (("verify", "loop"), "loop: is a symbolic link that leads nowhere"),
+    "a pipe to verify": (("verify", "pipe"), "pipe: not a run directory"),
+    "a report into a circle": (("report", "r", "--out", "loop"), "loop is a symbolic link that leads nowhere: must be"),
+    "a report into a device": (("report", "r", "--out", "/dev/zero"), "/dev/zero is a device: must be a folder"),
+    "a pipe as suite": (("reproduce", "pipe.toml"), "pipe.toml: cannot read the suite: is a pipe: must be a file"),
+    "a device as suite": (("reproduce", "/dev/zero"), "/dev/zero: cannot read the suite: is a device: must be a file"),
+    "a device as sweep": (("sweep", "/dev/zero", "tiny.toml"), "/dev/zero: cannot read the sweep: is a device: must"),
+    "a device as tokenizer": (
+        (*_NEW_TEXT, "--data.source", "text:tiny.toml", "--data.tokenizer", "/dev/zero"),
+        "data.tokenizer = '/dev/zero': is no regular file",
+    ),
+    "a circle as tokenizer": (
+        (*_NEW_TEXT, "--data.source", "text:tiny.toml", "--data.tokenizer", "loop"),
+        "data.tokenizer = 'loop': is no regular file",
+    ),
+    "a circle as text": ((*_NEW_TEXT, "--data.source", "text:loop"), "'text:loop': is a symbolic link that leads"),
+    "a device as text": ((*_NEW_TEXT, "--data.source", "text:/dev/zero"), "'text:/dev/zero': is no regular file"),
+    "a pipe to import": (("import", "pipe", "--run", "r"), "pipe: is neither a folder nor a file of weights"),
+    "a circle to import": (("import", "loop", "--run", "r"), "loop: no such file or folder"),
+    "a checkpoint whose config is a pipe": (("import", "checkpoint", "--run", "r"), "checkpoint: must hold a config"),
+    "a pipe to audit": (("audit", "pipe"), "pipe: "),
+}
+
+
+@pytest.fixture
+def _places(_small_machine: None, tmp_path: Path) -> None:
+    for name, target in (("loop", "loop"), ("loop.toml", "loop.toml"), ("dead", "nothing")):
+        (tmp_path / name).symlink_to(target)
+    for name in ("folder", "checkpoint"):
+        (tmp_path / name).mkdir()
+    for name in ("pipe", "pipe.toml", "checkpoint/config.json"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "checkpoint" / "model.safetensors").touch()
+    (tmp_path / "extends.toml").write_text('extends = "pipe.toml"')
+
+
+@pytest.mark.usefixtures("_places")
+@pytest.mark.parametrize("name", PLACES)
+def test_what_is_no_file_and_no_folder(name: str, tmp_path: Path) -> None:
+    args, said = PLACES[name]
+    before = sorted(os.listdir(tmp_path))
+    assert said in refused(*args, prepares=True)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
 @pytest.mark.usefixtures("_small_machine")
 def test_a_folder_that_is_not_utf8_holds_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "\udcff"

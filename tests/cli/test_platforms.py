@@ -14,10 +14,13 @@ from tests.train.runs import TINY, command, finish, only_line, start_cli
 def test_a_platform_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hand_built_run(tmp_path / "run", n_ctx=17, vocab_size=11)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")  # of the process that is started
-    status, out, err = finish(start_cli("verify", tmp_path / "run"))
+    status, out, err = finish(start_cli("analyze", tmp_path / "run"))
     assert (status, out) == (2, "")
     said = "JAX_PLATFORMS = 'cuda': is not a platform of this machine and installation; there is cpu; the environment"
     assert said in only_line(err)
+    status, out, err = finish(start_cli("verify", tmp_path / "run"))  # of files alone: without JAX
+    assert (status, err) == (0, "")
+    assert "good" in out
 
 
 def test_every_verb_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +33,7 @@ def test_every_verb_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(process, "devices", none)
     for args in (
-        ("verify", run), ("analyze", run, "--show"), ("report", run), ("probe", run, "1 2"),
+        ("analyze", run, "--show"), ("report", run), ("probe", run, "1 2"),
         ("export", run, "--to", "transformer-lens"), ("train", tmp_path / "tiny.toml", "--run", tmp_path / "new"),
     ):  # fmt: skip
         status, _, err = command(*args)

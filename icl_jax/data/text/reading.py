@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from icl_jax.config import UserError
+from icl_jax.config.what_it_is import what_it_is
 
 _ALLOWED = "must be UTF-8 text, or such text in .gz or .zst"
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -95,6 +96,8 @@ def find_files(pattern: str) -> tuple[list[Path], str]:
         why = f"{os.path.abspath(expanded)} holds no .txt file; name a glob for files called otherwise"
     elif os.path.isfile(expanded):
         return [Path(expanded)], ""  # a file whose name looks like a glob is meant as it stands
+    elif os.path.islink(expanded) and not os.path.exists(expanded):
+        return [], f"is a {what_it_is(expanded)}"
     elif os.path.exists(expanded):
         return [], "is no regular file, and documents are read more than once; save it to a file first"
     else:

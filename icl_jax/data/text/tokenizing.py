@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from icl_jax.config import UserError
+from icl_jax.config.what_it_is import what_it_is
 from icl_jax.data.corpus import BOS, Progress
 from icl_jax.data.streams import Stream, random_stream
 from icl_jax.data.text.documents import Documents
@@ -96,12 +97,12 @@ def tokenizer_file(name: str) -> Path | None:
         if not (path / "tokenizer.json").is_file():
             raise UserError(f"data.tokenizer = {name!r}: is a folder without a tokenizer.json")
         return path / "tokenizer.json"
-    return path if name.endswith(".json") or path.exists() else None
+    return path if name.endswith(".json") or what_it_is(path) else None
 
 
 def read_tokenizer_file(name: str, path: Path) -> str:
     """Text of a tokenizer file. Raises UserError if it cannot be read."""
-    if path.is_fifo():  # it may never be written to
+    if what_it_is(path) not in ("file", ""):
         raise UserError(f"data.tokenizer = {name!r}: is no regular file")
     try:
         return path.read_text(encoding="utf-8-sig")
