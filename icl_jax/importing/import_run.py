@@ -92,6 +92,9 @@ class _Import:
             self._tell(f"{self._path}: {len(chosen) - len(todo)} of {len(chosen)} steps are there already")
         if self._run is not None:
             self._run.remove_unlisted()
+            snapshots = self._run.environment["imported"]["snapshots"]
+            for step in [step for step in snapshots if int(step) not in done]:
+                del snapshots[step]  # of a killed import
         elif (config := self._source.config(todo[0])) is not None:
             # Before anything large is fetched, and before each step would be refused for the same reason.
             where = f"{self._source.name}: config.json of {todo[0].name}"

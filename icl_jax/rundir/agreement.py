@@ -52,10 +52,22 @@ def listing_problems(
             yield f"{run.manifest.path}: {_unlisted(step)}, but the state of step {state_step} was saved"
         elif step < n_recorded:
             yield f"{run.manifest.path}: {_unlisted(step)}, but the record holds {n_recorded} steps"
+    if run.imported is not None:
+        yield from _imported_problems(run, listed, set(folders))
     last = entries[-1].step if entries else -1
     for step in sorted(set(folders) - listed):
         if step < last:
             yield f"{run.root / 'snapshots' / str(step)}: is not in the manifest"
+
+
+def _imported_problems(run: "Place", listed: Collection[int], folders: Collection[int]) -> Iterator[str]:
+    """environment.json names a step before its snapshot is there: only the last may be missing, of a killed import."""
+    assert run.imported is not None
+    named = [int(step) for step in run.imported.get("snapshots", {})]
+    for step in named:
+        if step not in listed and (step != named[-1] or step in folders):
+            again = "the same icl-jax import adds it again"
+            yield f"{run.manifest.path}: {_unlisted(step)}, but environment.json says that it was imported; {again}"
 
 
 def _unlisted(step: int) -> str:

@@ -54,6 +54,14 @@ HOSTILE: dict[str, tuple[tuple[str, ...], str]] = {
         (*_TRAIN, "--data.repeats.n-phrases", "2147483647"),
         "data.repeats.n_phrases = 2147483647: the phrases of one row would need 292 GB of memory",
     ),
+    "an order beyond the row": (
+        (*_TRAIN, "--data.source", "markov", "--data.markov.order", _HUGE),
+        f"data.markov.order = {_HUGE}: must be at most model.n_ctx - 2 = 15",
+    ),
+    "an order with more chances than there are numbers": (
+        (*_TRAIN, "--data.source", "markov", "--data.markov.order", str(2**30), "--model.n-ctx", str(2**31 - 1)),
+        "model.vocab_size = 29: must be smaller: 28 ** (data.markov.order + 1) chances are more than",
+    ),
     "steps beyond the disk": (
         (*_TRAIN, "--train.n-steps", "2147483647"),
         "…: cannot write the run directory: train.n_steps = 2147483647: the record of every step and position would"

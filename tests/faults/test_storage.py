@@ -143,7 +143,7 @@ def test_run_that_cannot_be_made(config_file: Path, tmp_path: Path, place: str) 
     assert str(path) in only_line(err)
 
 
-def test_read_only_file_system(config_file: Path, small_disk: Path, note: Note) -> None:
+def test_read_only_file_system(config_file: Path, small_disk: Path, tmp_path: Path, note: Note) -> None:
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
     run = small_disk / "run"
     train_here(tiny_config(), run, stop_at=4)
@@ -154,6 +154,11 @@ def test_read_only_file_system(config_file: Path, small_disk: Path, note: Note) 
         assert status == 2
         assert f"{path}: cannot write the run directory: Read-only file system" in only_line(err)
     assert command("verify", run)[0] == 0
+    for args in (("analyze", run), ("report", run, "--out", tmp_path / "report"), ("audit", run)):
+        status, _, err = command(*args)
+        assert status == 2
+        assert f"{run}/" in only_line(err)
+        assert "Read-only file system" in err
     assert folder_bytes(run) == before
     note("read-only RUN", said(err))
 
