@@ -248,7 +248,7 @@ class ReportedRun:
         same = f"; the same run as in {', '.join(self.also)}" if self.also else ""
         n_again = 0
         if self.run.imported is not None:
-            last = self.run.manifest.read()[-1]
+            last = self.run.snapshots()[-1]
             # One row a step where nothing is known.
             is_known = self.run.imported["tokens_per_step"] or last.tokens != last.step * config.tokens_per_step
             tokens = last.tokens if is_known else None

@@ -227,7 +227,7 @@ def _shard_index(n_bytes: int) -> bytes:
 
 def _listed(path: epath.Path) -> set[str]:
     """The arrays that Orbax names. It reads these files when a run goes on, so that they must be whole."""
-    others = [path / "_sharding", *(path / "array_metadatas").glob("*")]
+    others = [path / "_sharding", *(path / "array_metadatas").glob("process_*")]
     names: set[str] = set()
     for file in [path / "_METADATA", *(other for other in others if other.exists())]:
         try:

@@ -10,6 +10,7 @@ directory is sealed in environment.json. Stores of before 2026-11-27 have no sea
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from icl_jax.rundir.files import is_bucket, reason, replace_text
 
 ATTRIBUTE = "seal"
 _GROUP, _METADATA = "", "zarr.json"
+_OF_AN_ARRAY = re.compile(r"([^/]+)/(?:zarr\.json|c(?:/[0-9]+)*)")
 _AT_ONCE = 32  # of a bucket's objects, each of which takes as long as a question does
 
 
@@ -105,12 +107,14 @@ def seal_problems(path: epath.Path, tally: Tally | None = None) -> Iterator[str]
 
 
 def _arrays(path: epath.Path) -> dict[str, list[str]]:
-    """Files of each array by name, relative to `path`, the metadata first, then chunks by name."""
+    """Files of each array by name, relative to `path`, the metadata first, then chunks by name.
+
+    Of the Zarr specification alone: Finder, Explorer, editors and NFS leave files of theirs in any folder.
+    """
     arrays: dict[str, list[str]] = {}
     for name in sorted(files_under(path)):
-        array, slash, _ = name.partition("/")
-        if slash:
-            arrays.setdefault(array, []).append(name)
+        if (match := _OF_AN_ARRAY.fullmatch(name)) is not None:
+            arrays.setdefault(match[1], []).append(name)
     return {name: sorted(files, key=lambda f: not f.endswith(_METADATA)) for name, files in arrays.items()}
 
 

@@ -183,7 +183,7 @@ def _analysis_problems(run: RunDir, tally: Tally) -> Iterator[str]:
             with unusable(path, "cannot read the analysis"):
                 xr.open_zarr(str(path), consolidated=True).load()
     for name in files_under(parts) if parts.exists() else ():
-        if name.endswith(".npz"):
+        if name.endswith(".npz") and not name.rpartition("/")[2].startswith("."):
             try:
                 with zipfile.ZipFile(io.BytesIO((parts / name).read_bytes())) as file:
                     is_whole = file.testzip() is None

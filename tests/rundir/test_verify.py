@@ -49,6 +49,17 @@ def test_nor_has_a_run_that_was_stopped(tmp_path: Path, until: int) -> None:
         assert _problems(tmp_path / "run") == []
 
 
+@pytest.mark.filterwarnings("ignore:Object at .* is not recognized as a component of a Zarr hierarchy")
+def test_files_that_systems_leave_in_any_folder_are_no_damage(root: Path) -> None:
+    """Finder, AppleDouble copies, Explorer, NFS, vim: those in folders of arrays were taken for changed contents."""
+    for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
+        for name in (".DS_Store", "._zarr.json", "._0", "Thumbs.db", ".nfs0001", ".zarr.json.swp", "zarr.json~"):
+            (folder / name).write_bytes(b"\0\0\0\1Bud1")
+    (root / "analysis_parts" / "icl").mkdir(parents=True)
+    (root / "analysis_parts" / "icl" / "._0123456789abcdef.npz").write_bytes(b"\0\5\x16\7")
+    assert _problems(root) == []
+
+
 @pytest.mark.parametrize("fields", [{"n_layers": 0}, {"n_probes": 0}, {"n_ctx": 5}])
 def test_nor_have_models_without_layers_runs_without_probes_and_short_contexts(
     tmp_path: Path, fields: dict[str, int]
