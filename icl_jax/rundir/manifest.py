@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,7 @@ class Manifest:
             raise UserError(f"{self.path}: cannot be read: {reason(error)}") from None
         entries: list[SnapshotEntry] = []
         for number, line in enumerate(lines, start=1):
+            raw = None
             try:
                 raw = json.loads(line)
                 entry = SnapshotEntry(**raw | {"members": tuple(raw.get("members", ()))})
@@ -115,8 +116,10 @@ class Manifest:
             except (ValueError, TypeError, AttributeError):
                 is_valid = False
             if not is_valid:
-                allowed = "must be a JSON object with step, tokens, sha256 and n_bytes"
-                raise UserError(f"{self.path}: line {number} = {line[:60]!r}: {allowed}")
+                known = {field.name for field in fields(SnapshotEntry)}
+                odd = next((name for name in raw if name not in known), None) if isinstance(raw, dict) else None
+                what = f"line {number} = {line[:60]!r}" if odd is None else f"line {number}: unknown field {odd!r}"
+                raise UserError(f"{self.path}: {what}: must be a JSON object with step, tokens, sha256 and n_bytes")
             if entries and entry.step <= entries[-1].step:
                 raise UserError(f"{self.path}: line {number}: step = {entry.step}: steps must increase")
             entries.append(entry)

@@ -73,9 +73,11 @@ class Writer:
         except (UserError, jax.errors.JaxRuntimeError):
             raise
         except BaseException as error:
+            was_moved = isinstance(error, FileNotFoundError)
+            again = "--run with its new place resumes" if was_moved else "the same command resumes"
+            what = f"{reason(error)}: was it moved or removed?" if was_moved else f"{reason(error)}:"
             raise UserError(
-                f"cannot write the run directory: {reason(error)}: what was recorded before stays readable;"
-                " the same command resumes"
+                f"cannot write the run directory: {what} what was recorded before stays readable; {again}"
             ) from error
 
     def __enter__(self) -> "Writer":

@@ -87,3 +87,20 @@ def test_a_second_analysis_of_a_run_waits(tmp_path: Path) -> None:
     for _ in range(2):
         assert "icl_score" in analyze(run, only=["icl"], waiting=waiting)
     assert n_waited == 1
+
+
+@pytest.mark.parametrize("name", ["replace_bytes", "save_dataset"])
+def test_a_disk_that_is_full_while_a_run_is_analyzed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a write raises has no path."""
+
+    def full(*_args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = hand_built_run(tmp_path / "run", n_ctx=17, vocab_size=11)
+    module = "finished_work" if name == "replace_bytes" else "run_measurements"
+    monkeypatch.setattr(f"icl_jax.analysis.{module}.{name}", full)
+    status, _, err = command("analyze", run.path, "--only", "icl")
+    assert status == 2
+    assert only_line(err) == f"icl-jax: {run.path}: cannot write the run directory: No space left on device"
