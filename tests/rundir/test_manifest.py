@@ -137,3 +137,11 @@ def test_the_hash_does_not_see_the_layout_in_memory() -> None:
 def test_bfloat16_can_be_hashed() -> None:
     a, b = (params_sha256({"a": np.array([1, x], ml_dtypes.bfloat16)}) for x in (2, 3))
     assert a != b
+
+
+def test_a_field_of_a_newer_version_is_named(tmp_path: Path) -> None:
+    manifest = Manifest(epath.Path(tmp_path) / "manifest.jsonl")
+    line = {"step": 0, "tokens": 0, "sha256": "0" * 64, "n_bytes": 1, "codec": "new"}
+    manifest.path.write_text(json.dumps(line))
+    with pytest.raises(UserError, match=r"manifest.jsonl: line 1: unknown field 'codec': must be a JSON object with"):
+        manifest.read()
