@@ -58,7 +58,7 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "option without its section": (
         ("train", "tiny.toml", "--seed", "3"),
-        ("--seed: no such option; did you mean --data.seed or --train.seed?",),
+        ("--seed: no such option; did you mean --data.seed or --members.seeds or --train.seed?",),
     ),
     "one argument too many": (("train", "tiny.toml", "again"), ("again: unexpected argument",)),
     "whole number": (
