@@ -449,7 +449,7 @@ def _analysis_and_ablation(args: Args, threads: int) -> list[Row]:
 
 def _import(args: Args, threads: int) -> Row:
     with tempfile.TemporaryDirectory(dir=args.out.parent) as folder:
-        size = in_its_own_process(export_series, threads, str(args.run), folder)
+        size = {"n_bytes": in_its_own_process(export_series, threads, str(args.run), folder)["n_bytes"]}
         ours, theirs = [], []
         for _ in range(args.rounds):
             theirs.append(in_its_own_process(reading, threads, folder) | size)
