@@ -5,9 +5,11 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from icl_jax.config import UserError
 from icl_jax.report.chart import Chart, Gap, Value
 from icl_jax.report.figures.table import FIGURES
 from icl_jax.report.page.page_data import page_data
@@ -128,8 +130,30 @@ def test_the_argument_on_ablation_rests_on_text_where_heads_were_not_ablated_sin
 
 def test_the_page_says_it_of_one_snapshot(run: ReportedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("icl_jax.report.page.page_data.moments", lambda *_: {})
-    (run.run.path / "audit.png").write_bytes(b"\x89PNG")
+    plt.imsave(run.run.path / "audit.png", np.random.default_rng(0).random((40, 60)))
+    picture = (run.run.path / "audit.png").read_bytes()
     data = page_data([run])
-    assert base64.b64decode(data["runs"][0]["audit"]) == b"\x89PNG"
+    assert base64.b64decode(data["runs"][0]["audit"]) == picture
     (score,) = [figure for figure in data["model_analysis"] if figure["name"] == "icl_score"]
     assert score["panels"][0]["value"].startswith("tokens 15 to 17")
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "one byte", "empty"])
+def test_a_damaged_picture_of_the_audit_is_named(
+    run: ReportedRun, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr("icl_jax.report.page.page_data.moments", lambda *_: {})
+    path = run.run.path / "audit.png"
+    plt.imsave(path, np.random.default_rng(0).random((40, 60)))
+    picture = path.read_bytes()
+    middle = len(picture) // 2
+    damaged = {
+        "garbage": b"garbage",
+        "truncated": picture[:middle],
+        "one byte": picture[:middle] + bytes([picture[middle] ^ 1]) + picture[middle + 1 :],
+        "empty": b"",
+    }
+    path.write_bytes(damaged[damage])
+    with pytest.raises(UserError, match=r"audit\.png: a damaged picture"):
+        page_data([run])
+    path.unlink()

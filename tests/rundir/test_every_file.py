@@ -146,8 +146,8 @@ def try_damages(run: Path, cases: Iterable[tuple[Path, str]]) -> Counter[tuple[s
 
 
 def files_of(run: Path) -> list[Path]:
-    """Files that numbers come from: audit.png is a picture, which the page shows as it is."""
-    return sorted(file for file in run.rglob("*") if file.is_file() and file.name not in (".lock", "audit.png"))
+    """All but the lock, which is empty."""
+    return sorted(file for file in run.rglob("*") if file.is_file() and file.name != ".lock")
 
 
 def kind_of(run: Path, file: Path) -> tuple[str, ...]:

@@ -2,13 +2,16 @@
 
 import base64
 import datetime
+import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from icl_jax import __version__
+from icl_jax.config import UserError
 from icl_jax.maths.head_scores import HEAD_THRESHOLD
 from icl_jax.report.behaviours import behaviours
 from icl_jax.report.chart import Axis, Chart, Gap, Series, Value
@@ -83,9 +86,19 @@ def _run(run: ReportedRun, group: int) -> dict[str, Any]:
 
 
 def _audit(run: ReportedRun) -> str | None:
-    """audit.png as the page holds it, where `icl-jax audit` has drawn it."""
+    """audit.png as the page holds it, where `icl-jax audit` has drawn it. Raises UserError if it is damaged."""
     path = run.run.path / "audit.png"
-    return base64.b64encode(path.read_bytes()).decode() if path.exists() else None
+    if not path.exists():
+        return None
+    picture = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(picture), formats=["PNG"]) as image:
+            image.verify()  # the checksums of its parts
+        with Image.open(io.BytesIO(picture), formats=["PNG"]) as image:
+            image.load()  # to its end
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: a damaged picture; icl-jax audit draws it anew") from error
+    return base64.b64encode(picture).decode()
 
 
 def _changes(run: ReportedRun) -> list[str]:
