@@ -106,6 +106,7 @@ def gated_smear(
     return jnp.concatenate([x[:, :1], x[:, 1:] + gate_BT[:, 1:, None] * x[:, :-1]], axis=1)
 
 
+@takes_tokens
 def embedded(
     params: Params, tokens: Int[Array, "B T"], pos_TD: jax.Array | None, config: ModelConfig,
     gather: GatherFn = lambda _name, value: value,
