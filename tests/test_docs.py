@@ -94,8 +94,8 @@ def test_the_page_on_the_model_works(checkout: Path, tmp_path: Path, monkeypatch
 
 def test_the_table_of_parameters_is_that_of_the_declarations(checkout: Path) -> None:
     config = ModelConfig(
-        d_mlp=8, smeared_keys=True, position_embedding="learned", gated_mlp=True, qk_norm="head", norm_position="both",
-        biases=get_args(Bias),
+        d_mlp=8, smeared_keys=True, smear_gate=True, position_embedding="learned", gated_mlp=True, qk_norm="head",
+        norm_position="both", biases=get_args(Bias),
     )  # fmt: skip
     expected = [
         [f"`{name}`", one.axes, "yes" if one.decayed else "no", "yes" if one.sharded else "no",

@@ -40,8 +40,8 @@ def test_members_are_analyzed_as_each_alone(tmp_path: Path, monkeypatch: pytest.
     expected = analyze(alone, only=ONLY)  # what is compiled for one is all that is compiled
     n_compiled = _compiled.cache_info().misses
     read: Counter[str] = Counter()
-    load_arrays = snapshots_module.load_arrays
-    monkeypatch.setattr(snapshots_module, "load_arrays", lambda path: read.update([path.name]) or load_arrays(path))
+    open_arrays = snapshots_module.open_arrays
+    monkeypatch.setattr(snapshots_module, "open_arrays", lambda path: read.update([path.name]) or open_arrays(path))
     counts: list[tuple[int, int, str]] = []
     found = list(analyze_members(run, only=ONLY, progress=lambda *now: counts.append(now)))
     assert read == dict.fromkeys(map(str, STEPS), 2)  # once for all that is taken everywhere, once for ablations
