@@ -54,18 +54,18 @@ def _ours(config: Config, device: str) -> Callable[[list[np.ndarray]], np.ndarra
     process.configure_jax(1)
     import jax
 
-    from icl_jax.train.members import MemberStep
+    from icl_jax.train.members import MemberStep, joined
 
     step = MemberStep(config, jax.devices(device)[:1])
     state = step.init_state()
 
     def run(batches: list[np.ndarray]) -> np.ndarray:
         nonlocal state
-        losses = []
+        recorded = []
         for rows in batches:
             state, metrics = step.step(state, step.put_rows(rows))
-            losses.append([m.loss_T for m in metrics])
-        return np.stack([np.concatenate([np.asarray(loss) for loss in rounds]) for rounds in losses])
+            recorded.append(metrics)
+        return np.stack([joined(metrics).loss_T for metrics in recorded])
 
     return run
 
@@ -78,7 +78,7 @@ def _initial(config: Config) -> dict[str, np.ndarray]:
     from icl_jax.model.params import init_params
 
     draw = jax.jit(lambda seed: init_params(config.model, seed))
-    drawn = [draw(np.uint32(seed)) for seed in config.members.train_seeds]
+    drawn = [draw(np.uint32(seed)) for seed in (config.member(k).train.seed for k in range(len(config.members)))]
     return {name: np.stack([np.asarray(each[name]) for each in drawn]) for name in drawn[0]}
 
 
