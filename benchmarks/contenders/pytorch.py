@@ -110,6 +110,22 @@ def learning_rate(config: Config, step: int) -> float:
     return opt.lr * (opt.final_lr_fraction + (1 - opt.final_lr_fraction) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
+def adamw(params: list[torch.Tensor], config: Config, least_axes: int) -> torch.optim.AdamW:
+    """Fused, by the config. Parameters of fewer axes than `least_axes`, which are norms and biases, are not decayed."""
+    opt = config.optimizer
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in params if p.ndim >= least_axes]},
+            {"params": [p for p in params if p.ndim < least_axes], "weight_decay": 0.0},
+        ],
+        lr=opt.lr,
+        betas=(opt.b1, opt.b2),
+        eps=opt.eps,
+        weight_decay=opt.weight_decay,
+        fused=True,
+    )
+
+
 class PyTorch:
     """Eager or compiled; on a GPU in bfloat16 by autocast."""
 
@@ -117,19 +133,7 @@ class PyTorch:
         torch.set_num_threads(process.cpu_count())
         self._config, self._device, self._per_position, self._n_done = config, torch.device(device), per_position, 0
         self._model = self._make_model(config).to(self._device)
-        params = list(self._model.parameters())
-        opt = config.optimizer
-        self._optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in params if p.ndim > 1]},
-                {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=opt.lr,
-            betas=(opt.b1, opt.b2),
-            eps=opt.eps,
-            weight_decay=opt.weight_decay,
-            fused=True,
-        )
+        self._optimizer = adamw(list(self._model.parameters()), config, 2)
         self._loss = torch.compile(self._loss_fn) if is_compiled else self._loss_fn
 
     def _make_model(self, config: Config) -> nn.Module:

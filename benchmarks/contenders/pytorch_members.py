@@ -5,9 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.contenders.pytorch import Model, learning_rate
+from benchmarks.contenders.pytorch import Model, adamw, learning_rate
 from icl_jax.config import Config
-from icl_jax.model.params import declarations
 
 
 class PyTorchMembers:
@@ -24,22 +23,7 @@ class PyTorchMembers:
                 stacked.setdefault(name, []).append(value.detach().clone())
         self._model.to(self._device)
         self._params = {name: torch.stack(values).to(self._device).requires_grad_() for name, values in stacked.items()}
-        opt, declared = config.optimizer, declarations(config.model)
-
-        def is_decayed(name: str) -> bool:
-            return declared[name.split(".")[-1].replace("W_QKV", "W_Q")].decayed
-
-        self._optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for name, p in self._params.items() if is_decayed(name)]},
-                {"params": [p for name, p in self._params.items() if not is_decayed(name)], "weight_decay": 0.0},
-            ],
-            lr=opt.lr,
-            betas=(opt.b1, opt.b2),
-            eps=opt.eps,
-            weight_decay=opt.weight_decay,
-            fused=True,
-        )
+        self._optimizer = adamw(list(self._params.values()), config, 3)
         self._forward_backward = torch.compile(self._step_fn) if is_compiled else self._step_fn
 
     def _step_fn(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

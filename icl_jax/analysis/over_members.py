@@ -69,10 +69,10 @@ def over_members(run: RunDir, analyses: Mapping[int, xr.Dataset]) -> xr.Dataset:
         **_changes(findings, recorded),
         **_curves(run, recorded, max(probed, key=lambda one: len(one.probe_tokens))),
     }
-    seeds = [one.config.train.seed for one in run.each()]
+    seeds, entries = [one.config.train.seed for one in run.each()], run.read_snapshots()
     dataset = xr.Dataset(columns, {
         "member": ("member", np.arange(len(findings)), {"units": "1", "long_name": "number of the member"}),
-        "snapshot": ("snapshot", np.array([entry.step for entry in run.read_snapshots()]), {"units": "1"}),
+        "snapshot": ("snapshot", np.array([entry.step for entry in entries]), {"units": "1"}),
         "seed": ("member", np.array(seeds), {"units": "1", "long_name": "train.seed"}),
     })  # fmt: skip
     known: dict[str, Any] = {}
@@ -81,7 +81,6 @@ def over_members(run: RunDir, analyses: Mapping[int, xr.Dataset]) -> xr.Dataset:
         dataset = dataset.assign(_known_before(dataset, analyses))
         found, known = _prediction(dataset)
         dataset = dataset.assign(found).assign(_laws(dataset))
-    entries = run.read_snapshots()
     return dataset.assign_attrs(
         schema_version=SCHEMA_VERSION_MEMBERS, run_id=run.run_id, outliers=json.dumps(_outliers(dataset)),
         **known, **listing_stamp(entries),
@@ -114,16 +113,6 @@ def _finding(recorded: Recorded | None, analysis: xr.Dataset | None) -> Finding:
 
 def _column(dims: tuple[str, ...], values: object, units: str, text: str) -> Any:
     return dims, np.asarray(values), {"units": units, "long_name": text}
-
-
-def _varied(run: RunDir) -> Columns:
-    """What else than their seeds members differ in, by the names of the fields."""
-    record = run.load_record()
-    return {
-        str(name): _column(("member",), values.values, "1", f"{name} of the member")
-        for name, values in record.variables.items()
-        if values.dims == ("member",) and name not in ("member", "seed")
-    }
 
 
 def _changes(findings: list[Finding], recorded: list[Recorded | None]) -> Columns:

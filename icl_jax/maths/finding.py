@@ -8,7 +8,8 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Real
 
-from icl_jax.maths.change_point import Change, Schedule, changes
+from icl_jax.maths.change_point import Change, changes
+from icl_jax.maths.step_search import Schedule
 
 LEAST = 0.05
 LEAST_NATS = 0.01

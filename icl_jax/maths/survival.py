@@ -15,7 +15,10 @@ _N_DRAWS = 2000
 
 
 class Survival(NamedTuple):
-    """The share of members that have not changed yet, from each time on at which one changes."""
+    """The share of members that have not changed yet, [0, 1], from each time on at which one changes.
+
+    `low` and `high`: its 95 % interval. Source: Kaplan and Meier 1958.
+    """
 
     times: Float[np.ndarray, " event"]
     share: Float[np.ndarray, " event"]

@@ -77,8 +77,8 @@ class Failures:
 
 
 def typical(values: Any) -> float:
-    """The median over the members that are left, for who watches."""
-    return float(np.nanmedian(values))
+    """The median over the members that are left, for who watches; of one run the number itself."""
+    return float(np.nanmedian(values)) if np.ndim(values) else float(values)
 
 
 def spread(values: Mapping[str, np.ndarray]) -> dict[str, float]:

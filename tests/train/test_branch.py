@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from icl_jax.train.branch import BRANCH, open_branch
 from tests.train.runs import (
     assert_same_run,
     command,
-    compile_once,
     final_state,
     only_line,
     recorded,
@@ -25,12 +23,7 @@ from tests.train.runs import (
     train_here,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        compile_once(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module")

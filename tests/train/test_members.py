@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,19 +22,14 @@ from icl_jax.rundir.verify import problems
 from icl_jax.train import failures, loop, probes, recorder
 from icl_jax.train import members as members_module
 from icl_jax.train.members import MemberStep
-from tests.train.runs import assert_same_run, command, compile_once, only_line, tiny_config, train_here
+from tests.train.runs import assert_same_run, command, only_line, tiny_config, train_here
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def four(**sections: Any) -> Config:
     sections = {"optimizer": {"clip_norm": 0.45}, **sections}
     return replace(tiny_config(**sections), members=MembersConfig(seeds="4,1,0,7"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        compile_once(patch)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from tests.train.runs import (
     TINY,
     assert_same_run,
     command,
-    compile_once,
     final_state,
     finish,
     folder_bytes,
@@ -35,12 +34,7 @@ from tests.train.runs import (
 )
 from tests.waiting import wait_until
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        compile_once(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module")
