@@ -98,12 +98,13 @@ def _train(shape: str, args: Args) -> dict[str, list[float]]:
         }
         for each in workers.values():
             each.wait()
+        # By place: an older checkout answers with a plain tuple.
         losses = {name: each.run(0, 3)[1] for name, each in workers.items()}
         peers.check_agreement({peers.OURS: losses["ours"], "the other checkout": losses["theirs"]}, config)
         n_steps = max(3, round(args.seconds / (workers["ours"].run(2, 5)[0] / 5)))
         for i in range(1 + (args.rounds or 9)):
             for name in sorted(workers, reverse=i % 2 == 1):
-                seconds, _ = workers[name].run(10 + i, n_steps)
+                seconds = workers[name].run(10 + i, n_steps)[0]
                 found[name].append(n_steps * config.tokens_per_step / seconds)
     return {name: speeds[1:] for name, speeds in found.items()}  # the first pair warms up
 

@@ -186,13 +186,14 @@ def main(args: Args) -> None:
     process.configure_jax(process.cpu_count())
     import jax
 
+    from icl_jax.model.execution import resolve
     from icl_jax.rundir.checkpoints import quiet_orbax
     from icl_jax.train.environment import describe_start
 
     quiet_orbax()
     model = config.model
     table = Table(f"{args.snapshots} snapshots, {model.n_layers} layers, d_model {model.d_model}", "", box=None)
-    results: dict[str, Any] = {"environment": describe_start(0, jax.devices(), sys.argv)}
+    results: dict[str, Any] = {"environment": describe_start(0, jax.devices(), sys.argv, resolve(model))}
     with tempfile.TemporaryDirectory() as folder:
         run = _make_run(Path(folder) / "run", config, args.snapshots)
         scores_s, scores_mb = _analyze(run.path, SCORES)

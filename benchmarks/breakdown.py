@@ -79,7 +79,7 @@ def breakdown(config: Config, n_steps: int) -> dict[str, Any]:
 
     devices = jax.devices()
     parallel = ParallelStep(config, devices)
-    kinds = kinds_of(parallel.lower().compile().as_text())
+    kinds = kinds_of(parallel.lower().compile().as_text() or "")
     state = parallel.init_state()
     shape = (config.train.batch_size, config.model.n_ctx + 1)
     rows = parallel.put_rows(np.random.default_rng(0).integers(0, config.model.vocab_size, shape, dtype=np.int32))

@@ -46,7 +46,8 @@ def changed(config: Config, name: str, value: int) -> Config:
     if name == "n_ctx":
         rows = config.train.batch_size * config.model.n_ctx // value
         config = replace(config, train=replace(config.train, batch_size=rows))
-    return replace(config, model=replace(config.model, **{name: value}))
+    sizes: dict[str, Any] = {name: value}
+    return replace(config, model=replace(config.model, **sizes))
 
 
 def measure(config: Config, seconds: float) -> dict[str, float]:
@@ -72,7 +73,7 @@ def measure(config: Config, seconds: float) -> dict[str, float]:
     return {
         "tokens_per_s": config.tokens_per_step / best_s,
         "gflops": step_flops(config) / best_s / 1e9,
-        "temporaries_mb": memory.temp_size_in_bytes / 1e6,
+        "temporaries_mb": memory.temp_size_in_bytes / 1e6 if memory else float("nan"),
     }
 
 

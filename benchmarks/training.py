@@ -157,12 +157,13 @@ def main(args: Args) -> None:
     import jax
 
     from icl_jax.data import open_corpus
+    from icl_jax.model.execution import resolve
     from icl_jax.rundir.checkpoints import quiet_orbax
     from icl_jax.train.environment import describe_start
 
     quiet_orbax()
     devices = jax.devices()
-    results: dict[str, Any] = {"environment": describe_start(0, devices, sys.argv), "configs": {}}
+    results: dict[str, Any] = {"configs": {}}
     table = Table("median of rounds (spread)", *configs, box=None)
     rows: dict[str, list[str]] = {}
     for name, config in configs.items():
@@ -180,7 +181,14 @@ def main(args: Args) -> None:
         ratios["input / step"] = over_step["input"]
         cold = [_start_up(name, compiled=False) for _ in range(3)]
         warm = [_start_up(name, compiled=True) for _ in range(4)][1:]  # the first fills the cache
-        results["configs"][name] = {"tokens_per_s": found, "ratios": ratios, "cold_start_s": cold, "warm_start_s": warm}
+        execution = resolve(config.model, devices[0].platform, config.train, len(devices))
+        results["configs"][name] = {
+            "environment": describe_start(0, devices, sys.argv, execution),
+            "tokens_per_s": found,
+            "ratios": ratios,
+            "cold_start_s": cold,
+            "warm_start_s": warm,
+        }
         rows.setdefault("step alone, k tokens/s", []).append(_spread([v / 1e3 for v in found["step"]]))
         rows.setdefault("whole loop, k tokens/s", []).append(_spread([v / 1e3 for v in found[_LOOPS[-1]]]))
         rows.setdefault("input alone, M tokens/s", []).append(_spread([v / 1e6 for v in found["input"]], 2))
