@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from icl_jax.maths.head_scores import repeated_tokens as repeated_tokens
     from icl_jax.maths.logit_attribution import direct_logit_attribution as direct_logit_attribution
     from icl_jax.measures.ablation import ablate as ablate
+    from icl_jax.measures.activation_patching import activation_patching as activation_patching
+    from icl_jax.measures.attribution_patching import attribution_patching as attribution_patching
+    from icl_jax.measures.attribution_patching import path_attribution as path_attribution
     from icl_jax.measures.composition import composition_scores as composition_scores
     from icl_jax.measures.copying import copying_eigenvalue as copying_eigenvalue
     from icl_jax.measures.copying import logit_copying as logit_copying
@@ -26,16 +29,26 @@ if TYPE_CHECKING:
     from icl_jax.measures.head_scores import previous_token as previous_token
     from icl_jax.measures.loss_by_log_tokens import loss_derivatives as loss_derivatives
     from icl_jax.measures.loss_derivative import derivative_by_log_index as derivative_by_log_index
+    from icl_jax.measures.path_patching import path_patching as path_patching
+    from icl_jax.measures.path_patching import path_to_logits as path_to_logits
     from icl_jax.measures.paths import expand_paths as expand_paths
     from icl_jax.measures.token_classes import classify_tokens as classify_tokens
+    from icl_jax.measures.token_pairs import TokenPairs as TokenPairs
+    from icl_jax.measures.token_pairs import labelled_pairs as labelled_pairs
+    from icl_jax.measures.token_pairs import load_pairs as load_pairs
+    from icl_jax.measures.token_pairs import pairs_of as pairs_of
+    from icl_jax.measures.token_pairs import repeated_pairs as repeated_pairs
 
 # Imported when first used, so that naming one measurement does not load them all.
 _HOMES = {
     "FactoredMatrix": "icl_jax.maths.factored_matrix",
+    "TokenPairs": "icl_jax.measures.token_pairs",
     "ablate": "icl_jax.measures.ablation",
+    "activation_patching": "icl_jax.measures.activation_patching",
     "analyze": "icl_jax.analysis.run_measurements",
     "analyze_members": "icl_jax.analysis.run_measurements",
     "analyze_over_members": "icl_jax.analysis.over_members",
+    "attribution_patching": "icl_jax.measures.attribution_patching",
     "classify_tokens": "icl_jax.measures.token_classes",
     "composition_scores": "icl_jax.measures.composition",
     "copying_eigenvalue": "icl_jax.measures.copying",
@@ -44,12 +57,19 @@ _HOMES = {
     "duplicate_token": "icl_jax.measures.head_scores",
     "expand_paths": "icl_jax.measures.paths",
     "induction_stripe": "icl_jax.measures.head_scores",
+    "labelled_pairs": "icl_jax.measures.token_pairs",
+    "load_pairs": "icl_jax.measures.token_pairs",
     "logit_copying": "icl_jax.measures.copying",
     "loss_derivatives": "icl_jax.measures.loss_by_log_tokens",
     "make_context": "icl_jax.analysis.run_measurements",
+    "pairs_of": "icl_jax.measures.token_pairs",
+    "path_attribution": "icl_jax.measures.attribution_patching",
+    "path_patching": "icl_jax.measures.path_patching",
+    "path_to_logits": "icl_jax.measures.path_patching",
     "patterns": "icl_jax.maths.activations",
     "prefix_matching": "icl_jax.measures.head_scores",
     "previous_token": "icl_jax.measures.head_scores",
+    "repeated_pairs": "icl_jax.measures.token_pairs",
     "repeated_tokens": "icl_jax.maths.head_scores",
 }
 

@@ -189,6 +189,8 @@ class Measurement:
     """Which of its variables, scores of heads that `look` gives, training records at its probes under the same name."""
     on_few: bool = False
     """Costly: taken at about 20 snapshots, the ends of the phase change among them; their axis is `selected`."""
+    on_request: bool = False
+    """Taken only where it is asked for by its name."""
     work: Callable[[Context], float] = lambda _context: 0.0
     """Floating-point operations of a snapshot, roughly, where they may be too many to be taken unasked."""
     version: int = 1
@@ -196,6 +198,8 @@ class Measurement:
 
     def too_much(self, context: Context) -> str | None:
         """Why it is taken only where it is asked for by its name, or None."""
+        if self.on_request:
+            return f"taken only where it is asked for: icl-jax analyze RUN --only {self.name}"
         work = self.work(context)
         if work <= _MOST_WORK:
             return None

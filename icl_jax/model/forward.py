@@ -42,6 +42,7 @@ Start = (
 )
 GatherFn = Callable[[str, jax.Array], jax.Array]
 BlockFn = Callable[[jax.Array, Params], jax.Array]
+LayerFn = Callable[..., jax.Array]
 
 ACTIVATIONS = (
     "resid_pre", "q", "k", "v", "attn_scores", "pattern", "z", "result", "resid_mid", "mlp_out", "resid_post",
@@ -344,6 +345,24 @@ def by_layer(
         resid, answer = jax.lax.optimization_barrier((resid, answer))
         answers.append(answer)
     return resid, jax.tree.map(lambda *found: jnp.stack(found), *answers)
+
+
+def layer_fn(params: Params, n_ctx: int, config: ModelConfig) -> LayerFn:
+    """The layers of a model one by one: `layer(resid_pre, index, tap=None, seen=ACTIVATIONS)` is its `resid_post`.
+
+    For passes that begin in the middle. The index may be traced where layers are alike
+    (`ModelConfig.layers_are_alike`); the tap is told it as it is given.
+    """
+    execution, dtype = resolve(config), jnp.dtype(config.compute_dtype)
+    pos_TD = positions_TD(params.get("W_pos"), n_ctx, config)
+    stacked = {name: params[name] for name in layer_names(config)}
+
+    def layer(resid: jax.Array, index: Any, tap: TapFn | None = None, seen: Container[str] = ACTIVATIONS) -> jax.Array:
+        weights = {name: value[index].astype(dtype) for name, value in stacked.items()}
+        told = None if tap is None else lambda name, _index, value: tap(name, index, value)
+        return _block(resid, weights, pos_TD, config, execution, told, seen, index if isinstance(index, int) else 0)
+
+    return layer
 
 
 def unembedding_DV(params: Params) -> jax.Array:
