@@ -23,7 +23,7 @@ def check_names(only: Sequence[str] | None) -> None:
 def check_analysis(run: RunDir, snapshots: int | Sequence[int] | None = None) -> None:
     """Raise UserError where there is nothing to analyze, or no snapshot of a step."""
     choose_entries(run.snapshots(), snapshots)
-    if not (run.root / "held_out.zarr").exists():
+    if not run.held_out_path.exists():
         run.load_held_out()
 
 

@@ -63,11 +63,18 @@ def analyze_members(
     A snapshot is read once for up to 64 members, and programs are compiled once for all.
     """
     members = run.each()
-    shared = make_context(members[0], n_rows)
+    by_rows = {run.config.data.seed: make_context(members[0], n_rows)}
     recorded, count = recorded_of_members(run), Count(progress)
+
+    def context(member: RunDir) -> Context:
+        seed = member.config.data.seed
+        if seed not in by_rows:
+            by_rows[seed] = make_context(member, n_rows)
+        return by_rows[seed].of_member(member.config, recorded[member.index or 0])
+
     for first in range(0, len(members), _MEMBERS_AT_A_TIME):
         some = members[first : first + _MEMBERS_AT_A_TIME]
-        contexts = [shared.of_member(member.config, recorded[member.index or 0]) for member in some]
+        contexts = [context(member) for member in some]
         yield from zip(some, _analyze(run, some, contexts, only, snapshots, count, table, waiting), strict=True)
 
 

@@ -13,15 +13,16 @@ from icl_jax.config.sameness import SEED
 
 MAX_MEMBERS = 2**16
 SEEDS = "train.seed"
+ROWS = "data.seed"
 VARIED = (
     *(f"optimizer.{name}" for name in (
         "lr", "warmup_steps", "final_lr_fraction", "b1", "b2", "eps", "weight_decay", "decay_change_step",
         "decay_change_factor", "clip_norm",
     )),
-    "model.init_std",
+    "model.init_std", ROWS,
 )  # fmt: skip
 """Fields in which members may differ, besides the seed: they change no shape."""
-_WHOLE = ("optimizer.warmup_steps", "optimizer.decay_change_step")
+_WHOLE = ("optimizer.warmup_steps", "optimizer.decay_change_step", ROWS)
 _ALLOWED = "must be how many (64), a range (0..63) or a list (0,3,8) of different seeds"
 _NUMBERS = "must be a list of numbers (0.001,0.003) or a range of whole ones (10..20)"
 
@@ -151,7 +152,7 @@ def _numbers(name: str, text: str) -> tuple[int | float, ...]:
 
 
 def _number(text: str) -> int | float:
-    return int(text) if re.fullmatch("-?[0-9]{1,18}", text) else float(text)
+    return int(text) if re.fullmatch("-?[0-9]{1,19}", text) else float(text)
 
 
 def _read_seeds(text: str, combine: str) -> tuple[int, ...]:

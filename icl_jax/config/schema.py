@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from icl_jax.config.checks import check_types, require
 from icl_jax.config.corpora import Options, corpus_kind, corpus_name
-from icl_jax.config.members import SEEDS, MembersConfig, Setting
+from icl_jax.config.members import ROWS, SEEDS, MembersConfig, Setting
 from icl_jax.config.model import ModelConfig
 from icl_jax.config.sameness import FREE, SEED
 from icl_jax.config.tpus import TOPOLOGY
@@ -103,8 +103,10 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """AdamW, by optax. Weight decay leaves out vectors (norm weights) and smear alphas."""
+    """An optimiser of optax. Weight decay leaves out vectors (norm weights) and smear alphas."""
 
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
+    """sgd: with momentum b1; muon: of momentum b1 for the matrices of layers, Adam for the rest."""
     lr: float = 3e-3
     """Peak learning rate."""
     warmup_steps: int = 100
@@ -113,10 +115,12 @@ class OptimizerConfig:
     """What follows the warm-up."""
     final_lr_fraction: float = 0.1
     """cosine: learning rate at the last step, as a fraction of the peak."""
+    schedule_steps: int = 0
+    """cosine: steps that it is laid out for, so that a shorter run is the beginning of that one; 0: train.n_steps."""
     b1: float = 0.9
-    """Decay of the first moment."""
+    """Decay of the first moment; sgd and muon: momentum."""
     b2: float = 0.98
-    """Decay of the second moment."""
+    """Decay of the second moment; sgd has none."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 0.01
@@ -132,6 +136,8 @@ class OptimizerConfig:
         check_types("optimizer", self, is_float32=True)
         require(self.lr > 0, "optimizer.lr", self.lr, "must be greater than 0")
         require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "must be 0 or more")
+        steps = self.schedule_steps
+        require(0 <= steps < 2**31, "optimizer.schedule_steps", steps, "must be 0 or more, and less than 2**31")
         for name in ("b1", "b2"):
             # The next float32 below 1 is 2**-24 away: what lies nearer becomes 1, and the moments never settle.
             allowed = "must be in [0, 1), and not 1 in float32"
@@ -273,6 +279,10 @@ class Config:
             self.probes.held_out_rows,
             allowed,
         )
+        is_whole = self.optimizer.name != "muon" or self.train.fsdp == 1
+        require(
+            is_whole, "train.fsdp", self.train.fsdp, "must be 1 with optimizer.name = 'muon': it takes whole matrices"
+        )
         if self.members:
             allowed = "must be 1 with members: each is whole on its device"
             require(self.train.fsdp == 1, "train.fsdp", self.train.fsdp, allowed)
@@ -305,6 +315,17 @@ class Config:
         """train.seed of each member, and whatever else they differ in, by the names of the fields."""
         own = [{SEEDS: self.train.seed} | dict(setting) for setting in self.members.settings]
         return {name: tuple(one[name] for one in own) for name in (own[0] if own else ())}
+
+    @property
+    def row_seeds(self) -> tuple[int, ...]:
+        """data.seed of each rows that there are, in the order of members; where they share rows, that one."""
+        return tuple(dict.fromkeys(map(int, self.member_fields.get(ROWS, (self.data.seed,)))))
+
+    @property
+    def rows_of_members(self) -> tuple[int, ...]:
+        """Of each member, which of `row_seeds` is its own."""
+        place = {seed: i for i, seed in enumerate(self.row_seeds)}
+        return tuple(place[int(seed)] for seed in self.member_fields.get(ROWS, (self.data.seed,) * len(self.members)))
 
     @property
     def tokens_per_step(self) -> int:

@@ -4,5 +4,6 @@ from icl_jax.data.batches import read_batches
 from icl_jax.data.corpus import Corpus, Progress
 from icl_jax.data.opening import open_corpus, open_shown
 from icl_jax.data.order import row_ids
+from icl_jax.data.own_rows import each_corpus
 
-__all__ = ["Corpus", "Progress", "open_corpus", "open_shown", "read_batches", "row_ids"]
+__all__ = ["Corpus", "Progress", "each_corpus", "open_corpus", "open_shown", "read_batches", "row_ids"]

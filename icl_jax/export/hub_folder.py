@@ -90,7 +90,7 @@ def _files_of_each(run: RunDir) -> dict[str, str]:
 
 def _bos_id(run: RunDir) -> int | None:
     """What each row began with; in text it ends documents as well."""
-    return run.load_held_out().bos_id if (run.root / "held_out.zarr").exists() else None
+    return run.load_held_out().bos_id if run.held_out_path.exists() else None
 
 
 def _write_step(folder: Path, run: RunDir, entry: SnapshotEntry, form: Form, files: dict[str, str]) -> None:

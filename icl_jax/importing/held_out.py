@@ -79,7 +79,7 @@ def _rows_of_run(run: RunDir, checkpoint: Checkpoint, model: ModelConfig, tokeni
         allowed = f"must be at least {held_out.rows.max() + 1}, the ids of the rows of {run.path}"
         raise UserError(f"model.vocab_size = {model.vocab_size}: {allowed}")
     return Rows(
-        held_out=held_out, data=run.config.data, corpus_sha256=run.environment["corpus_sha256"], tokenizer_json=its_own,
+        held_out=held_out, data=run.config.data, corpus_sha256=run.corpus_sha256, tokenizer_json=its_own,
         text=f"run:{run.run_id}",
     )  # fmt: skip
 

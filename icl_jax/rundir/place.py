@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+CORPORA = "corpora"
+"""In environment.json, of members with rows of their own: SHA-256 of the corpus of each data.seed."""
+HELD_OUT, OWN_HELD_OUT = "held_out.zarr", "held_out"
+"""Of a run with one corpus; the folder of SEED.zarr for each data.seed, where members have rows of their own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """A run directory, or with `index` one member of it; `RunDir` says more."""
@@ -59,9 +65,21 @@ class Place:
             raise UserError(f"{self.path}: has no record: its snapshots were imported, not trained here")
         return load_record(self.root / "record.zarr", tally, self.index)
 
+    @property
+    def corpus_sha256(self) -> str:
+        """Of the rows that were trained on; of members with their own and not looked at one by one, of all."""
+        own = self.environment.get(CORPORA, {}) if self.index is not None else {}
+        return str(own.get(str(self.config.data.seed), self.environment["corpus_sha256"]))
+
+    @property
+    def held_out_path(self) -> epath.Path:
+        """Where the rows for analysis are; of members with their own and not looked at one by one, the first's."""
+        own = self.root / OWN_HELD_OUT / f"{self.config.data.seed}.zarr"
+        return own if CORPORA in self.environment else self.root / HELD_OUT
+
     def load_held_out(self, tally: Tally | None = None) -> HeldOut:
         """The rows and tokens that analysis measures on. Raises UserError if the run has none."""
-        return load_held_out(self.root / "held_out.zarr", tally)
+        return load_held_out(self.held_out_path, tally)
 
 
 def check_sha256(path: epath.Path, environment: Mapping[str, Any], text: str | None, said: str = "") -> None:

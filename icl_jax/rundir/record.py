@@ -263,7 +263,7 @@ def load_record(path: epath.Path, tally: Tally | None = None, index: int | None 
         record = record.isel(step=slice(0, n_steps))
         of_members = [name for name, variable in record.variables.items() if variable.dims == ("member",)]
         if index is not None:
-            record = record.isel(member=index).drop_vars(of_members)
+            record = _with_own_attributes(record.isel(member=index).drop_vars(of_members), index)
             n_steps = _n_recorded(path, [record[name] for name in _STEP_SCALARS])
             record = record.isel(step=slice(0, n_steps))
         for name, variable in record.variables.items():
@@ -284,11 +284,17 @@ def load_record(path: epath.Path, tally: Tally | None = None, index: int | None 
 def record_of_member(record: "xr.Dataset", index: int) -> "xr.Dataset":
     """What `load_record` with `index` gives, of the record of all: for who reads every member."""
     of_members = [name for name, variable in record.variables.items() if variable.dims == ("member",)]
-    one = record.isel(member=index).drop_vars(of_members)
+    one = _with_own_attributes(record.isel(member=index).drop_vars(of_members), index)
     one = one.isel(step=slice(0, _leading(*(np.isfinite(one[name].values) for name in _STEP_SCALARS))))
     if "probe" in one.sizes:
         one = one.isel(probe=slice(0, _leading(np.isfinite(one[_PROBE_IS_COMPLETE].values))))
     return one
+
+
+def _with_own_attributes(record: "xr.Dataset", index: int) -> "xr.Dataset":
+    """Of what stands in a list for members with rows of their own, this one's."""
+    again = record.attrs.get(HELD_OUT_AGAIN)
+    return record.assign_attrs({HELD_OUT_AGAIN: again[index]}) if isinstance(again, list) else record
 
 
 def _n_recorded(path: epath.Path, scalars: "list[xr.DataArray]") -> int:

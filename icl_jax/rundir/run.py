@@ -15,7 +15,7 @@ from icl_jax.rundir.checkpoints import remove_partial, saved_steps
 from icl_jax.rundir.files import check_path, reason, replace_text
 from icl_jax.rundir.held_out import HeldOut
 from icl_jax.rundir.members import MEMBERS, member_of
-from icl_jax.rundir.place import check_sha256, writing
+from icl_jax.rundir.place import HELD_OUT, OWN_HELD_OUT, check_sha256, writing
 from icl_jax.rundir.record import Record
 from icl_jax.rundir.seals import sha256_of
 from icl_jax.rundir.snapshots import Snapshots
@@ -24,7 +24,7 @@ from icl_jax.rundir.states import States
 SCHEMA_VERSION = 2
 SCHEMA_VERSION_MEMBERS = 3
 """Of a run with members; the newest that is read."""
-_MADE_BEFORE_CONFIG = {"environment.json", "tokenizer.json", "record.zarr", "held_out.zarr"}
+_MADE_BEFORE_CONFIG = {"environment.json", "tokenizer.json", "record.zarr", HELD_OUT, OWN_HELD_OUT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,15 @@ class RunDir(Snapshots, States):
         corpus_sha256: str,
         tokenizer_json: str | None = None,
         record_attributes: dict[str, object] | None = None,
-        held_out: HeldOut | None = None,
+        held_out: HeldOut | Mapping[int, HeldOut] | None = None,
         imported: dict[str, Any] | None = None,
         said: Mapping[str, Any] | None = None,
     ) -> "RunDir":
         """Make a new run directory. Raises UserError if the folder holds something else or cannot be written.
 
-        Without `held_out` it can be trained in, but not analyzed. `imported`: where its snapshots are from; such a run
-        has no record. `said`: further entries of environment.json.
+        Without `held_out` it can be trained in, but not analyzed; where members have rows of their own, it is one for
+        each data.seed. `imported`: where its snapshots are from; such a run has no record. `said`: further entries of
+        environment.json.
         """
         root = epath.Path(path)
         environment = {
@@ -75,8 +76,10 @@ class RunDir(Snapshots, States):
             if imported is None:
                 attributes = {"schema_version": environment["schema_version"], **(record_attributes or {})}
                 Record.create(root / "record.zarr", config, attributes)
-            if held_out is not None:
-                held_out.save(root / "held_out.zarr")
+            if isinstance(held_out, HeldOut):
+                held_out.save(root / HELD_OUT)
+            for seed, own in held_out.items() if isinstance(held_out, Mapping) else ():
+                own.save(root / OWN_HELD_OUT / f"{seed}.zarr")
             # Last: a folder is a run directory once it has a config.
             replace_text(root / "config.toml", dump_config(config))
         return cls(root, config, environment)

@@ -43,7 +43,7 @@ def _write(member: RunDir, path: str) -> RunDir:
     new = RunDir.create(
         path,
         member.config,
-        corpus_sha256=member.environment["corpus_sha256"],
+        corpus_sha256=member.corpus_sha256,
         tokenizer_json=member.read_tokenizer(),
         record_attributes={name: value for name, value in record.attrs.items() if name != "schema_version"},
         held_out=member.load_held_out(),

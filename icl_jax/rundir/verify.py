@@ -82,8 +82,18 @@ def _record_problems(run: RunDir, record: "xr.Dataset", state_step: int) -> Iter
 
 
 def _held_out_problems(run: RunDir, tally: Tally) -> Iterator[str]:
+    members = run.config.rows_of_members
+    for k in range(max(members, default=0) + 1):
+        one = run.member(members.index(k)) if members else run
+        try:
+            yield from _rows_problems(one, tally)
+        except UserError as error:
+            yield str(error)
+
+
+def _rows_problems(run: RunDir, tally: Tally) -> Iterator[str]:
     held_out = run.load_held_out(tally)
-    where, model = run.root / "held_out.zarr", run.config.model
+    where, model = run.held_out_path, run.config.model
     rows, n_tokens = held_out.rows, model.n_ctx + 1
     if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] != n_tokens:
         yield f"{where}: rows has the shape {rows.shape}: must be at least one row of {n_tokens} tokens"

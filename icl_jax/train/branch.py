@@ -93,7 +93,7 @@ class Branch:
     def check_rows(self, config: Config, corpus: Corpus) -> None:
         """Raise UserError where a corpus that goes on is not what it was."""
         is_same = not self.is_anew and config.data == self.parent.config.data
-        if is_same and corpus.fingerprint != self.parent.environment["corpus_sha256"]:
+        if is_same and corpus.fingerprint != self.parent.corpus_sha256:
             raise UserError(f"{self.parent.path}: its corpus has changed since; --anew takes it as it is")
 
     def notes(self, config: Config, corpus: Corpus) -> Iterator[str]:

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from icl_jax.config import Config, NonFiniteLossError, UserError
-from icl_jax.data import Corpus, read_batches
+from icl_jax.data import Corpus, each_corpus, read_batches
+from icl_jax.data.batches import read_own_batches
 from icl_jax.display import StepsDisplay
 from icl_jax.model.execution import Execution
 from icl_jax.read_ahead import ReadAhead
@@ -108,7 +109,13 @@ def last_good_snapshot(run: RunDir, bad_step: int) -> str:
 
 
 def local_batches(config: Config, corpus: Corpus, start_step: int) -> ReadAhead[np.ndarray]:
-    """This process's share of the rows of each step: a slice of a global batch that all processes know."""
+    """This process's share of the rows of each step: a slice of a global batch that all processes know.
+
+    Where members have rows of their own, all of them, the axis of `Config.row_seeds` in front.
+    """
+    corpora = each_corpus(corpus)
+    if len(corpora) > 1:
+        return read_own_batches(corpora, config.row_seeds, batch_size=config.train.batch_size, start_step=start_step)
     n_local = config.train.batch_size // (1 if config.members else jax.process_count())
     first = 0 if config.members else jax.process_index() * n_local
     share = slice(first, first + n_local)

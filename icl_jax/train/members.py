@@ -4,7 +4,7 @@ On a CPU a device takes one member at a time: the program is then that of a run 
 bits, however many members and devices there are. (In a loop, or with several at a time, XLA fuses otherwise; a number
 that is an argument of the program is not folded into others.) So there is a program for each set of numbers that
 members differ in. On an accelerator a device takes all of its members together, or as many as its memory holds, and
-what they differ in is an argument. Rows are drawn once, for all.
+what they differ in is an argument. Rows are drawn once, for all, unless members differ in `data.seed`.
 
 A round is what the devices take at a time, equally many on each; it is filled up with copies of its last member.
 """
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from icl_jax.config import SEEDS, Config
+from icl_jax.config import ROWS, SEEDS, Config
 from icl_jax.model.execution import Execution, resolve
 from icl_jax.model.params import run_once
 from icl_jax.train.parallel import ParallelStep
@@ -29,8 +29,8 @@ from icl_jax.train.step import Axes, StepMetrics, TrainState, init_state, train_
 WHOLE, CUT = PartitionSpec(), PartitionSpec("member")
 # Of a device's memory; the rest is for what waits to be fetched, the probes, and the allocator's gaps.
 _SHARE_OF_MEMORY = 0.8
-# What changes the state of step 0 alone.
-_AT_START = (SEEDS, "model.init_std")
+# What changes the state of step 0 alone, or the rows: the program is the same.
+_OUTSIDE = (SEEDS, "model.init_std", ROWS)
 
 
 class Rounds(NamedTuple):
@@ -103,6 +103,8 @@ class MemberStep(ParallelStep):
         self._execution = execution or resolve(config.model, self.platform, config.train)
         self._mesh = member_mesh(devices)
         self._rows_sharding = NamedSharding(self._mesh, WHOLE)
+        # Of each member which rows are its own; None: all have the same.
+        self._own_rows = np.array(config.rows_of_members) if len(config.row_seeds) > 1 else None
         self.state_shape = jax.eval_shape(lambda: _stacked(init_state(config.member(0)), n_members))
         is_even = n_members % self.n_devices == 0  # else every device holds a saved state whole
         own = NamedSharding(self._mesh, CUT) if is_even else self._rows_sharding
@@ -118,7 +120,7 @@ class MemberStep(ParallelStep):
         """A member on each device at a time, by the program that is compiled for its own numbers."""
         alike: dict[Any, list[int]] = {}
         for k, setting in enumerate(self._config.members.settings):
-            alike.setdefault(tuple(pair for pair in setting if pair[0] not in _AT_START), []).append(k)
+            alike.setdefault(tuple(pair for pair in setting if pair[0] not in _OUTSIDE), []).append(k)
         rounds, place = [], 0
         for members in alike.values():
             # Too few for all devices: the next of the others have theirs beside them. A process has a part in all.
@@ -140,7 +142,7 @@ class MemberStep(ParallelStep):
         varied = {
             name: np.array(values, np.float32 if isinstance(values[0], float) else np.int32)
             for name, values in self._config.member_fields.items()
-            if name not in _AT_START
+            if name not in _OUTSIDE
         }
         while True:
             jitted = self._program(self._config.member(0), self._mesh, n_each)
@@ -156,7 +158,7 @@ class MemberStep(ParallelStep):
 
     def _program(self, config: Config, mesh: Mesh, n_each: int) -> Any:
         """One round, of so many members on each device."""
-        axes = Axes(("devices",), {})
+        axes, has_own_rows = Axes(("devices",), {}), self._own_rows is not None
         # The logits of all members count as one chunk.
         execution = replace(self._execution, loss_chunk=max(1, self._execution.loss_chunk // n_each))
 
@@ -167,22 +169,23 @@ class MemberStep(ParallelStep):
 
         def alone(state: Any, own: Any, step: jax.Array, rows: jax.Array) -> Any:
             first = jax.tree.map(lambda x: x[0], state)
-            return jax.tree.map(lambda x: x[None], one(first, own, step, rows))
+            return jax.tree.map(lambda x: x[None], one(first, own, step, rows[0] if has_own_rows else rows))
 
         def take(state: Any, own: Any, step: jax.Array, rows: jax.Array) -> Any:
-            each = jax.vmap(one, in_axes=(0, 0, None, None)) if self._is_mapped else alone
+            of_rows = 0 if has_own_rows else None
+            each = jax.vmap(one, in_axes=(0, 0, None, of_rows)) if self._is_mapped else alone
             return *each(state, own, step, rows), step + 1
 
-        mapped = jax.shard_map(
-            take, mesh=mesh, in_specs=(CUT, CUT, WHOLE, WHOLE), out_specs=(CUT, CUT, WHOLE), check_vma=False
-        )
+        specs = (CUT, CUT, WHOLE, CUT if has_own_rows else WHOLE)
+        mapped = jax.shard_map(take, mesh=mesh, in_specs=specs, out_specs=(CUT, CUT, WHOLE), check_vma=False)
         return jax.jit(mapped, donate_argnums=0)
 
-    def _step(self, state: TrainState, rows: Mapping[Mesh, jax.Array]) -> tuple[TrainState, Rounds]:
+    def _step(self, state: TrainState, rows: list[jax.Array]) -> tuple[TrainState, Rounds]:
         params_of: Any = state.params  # `Rounds`, as is the other
-        before = zip(self._rounds, params_of.parts, state.opt_state.parts, state.step, strict=True)
+        before = zip(self._rounds, params_of.parts, state.opt_state.parts, state.step, rows, strict=True)
         done: list[Any] = [
-            one.program((params, opt_state), one.own, step, rows[one.mesh]) for one, params, opt_state, step in before
+            one.program((params, opt_state), one.own, step, its_rows)
+            for one, params, opt_state, step, its_rows in before
         ]
         after, metrics, steps = zip(*done, strict=True)
         return self._in_rounds(steps, *zip(*after, strict=True)), Rounds(metrics, self._take)
@@ -192,8 +195,11 @@ class MemberStep(ParallelStep):
         return TrainState(steps, *rounds)
 
     def put_rows(self, rows: np.ndarray) -> Any:
-        """The rows of a step, the same for all members, on the devices of each mesh."""
-        return {mesh: put(rows, mesh, WHOLE) for mesh in {one.mesh for one in self._rounds}}
+        """The rows of a step for each round: the same for all members, or [rows of `Config.row_seeds`, ...]."""
+        if self._own_rows is not None:
+            return [put(rows[self._own_rows[one.members]], one.mesh, CUT) for one in self._rounds]
+        on = {mesh: put(rows, mesh, WHOLE) for mesh in {one.mesh for one in self._rounds}}
+        return [on[one.mesh] for one in self._rounds]
 
     def lower(self) -> jax.stages.Lowered:
         """One round of the step for shapes alone."""
@@ -212,16 +218,19 @@ class MemberStep(ParallelStep):
         state = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype, sharding=cut), (shape.params, shape.opt_state)
         )
-        rows = (self._config.train.batch_size, self._config.model.n_ctx + 1)
-        likes = [jax.ShapeDtypeStruct(shape, np.int32, sharding=whole) for shape in ((), rows)]
-        traced: jax.stages.Traced = program.trace(state, one.own, *likes)  # type: ignore[attr-defined]
+        each = (self._config.train.batch_size, self._config.model.n_ctx + 1)
+        step = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
+        rows = jax.ShapeDtypeStruct(each, np.int32, sharding=whole)
+        if self._own_rows is not None:
+            rows = jax.ShapeDtypeStruct((n, *each), np.int32, sharding=cut)
+        traced: jax.stages.Traced = program.trace(state, one.own, step, rows)  # type: ignore[attr-defined]
         return traced
 
     def init_state(self) -> TrainState:
         """The states of step 0, each as of the run alone."""
         alike: dict[Any, list[int]] = {}
         for k, setting in enumerate(self._config.members.settings):
-            alike.setdefault(dict(setting).get(_AT_START[1]), []).append(k)
+            alike.setdefault(dict(setting).get("model.init_std"), []).append(k)
         seeds = self._config.member_fields[SEEDS]
         parts = [
             _first_states(self._config.member(members[0]), [int(seeds[k]) for k in members])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import fields
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from icl_jax.config import Config
-from icl_jax.data import Corpus
+from icl_jax.data import Corpus, each_corpus
 from icl_jax.maths.head_scores import repeated_tokens
 from icl_jax.maths.icl_score import icl_score, icl_windowed
 from icl_jax.measures.measurement import MAX_PATTERN_CTX, Measurement
@@ -63,11 +63,8 @@ def _head_scores(params: Params, rows: dict[str, jax.Array], config: Config) -> 
     return {name: scores[name] for live in _LIVE if live.look for scores in (live.look(at),) for name in live.live}
 
 
-def make_probe_fn(config: Config, corpus: Corpus, devices: list[jax.Device]) -> ProbeFn:
-    """A function of (step, parameters on one device); compiled at its first call. With members, of all of theirs.
-
-    The held-out rows are shared out over `devices`, those of this process, as far as they divide evenly.
-    """
+def _rows(config: Config, corpus: Corpus, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Held-out rows, and those that heads are scored on."""
     held_out = corpus.held_out(config.probes.held_out_rows)
     natural = held_out[: config.probes.n_sequences, : min(config.model.n_ctx, MAX_PATTERN_CTX)]
     repeated = repeated_tokens(
@@ -77,24 +74,42 @@ def make_probe_fn(config: Config, corpus: Corpus, devices: list[jax.Device]) -> 
         n_sequences=config.probes.n_sequences,
         repeat_len=config.probes.repeat_len,
         n_repeats=config.probes.n_repeats,
-        seed=config.data.seed,
+        seed=seed,
     )
+    return held_out, {"natural": natural, "repeated": repeated, "repeated_once": repeated}
 
-    row_sets = {"natural": natural, "repeated": repeated, "repeated_once": repeated}
-    head_scores = jax.jit(partial(_head_scores, rows=jax.tree.map(jnp.asarray, row_sets), config=config))
 
-    def begin_on(devices: list[jax.Device]) -> Callable[[Params], tuple[Any, Any]]:
-        """Dispatch the probes of parameters that are on the first device, without waiting."""
-        mesh = Mesh(np.array(devices[: divisor_up_to(len(held_out), len(devices))]), ("devices",))
+def make_probe_fn(config: Config, corpus: Corpus, devices: list[jax.Device]) -> ProbeFn:
+    """A function of (step, parameters on one device); compiled at its first call. With members, of all of theirs.
+
+    The held-out rows are shared out over `devices`, those of this process, as far as they divide evenly.
+    """
+    each = [_rows(config, one, seed) for one, seed in zip(each_corpus(corpus), config.row_seeds, strict=True)]
+    n_held_out = len(each[0][0])
+    head_scores = jax.jit(partial(_head_scores, config=config))
+
+    def begin_on(devices: list[jax.Device]) -> Callable[[Params, int], tuple[Any, Any]]:
+        """Dispatch the probes of parameters that are on the first device, on the i-th rows, without waiting."""
+        mesh = Mesh(np.array(devices[: divisor_up_to(n_held_out, len(devices))]), ("devices",))
         whole, shared = PartitionSpec(), PartitionSpec("devices")
         loss_fn = partial(_held_out_loss, config=config, platform=devices[0].platform)
         losses = jax.jit(jax.shard_map(loss_fn, mesh=mesh, in_specs=(whole, shared), out_specs=shared, check_vma=False))
-        rows = jax.device_put(held_out, NamedSharding(mesh, shared))
-        return lambda params: (losses(jax.device_put(params, NamedSharding(mesh, whole)), rows), head_scores(params))
+
+        @cache
+        def rows_of(i: int) -> tuple[Any, Any]:
+            held_out, row_sets = each[i]
+            return jax.device_put(held_out, NamedSharding(mesh, shared)), jax.device_put(row_sets, devices[0])
+
+        def begin(params: Params, i: int) -> tuple[Any, Any]:
+            held_out, row_sets = rows_of(i)
+            loss = losses(jax.device_put(params, NamedSharding(mesh, whole)), held_out)
+            return loss, head_scores(params, row_sets)
+
+        return begin
 
     def result(step: int, begun: tuple[Any, Any]) -> ProbeResult:
         sums, scores = jax.device_get(begun)
-        loss_T = np.asarray(np.sum(sums, axis=0) / np.float32(len(held_out)))
+        loss_T = np.asarray(np.sum(sums, axis=0) / np.float32(n_held_out))
         return ProbeResult(
             step=step,
             icl_score=icl_score(loss_T),
@@ -105,9 +120,9 @@ def make_probe_fn(config: Config, corpus: Corpus, devices: list[jax.Device]) -> 
 
     if not config.members:
         begin = begin_on(devices)
-        return lambda step, params: result(step, begin(params))
+        return lambda step, params: result(step, begin(params, 0))
     if are_mapped(devices[0].platform):
-        return _mapped_probe_fn(config, devices[0].platform, held_out, row_sets)
+        return _mapped_probe_fn(config, devices[0].platform, each)
     begins = [begin_on([device]) for device in devices]
     n_processes = jax.process_count()
 
@@ -119,7 +134,7 @@ def make_probe_fn(config: Config, corpus: Corpus, devices: list[jax.Device]) -> 
             place = i % len(devices)
             k = min(i * n_processes + jax.process_index(), n_members - 1)
             own = {name: array[k] for name, array in params.items()}
-            begun.append(begins[place](jax.device_put(own, devices[place])))
+            begun.append(begins[place](jax.device_put(own, devices[place]), config.rows_of_members[k]))
         results = [result(step, one) for one in begun]
         together: dict[str, Any] = {}
         for name in (f.name for f in fields(ProbeResult)):
@@ -130,33 +145,44 @@ def make_probe_fn(config: Config, corpus: Corpus, devices: list[jax.Device]) -> 
     return probe_members
 
 
-def _mapped_probe_fn(config: Config, platform: str, held_out: np.ndarray, row_sets: dict[str, np.ndarray]) -> ProbeFn:
+def _mapped_probe_fn(config: Config, platform: str, each: list[Any]) -> ProbeFn:
     """The probes of all members in one program for each round, a bounded number of members at a time."""
-    at_a_time = max(1, _MAPPED_TOKENS // max(rows.size for rows in (held_out, *row_sets.values())))
+    has_own_rows, which = len(each) > 1, np.array(config.rows_of_members)
+    stacked = jax.tree.map(lambda *rows: np.stack(rows), *each) if has_own_rows else each[0]
+    at_a_time = max(1, _MAPPED_TOKENS // max(rows.size for rows in jax.tree.leaves(each[0])))
 
     def one(params: Params, held_out: jax.Array, row_sets: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
         loss_1T = _held_out_loss(params, held_out, config=config, platform=platform)
         # JAX puts no parts together that hold nothing.
         return loss_1T[0], _head_scores(params, row_sets, config) if config.model.n_layers else {}
 
-    def take(params: Params, held_out: jax.Array, row_sets: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
-        n_own = len(next(iter(params.values())))
-        return jax.lax.map(lambda own: one(own, held_out, row_sets), params, batch_size=min(n_own, at_a_time))
+    def take(params: Params, rows: Any) -> tuple[jax.Array, Any]:
+        at_once = min(len(next(iter(params.values()))), at_a_time)
+        if has_own_rows:
+            return jax.lax.map(lambda own: one(own[0], *own[1]), (params, rows), batch_size=at_once)
+        return jax.lax.map(lambda own: one(own, *rows), params, batch_size=at_once)
 
-    @lru_cache
-    def over(mesh: Mesh) -> Callable[[Params], tuple[jax.Array, Any]]:
-        mapped = jax.jit(
-            jax.shard_map(take, mesh=mesh, in_specs=(CUT, WHOLE, WHOLE), out_specs=(CUT, CUT), check_vma=False)
-        )
-        rows = put((held_out, row_sets), mesh, WHOLE)
-        return lambda params: mapped(params, *rows)
+    @cache
+    def over(mesh: Mesh) -> Callable[[Params, Any], tuple[jax.Array, Any]]:
+        specs = (CUT, CUT if has_own_rows else WHOLE)
+        return jax.jit(jax.shard_map(take, mesh=mesh, in_specs=specs, out_specs=(CUT, CUT), check_vma=False))
+
+    on: list[Any] = []
 
     def probe_members(step: int, rounds: Rounds) -> ProbeResult:
-        begun = tuple(over(params["W_E"].sharding.mesh)(params) for params in rounds.parts)
+        meshes = [params["W_E"].sharding.mesh for params in rounds.parts]
+        if not on:  # rounds never change
+            member_at = np.zeros(sum(len(params["W_E"]) for params in rounds.parts), int)  # a copy may have any rows
+            member_at[rounds.take] = np.arange(len(rounds.take))
+            of_rounds = np.split(which[member_at], np.cumsum([len(params["W_E"]) for params in rounds.parts])[:-1])
+            for mesh, of_round in zip(meshes, of_rounds, strict=True):
+                own = jax.tree.map(lambda rows, at=of_round: rows[at], stacked) if has_own_rows else stacked
+                on.append(put(own, mesh, CUT if has_own_rows else WHOLE))
+        begun = tuple(over(mesh)(params, rows) for mesh, params, rows in zip(meshes, rounds.parts, on, strict=True))
         sums, scores = joined(Rounds(begun, rounds.take))
         if not config.model.n_layers:
             scores = dict.fromkeys(HEAD_SCORES, np.zeros((len(sums), 0, config.model.n_heads), np.float32))
-        loss_MT = np.asarray(sums / np.float32(len(held_out)))
+        loss_MT = np.asarray(sums / np.float32(len(each[0][0])))
         return ProbeResult(
             step=step, icl_score=icl_score(loss_MT), icl_windowed=icl_windowed(loss_MT), held_out_loss=loss_MT, **scores
         )

@@ -7,11 +7,12 @@ from dataclasses import replace
 import jax
 
 from icl_jax.config import Config, UserError
-from icl_jax.data import Corpus
+from icl_jax.data import Corpus, each_corpus
 from icl_jax.data.corpora.text import TextCorpus
 from icl_jax.maths.icl_score import icl_positions
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.lock import exclusive
+from icl_jax.rundir.place import CORPORA
 from icl_jax.rundir.record import HELD_OUT_AGAIN
 from icl_jax.train.branch import BRANCH, Branch
 from icl_jax.train.held_out import take_held_out
@@ -64,12 +65,17 @@ def _create(path: str, config: Config, corpus: Corpus, branch: Branch | None) ->
         "icl_late_window": list(positions.late_window),
         "position": "loss[step, t] is that of predicting token t + 1; token 0 is BOS",
     }
-    if isinstance(corpus, TextCorpus):
-        attributes[HELD_OUT_AGAIN] = len(corpus.held_out_again)
+    corpora = dict(zip(config.row_seeds, each_corpus(corpus), strict=True))
+    again = [len(one.held_out_again) for one in corpora.values() if isinstance(one, TextCorpus)]
+    if again:  # of each member, where they have rows of their own
+        attributes[HELD_OUT_AGAIN] = again[0] if len(corpora) == 1 else [again[i] for i in config.rows_of_members]
+    held_out = {seed: take_held_out(replace(config, data=replace(config.data, seed=seed)), one)
+                for seed, one in corpora.items()}  # fmt: skip
     run = RunDir.create(
         path, config, corpus_sha256=corpus.fingerprint, tokenizer_json=corpus.tokenizer_json,
-        record_attributes=attributes, held_out=take_held_out(config, corpus),
-        said={} if branch is None else {BRANCH: branch.described(config)},
+        record_attributes=attributes, held_out=held_out if len(corpora) > 1 else held_out[config.row_seeds[0]],
+        said=({} if branch is None else {BRANCH: branch.described(config)})
+        | ({} if len(corpora) == 1 else {CORPORA: {str(seed): one.fingerprint for seed, one in corpora.items()}}),
     )  # fmt: skip
     if branch is not None:
         branch.fill(run)

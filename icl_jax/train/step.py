@@ -12,7 +12,7 @@ from icl_jax.model.execution import Execution
 from icl_jax.model.forward import GatherFn, final_resid, unembedding_DV
 from icl_jax.model.loss import mean_loss
 from icl_jax.model.params import Params, init_params, layer_names
-from icl_jax.train.optimizer import NONE, Own, adamw, clip_factor, init_opt_state, learning_rate_fn
+from icl_jax.train.optimizer import NONE, Own, clip_factor, init_opt_state, learning_rate_fn, optimizer
 
 
 class TrainState(NamedTuple):
@@ -112,6 +112,6 @@ def train_step(
         grads = jax.tree.map(lambda grad: grad * scale, grads)
 
     lr = learning_rate_fn(config, own)(state.step)
-    updates, opt_state = adamw(config, state.step, lr, own).update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer(config, state.step, lr, own).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), StepMetrics(loss_T, grad_norm, lr)

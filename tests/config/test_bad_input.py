@@ -47,6 +47,12 @@ BAD = {
     ),
     "b2 of 1": ("[optimizer]\nb2 = 1.0", ["optimizer.b2 = 1.0", "must be in [0, 1)"]),
     "eps 0": ("[optimizer]\neps = 0.0", ["optimizer.eps = 0.0", "must be greater than 0"]),
+    "an optimiser of another name": ('[optimizer]\nname = "adam"', ["optimizer.name = 'adam'", "'adamw'", "'muon'"]),
+    "muon over shards": (
+        '[train]\nparallel = "mesh"\nfsdp = 2\n[optimizer]\nname = "muon"',
+        ["train.fsdp = 2", "must be 1 with optimizer.name = 'muon'"],
+    ),
+    "a schedule of negative length": ("[optimizer]\nschedule_steps = -1", ["schedule_steps = -1", "must be 0 or more"]),
     "final lr above peak": ("[optimizer]\nfinal_lr_fraction = 2", ["final_lr_fraction = 2.0", "must be in [0, 1]"]),
     "decay change below -1": ("[optimizer]\ndecay_change_step = -2", ["decay_change_step = -2", "must be -1 or more"]),
     "warm-up longer than the run": (

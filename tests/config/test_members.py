@@ -96,6 +96,15 @@ def test_a_paired_set() -> None:
     assert own == [(3, 1.0, 0), (4, 1.0, 1), (5, 2.0, 2)]
 
 
+def test_rows_of_members() -> None:
+    shared = parse_config("[members]\nseeds = 2\n[data]\nseed = 7")
+    assert (shared.row_seeds, shared.rows_of_members) == ((7,), (0, 0))
+    own = parse_config('[members]\nseeds = 2\n"data.seed" = [5, 3]')
+    assert (own.row_seeds, own.rows_of_members) == ((5, 3), (0, 0, 1, 1))
+    assert [own.member(k).data.seed for k in range(4)] == [5, 5, 3, 3]
+    assert parse_config("[data]\nseed = 7").row_seeds == (7,)
+
+
 def test_values_alone_keep_the_seed_of_the_config() -> None:
     config = parse_config('[members]\n"model.init_std" = [0.01, 0.02]\n[train]\nseed = 7')
     assert config.member_fields == {"train.seed": (7, 7), "model.init_std": (0.01, 0.02)}
@@ -114,6 +123,10 @@ def test_values_alone_keep_the_seed_of_the_config() -> None:
         ('"optimizer.warmup_steps" = "4..3"', "must be 1 value or more"),
         ('"model.d_model" = [16, 32]', "members: 'model.d_model': must change no shape: train.seed, optimizer.lr"),
         ("lr = [0.1]", "members: 'lr': must change no shape"),
+        ('"data.seed" = [0, 0.5]', "data.seed = 0.5: must be a whole number"),
+        ('"data.seed" = [0, -1]', "data.seed = -1: must be from 0 to 2**63 - 1"),
+        ('"data.seed" = [9223372036854775808]', "data.seed = 9223372036854775808: must be a whole number"),
+        ('"optimizer.name" = ["sgd", "muon"]', "members: 'optimizer.name': must change no shape"),
         ('seeds = 2\n"train.seed" = 3', "members.seeds says the same"),
         ('values = "optimizer.lr=1;optimizer.lr=2"', "is there twice"),
         (

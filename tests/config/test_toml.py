@@ -111,6 +111,8 @@ def configs(draw: st.DrawFn) -> Config:
         **options.get(source.partition(":")[0], {}),
     )
     optimizer = OptimizerConfig(
+        name=draw(one_of(OptimizerConfig, "name")) if train.fsdp == 1 else "adamw",
+        schedule_steps=draw(st.integers(0, 2**31 - 1)),
         lr=draw(POSITIVE),
         warmup_steps=draw(st.integers(0, train.n_steps)),
         schedule=draw(one_of(OptimizerConfig, "schedule")),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import icl_jax
-from icl_jax.analysis.run_measurements import analyze
+from icl_jax.analysis.run_measurements import analyze, analyze_members
 from icl_jax.config import Config, MembersConfig, NonFiniteLossError, UserError, parse_config
 from icl_jax.config.members import VARIED
 from icl_jax.maths.finding import find_in_record
@@ -140,16 +140,40 @@ def test_members_that_differ_in_more_than_the_seed(alone: Path, tmp_path: Path) 
     assert_same_run(tmp_path / "split", alone)
 
 
+def test_members_with_rows_of_their_own(tmp_path: Path) -> None:
+    """Each is the run alone with its data.seed, resumed on other devices, analyzed and split."""
+    values = MembersConfig(seeds="4..4", values="data.seed=3,9223372036854775807,5")
+    config = replace(four(), members=values)
+    assert config.row_seeds == (3, 2**63 - 1, 5)
+    train_here(config, tmp_path / "run", n_devices=2, stop_at=5)
+    train_here(config, tmp_path / "run", n_devices=1)
+    run = RunDir.open(str(tmp_path / "run"))
+    assert list(problems(run)) == []
+    assert run.load_record()["data.seed"].values.tolist() == [3, 2**63 - 1, 5]
+    only = ["icl", "head_scores"]
+    found = {member.index: analysis for member, analysis in analyze_members(run, only=only, snapshots=2)}
+    train_here(config.member(1), tmp_path / "alone")
+    made, alone = split(run.member(1), str(tmp_path / "split")), RunDir.open(str(tmp_path / "alone"))
+    assert_same_run(tmp_path / "split", tmp_path / "alone")
+    assert made.corpus_sha256 == alone.corpus_sha256 == run.member(1).corpus_sha256 != run.corpus_sha256
+    assert made.load_held_out().sha256 == alone.load_held_out().sha256
+    expected = analyze(alone, only=only, snapshots=2)
+    for name in ("loss_by_position", "prefix_matching"):
+        np.testing.assert_array_equal(found[1][name], expected[name], err_msg=name)
+    assert len({one.load_held_out().sha256 for one in run.each()}) == 3
+
+
 ALL_VARY = (
     "optimizer.lr=0.01,0.02; optimizer.warmup_steps=1,4; optimizer.final_lr_fraction=0.2,0.5; optimizer.b1=0.5,0.8;"
     "optimizer.b2=0.9,0.7; optimizer.eps=1e-3,1e-4; optimizer.weight_decay=0.1,0.5; optimizer.decay_change_step=-1,2;"
-    "optimizer.decay_change_factor=1,7; optimizer.clip_norm=0,0.3; model.init_std=0.05,0.1"
+    "optimizer.decay_change_factor=1,7; optimizer.clip_norm=0,0.3; model.init_std=0.05,0.1; data.seed=5,6"
 )
 
 
 def test_numbers_that_differ_are_arguments_of_the_mapped_program(tmp_path: Path) -> None:
     config = replace(tiny_config(), members=MembersConfig(seeds="3,4", values=ALL_VARY, combine="paired"))
     assert set(config.member_fields) == {"train.seed", *VARIED}
+    assert config.rows_of_members == (0, 1)
     with pytest.MonkeyPatch.context() as patch:
         _map(patch)
         train_here(config, tmp_path / "members")

@@ -21,7 +21,7 @@ from icl_jax.model.forward import forward
 from icl_jax.model.loss import reference_token_loss
 from icl_jax.model.params import Parameters, Params, declarations, init_params, layer_names
 from icl_jax.train import step as step_module
-from icl_jax.train.optimizer import adamw, init_opt_state, learning_rate_fn
+from icl_jax.train.optimizer import init_opt_state, learning_rate_fn, optimizer
 from icl_jax.train.parallel import ParallelStep
 from icl_jax.train.step import Axes, StepMetrics, TrainState, loss_and_grads, train_step
 from tests.data_configs import data_config
@@ -130,6 +130,58 @@ def test_steps_equal_numpy_adamw(optimizer: dict[str, Any]) -> None:
             np.testing.assert_allclose(value, expected.params[name], atol=2e-5, err_msg=f"{name} after step {step}")
 
 
+def _orthogonal(matrix: np.ndarray) -> np.ndarray:
+    """Five turns of the quintic of Jordan 2024, from the matrix over its Frobenius norm."""
+    x = matrix / (np.linalg.norm(matrix) + 1e-6)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+def _muon_update(name: str, moment: np.ndarray) -> np.ndarray:
+    """Each layer's heads as one matrix between the residual stream and all else, 0.2 sqrt(longer side) its scale."""
+    found = np.empty_like(moment)
+    for layer, each in enumerate(moment):
+        heads = each.transpose(1, 0, 2) if name in ("W_Q", "W_K", "W_V") else each  # D first, or D last
+        matrix = heads.reshape(15, -1) if heads.shape[0] == 15 else heads.reshape(-1, 15)
+        made = _orthogonal(matrix) * 0.2 * math.sqrt(max(matrix.shape))
+        made = made.reshape(heads.shape)
+        found[layer] = made.transpose(1, 0, 2) if name in ("W_Q", "W_K", "W_V") else made
+    return found
+
+
+@pytest.mark.parametrize("name", ["sgd", "muon"])
+def test_steps_equal_other_optimizers_in_numpy(name: Any) -> None:
+    """Momentum of past gradients, and decay that no momentum has: optax's own formulas, in float64."""
+    config = _config(name=name, clip_norm=0.0, decay_change_step=2, decay_change_factor=0.1)
+    c = config.optimizer
+    step_fn, state = _step_fn(config), _start(config)
+    params = {key: np.asarray(value, np.float64) for key, value in state.params.items()}
+    mu, nu = ({key: np.zeros(value.shape) for key, value in params.items()} for _ in range(2))
+    in_layers = {"W_Q", "W_K", "W_V", "W_O", "W_in", "W_out"}
+    for step in range(3):
+        rows = _rows(step)
+        _, grads = _reference_grads(state.params, rows)
+        lr, decay = (0.01 if step == 0 else 0.02), c.weight_decay * (0.1 if step >= 2 else 1)
+        for key, value in grads.items():
+            g = np.asarray(value, np.float64)
+            if name == "sgd":
+                mu[key] = g + c.b1 * mu[key]
+                update = mu[key]
+            else:
+                mu[key] = c.b1 * mu[key] + (1 - c.b1) * g
+                nu[key] = c.b2 * nu[key] + (1 - c.b2) * g**2
+                ahead = c.b1 * mu[key] / (1 - c.b1 ** (step + 2)) + (1 - c.b1) * g / (1 - c.b1 ** (step + 1))
+                root = np.sqrt(nu[key] / (1 - c.b2 ** (step + 1))) + c.eps
+                update = _muon_update(key, ahead) if key in in_layers else ahead / root
+            is_decayed = declarations(MODEL)[key].decayed
+            params[key] = params[key] - lr * (update + (decay if is_decayed else 0) * params[key])
+        state, _ = step_fn(state, rows)
+        for key, value in state.params.items():
+            np.testing.assert_allclose(value, params[key], atol=5e-5, err_msg=f"{key} after step {step}")
+
+
 def test_decay_leaves_out_norm_weights_and_alphas() -> None:
     decayed = {name for name, declared in declarations(MODEL).items() if declared.decayed}
     assert decayed == {"W_E", "W_pos", "W_Q", "W_K", "W_V", "W_O", "W_in", "W_out", "W_U"}
@@ -153,8 +205,8 @@ def test_a_new_parameter_is_decayed_by_its_declaration_not_its_name(
     try:
         config = _config()
         params = init_params(MODEL, seed=0)
-        optimizer = adamw(config, jnp.int32(3), jnp.float32(0.5))
-        updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+        adamw = optimizer(config, jnp.int32(3), jnp.float32(0.5))
+        updates, _ = adamw.update(jax.tree.map(jnp.zeros_like, params), adamw.init(params), params)
         np.testing.assert_allclose(updates[name], -0.5 * 0.3 * 2 if decayed else 0, rtol=1e-6)
         assert name in layer_names(MODEL)
     finally:
@@ -264,6 +316,12 @@ def test_cosine_goes_from_the_peak_to_its_final_fraction_at_the_last_step(warmup
     np.testing.assert_allclose(lr[warmup_steps:], 0.1 + 0.4 * (1 + np.cos(np.pi * phase)) / 2, rtol=1e-5)
     assert lr[warmup_steps] == pytest.approx(0.5)
     assert lr[-1] == pytest.approx(0.1)
+
+
+def test_a_cosine_for_longer_than_the_run() -> None:
+    whole = _lr(_config(n_steps=21, lr=0.5, warmup_steps=3, schedule="cosine"))
+    assert _lr(_config(n_steps=9, lr=0.5, warmup_steps=3, schedule="cosine", schedule_steps=21)) == whole[:9]
+    assert min(_lr(_config(n_steps=9, lr=0.5, warmup_steps=3, schedule="cosine"))[3:]) < min(whole[3:9])
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 1, 5])
