@@ -13,7 +13,9 @@ from icl_jax.config.checks import require
 if TYPE_CHECKING:
     from icl_jax.config.schema import Config
 
-NAMES = ("repeats", "patterns", "stories", "markov", "triggers", "classes", "python", "manual", "text", "tfds")
+NAMES = (
+    "repeats", "patterns", "stories", "mixture", "markov", "triggers", "classes", "python", "manual", "text", "tfds",
+)  # fmt: skip
 """Files of ``icl_jax/data/corpora`` that hold a ``CORPUS``."""
 
 

@@ -1,9 +1,10 @@
 """The ICL score of the corpus itself, where it is known, and the model's against it.
 
-The floor is -log P of each held-out token given all before it, under what the rows were drawn from: of `stories` the
-grammar of held-out rows; of `markov` Bayes' rule for chains drawn from Dirichlet(1, …, 1) (`markov_strategies`). No
-model has a lower loss on average, but one may have a lower score: a model that is surprised early by what training
-never had, as by the held-out names of `stories`. Late minus early over windows, as `icl_windowed`.
+The floor is -log P of each held-out token given all before it, under what the rows were drawn from: of `stories` and
+`mixture` the grammar of held-out rows; of `markov` Bayes' rule for chains drawn from Dirichlet(1, …, 1)
+(`markov_strategies`). No model has a lower loss on average, but one may have a lower score: a model that is surprised
+early by what training never had, as by the held-out names of `stories`. Late minus early over windows, as
+`icl_windowed`.
 
 - floor_icl: windowed ICL score of the floor on the held-out rows, nats; floor_icl_sem: its standard error over rows.
 - icl_over_floor: icl_windowed - floor_icl on the same rows; icl_over_floor_sem: its standard error, row by row.
@@ -12,11 +13,13 @@ Source: ours.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import xarray as xr
 
 from icl_jax.data.corpora.markov import MarkovOptions
+from icl_jax.data.corpora.mixture import MixtureCorpus
 from icl_jax.data.corpora.stories import StoriesCorpus
 from icl_jax.maths.icl_score import icl_windowed
 from icl_jax.measures.icl import standard_error
@@ -24,9 +27,9 @@ from icl_jax.measures.markov_strategies import strategies
 from icl_jax.measures.measurement import Context, Derived, UndefinedError, Variable
 
 
-def _stories(context: Context) -> np.ndarray | None:
-    """-log P [row, T] under the grammar; None for rows that are not this version's."""
-    corpus, n_rows = StoriesCorpus(context.config), len(context.held_out)
+def _by_grammar(kind: type[MixtureCorpus | StoriesCorpus], context: Context) -> np.ndarray | None:
+    """-log P [row, T] of what the rows were drawn from; None for rows that are not this version's."""
+    corpus, n_rows = kind(context.config), len(context.held_out)
     if not np.array_equal(corpus.held_out(n_rows), context.held_out):
         return None
     return corpus.held_out_hidden(n_rows)[:, 1:].astype(np.float64)
@@ -44,7 +47,11 @@ def _markov(context: Context) -> np.ndarray | None:
     return -np.log(np.take_along_axis(said, states[..., None], axis=2)[..., 0])
 
 
-FLOORS: dict[str, Callable[[Context], np.ndarray | None]] = {"stories": _stories, "markov": _markov}
+FLOORS: dict[str, Callable[[Context], np.ndarray | None]] = {
+    "stories": partial(_by_grammar, StoriesCorpus),
+    "mixture": partial(_by_grammar, MixtureCorpus),
+    "markov": _markov,
+}
 """By `data.source`: the least loss [row, T] of the held-out rows, nats."""
 
 

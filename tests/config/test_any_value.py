@@ -23,7 +23,7 @@ from icl_jax.train.sizes import check_memory
 from icl_jax.train.step import Axes, init_state, train_step
 from tests.train.runs import TINY
 
-_GENERATED = ("repeats", "patterns", "stories", "markov", "triggers", "classes")
+_GENERATED = ("repeats", "patterns", "stories", "mixture", "markov", "triggers", "classes")
 _FIELDS = {
     name: annotation
     for name, annotation in field_types().items()

@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from icl_jax.config import DataConfig, UserError, load_config, parse_config
+from icl_jax.data.corpora.mixture import KINDS
+
+MIXTURE = '[data]\nsource = "mixture"\n[data.mixture]\n'
 
 # TOML text; then what the message must hold.
 BAD = {
@@ -123,6 +126,18 @@ BAD = {
     ),
     "no triggers": ("[data]\nn_triggers = 0", ["data.triggers.n_triggers = 0", "must be from 1 to 60"]),
     "all characters triggers": ("[data]\nn_triggers = 61", ["data.triggers.n_triggers = 61", "must be from 1 to 60"]),
+    "shares below 0": (MIXTURE + "rules = -1", ["data.mixture.rules = -1.0", "must be 0 or more"]),
+    "no kind of rows": (
+        MIXTURE + "\n".join(f"{kind} = 0" for kind in KINDS),
+        ["data.mixture.sums = 0.0", "one of sums, rules,", "must be more than 0"],
+    ),
+    "numbers too long": (MIXTURE + "digits = 4", ["data.mixture.digits = 4", "must be from 1 to 3"]),
+    "numbers as words": (MIXTURE + "numbers = 'words'", ["data.mixture.numbers", "'digits', 'tokens'"]),
+    "always again": (MIXTURE + "again = 1", ["data.mixture.again = 1.0", "less than 1"]),
+    "odd words": (MIXTURE + "words = 10", ["data.mixture.words = 10", "a multiple of 4 from 4 to 400"]),
+    "no sentences": (MIXTURE + "sentences = 0", ["data.mixture.sentences = 0", "from 1 to 100"]),
+    "large dictionary": (MIXTURE + "entries = 7", ["data.mixture.entries = 7", "from 1 to 6"]),
+    "large classes": (MIXTURE + "class_words = 13", ["data.mixture.class_words = 13", "from 2 to 12"]),
     "no classes": ("[data]\nn_classes = 0", ["data.classes.n_classes = 0", "must be 1 or more"]),
     "no labels": ("[data]\nn_labels = 0", ["data.classes.n_labels = 0", "must be 1 or more"]),
     "no bursts": ("[data]\nburstiness = 0", ["data.classes.burstiness = 0", "must be 1 or more"]),

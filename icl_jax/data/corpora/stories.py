@@ -15,6 +15,7 @@ from icl_jax.config import Config, UserError
 from icl_jax.config.corpora import CorpusKind
 from icl_jax.data.corpora import stories_grammar as words
 from icl_jax.data.corpora.generated import BLOCK_ROWS, Block, GeneratedCorpus
+from icl_jax.data.corpora.held_out_class import N_CLASSES, held_out_class, pick
 from icl_jax.data.corpora.stories_grammar import GRAMMAR
 from icl_jax.data.corpus import BOS, Progress
 from icl_jax.data.streams import Stream
@@ -22,42 +23,9 @@ from icl_jax.data.streams import Stream
 VERSION = 1
 """Goes up whenever the rows of a given config change."""
 
-N_CLASSES = 4
-"""A name's last syllable, a sum's second number and a foreign word each are of one of four classes; the hash of what
-stands before says which of them is held out."""
-
 LABELS = ("bigram", "known_name", "novel_name", "repeated_sum", "new_sum", "glossary")
 
 _PERSON_A, _PERSON_B, _TITLED, _SUM_1, _SUM_2, _GLOSSARY, _NOTHING = range(7)
-
-
-def held_out_class(*parts: NDArray[np.integer] | int) -> NDArray[np.int64]:
-    """Which class is held out after ``parts``, 0 .. N_CLASSES - 1: a hash without seed, the same in every corpus.
-
-    Source: the finaliser of splitmix64 (Steele, Lea and Flood 2014), once per part.
-    """
-    mixed: NDArray[np.uint64] = np.zeros((), np.uint64)
-    with np.errstate(over="ignore"):  # 64-bit arithmetic wraps around
-        for part in parts:
-            mixed = mixed + np.asarray(part, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            mixed = mixed ^ (mixed >> np.uint64(31))
-    return np.asarray(mixed % np.uint64(N_CLASSES), np.int64)
-
-
-def _pick(
-    order: NDArray[np.integer], n_taken: int, class_: NDArray[np.int64], is_held_out: bool
-) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """First of each row's random order, past the n_taken first, that is of the right split, and log of their number.
-
-    Raises AssertionError if there is none, which the sizes of the grammar's lists rule out.
-    """
-    fits = (order % N_CLASSES == class_[:, None]) == is_held_out
-    fits[:, :n_taken] = False
-    n_fitting = fits.sum(axis=1)
-    assert n_fitting.min() > 0
-    return fits.argmax(axis=1), np.log(n_fitting).astype(np.float32)
 
 
 class _Slots(NamedTuple):
@@ -102,7 +70,7 @@ def _fill_slots(rng: np.random.Generator, n: int, is_held_out: bool) -> _Slots:
             n_taken += 1
         second, third = order[:, n_taken - 2], order[:, n_taken - 1]
         class_ = held_out_class(0, first, second, third)
-        where, log_n = _pick(order, n_taken, class_, is_held_out)
+        where, log_n = pick(order, n_taken, class_, is_held_out)
         last = order[np.arange(n), where]
         put(f"{name}3", words.SYLLABLES, last, log_n)
         assert ((last % N_CLASSES == class_) == is_held_out).all()
@@ -131,7 +99,7 @@ def _fill_slots(rng: np.random.Generator, n: int, is_held_out: bool) -> _Slots:
     for i in range(words.N_PAIRS_GLOSSED):
         put(f"native{i + 1}", words.NATIVE, native[:, i], np.log(len(words.NATIVE) - i))
         class_ = held_out_class(2, language, native[:, i])
-        where, log_n = _pick(foreign, i, class_, is_held_out)
+        where, log_n = pick(foreign, i, class_, is_held_out)
         word = foreign[np.arange(n), where]
         put(f"foreign{i + 1}", words.FOREIGN, word, log_n)
         assert ((word % N_CLASSES == class_) == is_held_out).all()

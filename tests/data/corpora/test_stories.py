@@ -17,7 +17,8 @@ from icl_jax.config import Config, UserError
 from icl_jax.data import open_corpus
 from icl_jax.data.corpora import stories_grammar
 from icl_jax.data.corpora.generated import BLOCK_ROWS
-from icl_jax.data.corpora.stories import StoriesCorpus, held_out_class, label_floor_nats
+from icl_jax.data.corpora.held_out_class import held_out_class
+from icl_jax.data.corpora.stories import StoriesCorpus, label_floor_nats
 from icl_jax.data.corpora.stories_grammar import GRAMMAR
 from icl_jax.data.text.text_ids import encode_text
 

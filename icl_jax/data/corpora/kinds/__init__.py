@@ -1,0 +1,1 @@
+"""Kinds of rows that the ``mixture`` corpus is mixed from."""
