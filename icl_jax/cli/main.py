@@ -90,6 +90,15 @@ def _probe(args: Sequence[str], console: Console) -> int:
     return probe(parse(ProbeArgs, args, prog="icl-jax probe", description=_probe.__doc__ or ""), console)
 
 
+def _behaviours(args: Sequence[str], console: Console) -> int:
+    """Ask a run's model in words: names, sums, translation. Example: icl-jax behaviours runs/smollm2-135m"""
+    from icl_jax.cli.behaviours import BehavioursArgs, behaviours
+
+    return behaviours(
+        parse(BehavioursArgs, args, prog="icl-jax behaviours", description=_behaviours.__doc__ or ""), console
+    )
+
+
 def _export(args: Sequence[str], console: Console) -> int:
     """Write a snapshot for another library. Example: icl-jax export runs/repeats-2l --to transformer-lens"""
     from icl_jax.cli.export import ExportArgs, export
@@ -192,6 +201,7 @@ _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
     "analyze": _analyze,
     "report": _report,
     "probe": _probe,
+    "behaviours": _behaviours,
     "export": _export,
     "import": _import,
     "verify": _verify,
@@ -207,7 +217,19 @@ _VERBS: dict[str, Callable[[Sequence[str], Console], int]] = {
 
 
 _LASTING = [
-    [verb] for verb in ("train", "branch", "split", "analyze", "report", "export", "reproduce", "sweep", "launch")
+    [verb]
+    for verb in (
+        "train",
+        "branch",
+        "split",
+        "analyze",
+        "report",
+        "behaviours",
+        "export",
+        "reproduce",
+        "sweep",
+        "launch",
+    )
 ]
 """Verbs whose results are in files: what they say may be lost."""
 _PASSING_ON = {"reproduce", "sweep", "launch"}
