@@ -124,6 +124,26 @@ def test_a_launch_target_is_one_file_and_its_name(checkout: Path, copy: Path) ->
     assert "ssh: the machine. (default: localhost)" in " ".join(icl_jax(copy, "launch", "--help").stdout.split())
 
 
+def test_an_intervention_is_one_file_and_its_name(checkout: Path, copy: Path) -> None:
+    (copy / "icl_jax" / "interventions" / "clip.py").write_text(
+        example(checkout / "docs" / "extending.md", "An intervention")
+    )
+    add_line(copy / "icl_jax" / "config" / "interventions.py", '    "zero", ', '"clip", ')
+    program = """if True:
+        from icl_jax.config import parse_config
+        from icl_jax.interventions.tap import with_interventions
+        from icl_jax.model.forward import forward
+        from icl_jax.model.params import init_params
+        config = parse_config('[[intervene]]\\nat = "z"\\nlayers = 1\\nclip = 0.0')
+        params, tokens = init_params(config.model, 0), __import__("jax").numpy.arange(6)[None]
+        found = with_interventions(forward, params, tokens, config, config.intervene)
+        without = params | {"W_O": params["W_O"].at[1].set(0)}
+        print(abs(found - forward(without, tokens, config.model)).max() < 1e-5, config.intervene[0].options)
+    """
+    done = python(copy, program)
+    assert (done.returncode, done.stdout) == (0, "True ClipOptions(clip=0.0)\n"), done.stderr
+
+
 def test_a_measurement_is_one_file_and_its_name(checkout: Path, copy: Path) -> None:
     measures = copy / "icl_jax" / "measures"
     (measures / "head_rms.py").write_text(example(checkout / "docs" / "extending.md", "A measurement"))

@@ -16,6 +16,7 @@ from icl_jax.config import Config, DataConfig, UserError, load_config
 from icl_jax.config.builtin import config_file
 from icl_jax.config.checks import whole_number_of
 from icl_jax.config.corpora import NAMES, Options, corpus_kind, corpus_name, sources
+from icl_jax.config.toml import dump_inline, parse_inline
 
 T = TypeVar("T")
 
@@ -94,6 +95,12 @@ def _what_to_write(message: str, args: Sequence[str]) -> str:
     return f": {given[0]} takes no value: write --{section}{dot}{name} or --{section}{dot}no-{name}"
 
 
+_INTERVENE = (
+    'what [[intervene]] of a file says, each in braces: \'{at = "pattern", layers = 0, pattern = "previous"}\'; '
+    "all that the file says are then gone"
+)
+
+
 def _as_arguments(config: Config) -> Config:
     """The config with the options of every corpus beside each other, ``--data.markov.order``, for tyro to read.
 
@@ -108,10 +115,14 @@ def _as_arguments(config: Config) -> Config:
     )
     given = {field.name: getattr(config.data, field.name) for field in fields(config.data)}
     given |= {name: config.data.options if name == config.data.corpus else cls() for name, cls in groups.items()}
-    cls = make_dataclass("Overrides", [], bases=(Config,), namespace=unchecked, frozen=True, kw_only=True)
+    intervene = Annotated[str, tyro.conf.arg(metavar="TABLES", help=_INTERVENE)]
+    cls = make_dataclass(
+        "Overrides", [("intervene", intervene)], bases=(Config,), namespace=unchecked, frozen=True, kw_only=True
+    )
     for made in (data_cls, cls):  # else tyro looks for their source in all of Python's types.py, once for every field
         made.__module__ = "builtins"
     sections = {field.name: getattr(config, field.name) for field in fields(config)}
+    sections["intervene"] = dump_inline(config.intervene)
     arguments: Config = cls(**sections | {"data": data_cls(**given)})
     return arguments
 
@@ -130,6 +141,7 @@ def _as_config(arguments: Config, shown: Config) -> Config:
     shared = {field.name: getattr(data, field.name) for field in fields(DataConfig)}
     chosen = {"options": getattr(data, name, Options())}
     sections = {field.name: getattr(arguments, field.name) for field in fields(Config)}
+    sections["intervene"] = parse_inline(sections["intervene"])
     return Config(**sections | {"data": DataConfig(**shared | chosen)})
 
 

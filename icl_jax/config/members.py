@@ -22,6 +22,8 @@ VARIED = (
     "model.init_std", ROWS,
 )  # fmt: skip
 """Fields in which members may differ, besides the seed: they change no shape."""
+_OF_INTERVENTION = re.compile(r"intervene\.\d{1,3}\.([a-z_]+)")
+_WHOLE_OF_INTERVENTION = ("layers", "heads", "except_heads", "from", "until")
 _WHOLE = ("optimizer.warmup_steps", "optimizer.decay_change_step", ROWS)
 _ALLOWED = "must be how many (64), a range (0..63) or a list (0,3,8) of different seeds"
 _NUMBERS = "must be a list of numbers (0.001,0.003) or a range of whole ones (10..20)"
@@ -128,8 +130,8 @@ def _read_values(text: str) -> Mapping[str, tuple[int | float, ...]]:
     vectors: dict[str, tuple[int | float, ...]] = {}
     for part in filter(None, (part.strip() for part in text.split(";"))):
         name, _, numbers = (piece.strip() for piece in part.partition("="))
-        if name not in VARIED:
-            allowed = f"must change no shape: {', '.join((SEEDS, *VARIED))}"
+        if name not in VARIED and not _OF_INTERVENTION.fullmatch(name):
+            allowed = f"must change no shape: {', '.join((SEEDS, *VARIED))}, or a field of intervene.0"
             raise UserError(f"members: {name!r}: {allowed}")
         require(name not in vectors, f"members.{name}", numbers, "is there twice")
         vectors[name] = _numbers(name, numbers)
@@ -148,7 +150,11 @@ def _numbers(name: str, text: str) -> tuple[int | float, ...]:
         except ValueError:
             raise UserError(f"members.{name} = {text!r}: {_NUMBERS}") from None
     require(len(numbers) <= MAX_MEMBERS, f"members.{name}", text, f"must be at most {MAX_MEMBERS} members")
-    return tuple(numbers if name in _WHOLE else map(float, numbers))
+    of_intervention = _OF_INTERVENTION.fullmatch(name)
+    is_whole = of_intervention[1] in _WHOLE_OF_INTERVENTION if of_intervention else name in _WHOLE
+    is_int = all(type(number) is int for number in numbers)
+    require(is_int or not (of_intervention and is_whole), f"members.{name}", text, "must be whole numbers")
+    return tuple(numbers if is_whole else map(float, numbers))
 
 
 def _number(text: str) -> int | float:

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from icl_jax.config.checks import check_types, require
 from icl_jax.config.corpora import Options, corpus_kind, corpus_name
+from icl_jax.config.interventions import Intervention, check_all, read
 from icl_jax.config.members import ROWS, SEEDS, MembersConfig, Setting
 from icl_jax.config.model import ModelConfig
 from icl_jax.config.sameness import FREE, SEED
@@ -260,10 +261,13 @@ class Config:
     snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     probes: ProbeConfig = field(default_factory=ProbeConfig)
     members: MembersConfig = field(default_factory=MembersConfig)
+    intervene: tuple[Intervention, ...] = ()
+    """What is done to activations and parameters while it trains, one after the other."""
     tracker: TrackerConfig = field(default_factory=TrackerConfig, metadata=FREE)
     launch: LaunchConfig = field(default_factory=LaunchConfig, metadata=FREE)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "intervene", read(self.intervene))
         self.data.options.check(self)
         allowed = f"must be at most train.n_steps = {self.train.n_steps}"
         require(
@@ -283,6 +287,8 @@ class Config:
         require(
             is_whole, "train.fsdp", self.train.fsdp, "must be 1 with optimizer.name = 'muon': it takes whole matrices"
         )
+        if self.intervene and not self.members:
+            check_all(self)
         if self.members:
             allowed = "must be 1 with members: each is whole on its device"
             require(self.train.fsdp == 1, "train.fsdp", self.train.fsdp, allowed)
@@ -307,6 +313,14 @@ class Config:
         sections: dict[str, Any] = {}
         for full_name, value in setting:
             section, _, name = full_name.partition(".")
+            if section == "intervene":
+                index, _, name = name.partition(".")
+                ones = list(sections.get(section, self.intervene))
+                allowed = f"there are {len(ones)} in the config, counted from 0"
+                require(int(index) < len(ones), f"members.{full_name}", value, allowed)
+                ones[int(index)] = ones[int(index)].with_value(name, value)
+                sections[section] = tuple(ones)
+                continue
             sections[section] = replace(sections.get(section, getattr(self, section)), **{name: value})
         return sections
 

@@ -30,9 +30,12 @@ _SCHEMA_1 = {
 """Where the keys of [data] of before `schema_version` 2 are now: all corpora's options were in every config."""
 
 
-def to_tables(config: "Config") -> dict[str, dict[str, Any]]:
+def to_tables(config: "Config") -> dict[str, Any]:
     """The config as its file says it, every field."""
+    from icl_jax.config.interventions import to_table
+
     tables = asdict(config)
+    tables["intervene"] = [to_table(one) for one in config.intervene]
     options = tables["data"].pop("options")
     if options:
         tables["data"][config.data.corpus] = options

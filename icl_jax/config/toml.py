@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 from icl_jax.config.builtin import builtin_config_names, builtin_config_path
 from icl_jax.config.corpora import NAMES, corpus_kind
 from icl_jax.config.errors import UserError
+from icl_jax.config.interventions import Intervention, read, to_table
 from icl_jax.config.members import gather
 from icl_jax.config.schema import Config
 from icl_jax.config.tables import merge, split_options, to_tables, unknown
@@ -39,6 +40,8 @@ def _section(name: str, values: Any) -> Any:
     sections = get_type_hints(Config)
     if name not in sections:
         raise unknown(name, list(sections))
+    if name == "intervene":
+        return read(values)
     if not isinstance(values, dict):
         raise UserError(f"{name} = {values!r}: must be a table, [{name}]")
     given = {"data": split_options, "members": gather}.get(name, dict)(values)
@@ -51,7 +54,9 @@ def _section(name: str, values: Any) -> Any:
 
 def field_types() -> dict[str, Any]:
     """Type of every field by its full name, such as model.n_layers; of every corpus, data.markov.order."""
-    sections = get_type_hints(Config) | {f"data.{name}": corpus_kind(name).options for name in NAMES}
+    sections = get_type_hints(Config)
+    del sections["intervene"]
+    sections |= {f"data.{name}": corpus_kind(name).options for name in NAMES}
     return {
         f"{section}.{name}": annotation
         for section, cls in sections.items()
@@ -105,12 +110,27 @@ def _value(value: bool | int | float | str | tuple[int | str, ...]) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def dump_inline(interventions: tuple[Intervention, ...]) -> str:
+    """Interventions as they are given on a command line: ``{what = "zero", at = "z", layers = [0]}, {...}``."""
+    tables = (", ".join(f"{name} = {_value(value)}" for name, value in to_table(one).items()) for one in interventions)
+    return ", ".join(f"{{{table}}}" for table in tables)
+
+
+def parse_inline(text: str) -> tuple[Intervention, ...]:
+    """The interventions of such a text. Raises UserError."""
+    return read(_parse(f"intervene = [{text}]", f"--intervene = {text!r}").get("intervene"))
+
+
 def dump_config(config: Config) -> str:
     """Write a config as TOML, every field, members only of many; ``parse_config(dump_config(c)) == c``."""
     lines = []
     for section, values in to_tables(config).items():
         if section == "members" and not config.members:
             continue  # as the file of a run that never heard of members
+        if section == "intervene":
+            for one in values:
+                lines += ["[[intervene]]", *(f"{name} = {_value(value)}" for name, value in one.items()), ""]
+            continue
         tables = {name: value for name, value in values.items() if isinstance(value, dict)}
         plain = {name: value for name, value in values.items() if name not in tables}
         for header, table in {section: plain, **{f"{section}.{name}": table for name, table in tables.items()}}.items():

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-# What a head must score to be called by the name of its score. The paper discloses no value; this is ARENA's.
-HEAD_THRESHOLD = 0.4
+from icl_jax.config.interventions import HEAD_THRESHOLD as HEAD_THRESHOLD
 
 
 def followers(tokens: Int[Array, "B T"]) -> Bool[Array, "B T T"]:

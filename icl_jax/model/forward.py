@@ -3,6 +3,9 @@
 A tap is a function ``tap(name, layer, value) -> value`` that sees, and may replace, the activations
 
 ==============  =======  ==========================================
+q_input,        B T H D  residual stream that each head's queries, keys or values are made of, before the norm; of keys
+k_input,                 and values that heads share G in place of H. Only where the tap asks for it by name
+v_input
 resid_pre       B T D    residual stream entering the layer
 q, k, v         B H T E  after W_Q, W_K, W_V, biases, norms, rotation, offset and smearing; keys and values that
                          heads share are there for each of them
@@ -18,7 +21,7 @@ resid_post      B T D    residual stream leaving the layer
 Not asked for, they cost nothing: a pattern and per-head results are materialised for a tap that may look at them only.
 """
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -47,7 +50,9 @@ LayerFn = Callable[..., jax.Array]
 ACTIVATIONS = (
     "resid_pre", "q", "k", "v", "attn_scores", "pattern", "z", "result", "resid_mid", "mlp_out", "resid_post",
 )  # fmt: skip
-"""The names of all of them."""
+"""The names of all of them but the three inputs, which nobody sees who does not name them."""
+Seen = Container[str] | Mapping[int, frozenset[str]]
+"""Names of activations, or of each layer its own."""
 
 
 def normalise(
@@ -146,6 +151,22 @@ def _projected(x_BTD: jax.Array, layer: Params, letter: str) -> jax.Array:
     return y_BHTE + layer[f"b_{letter}"][None, :, None, :] if f"b_{letter}" in layer else y_BHTE
 
 
+def _projected_by_head(
+    resid: jax.Array, layer: Params, letter: str, pos_TD: jax.Array | None, config: ModelConfig,
+    see: Callable[[str, jax.Array], jax.Array],
+) -> jax.Array:  # fmt: skip
+    """`_projected` of a stream that may be another for each head."""
+    weight = layer[f"W_{letter}"]
+    x_BTHD = jnp.broadcast_to(resid[:, :, None], (*resid.shape[:2], weight.shape[0], resid.shape[2]))
+    x_BTHD = see(f"{letter.lower()}_input", x_BTHD)
+    flat = x_BTHD.reshape(x_BTHD.shape[0], -1, x_BTHD.shape[3])
+    x_BTHD = normalise(flat, layer.get("ln1_w"), config).reshape(x_BTHD.shape)
+    if pos_TD is not None and config.positions == "shortformer" and letter != "V":
+        x_BTHD = x_BTHD + pos_TD[None, :, None]
+    y_BHTE = einsum("BTHD,HDE->BHTE", x_BTHD, weight)
+    return y_BHTE + layer[f"b_{letter}"][None, :, None, :] if f"b_{letter}" in layer else y_BHTE
+
+
 def _block(
     resid: jax.Array,
     layer: Params,
@@ -162,8 +183,14 @@ def _block(
     resid = resid_pre = see("resid_pre", resid)
     x_BTD = normalise(resid, layer.get("ln1_w"), config)
     x_qk_BTD = x_BTD if pos_TD is None or config.positions != "shortformer" else x_BTD + pos_TD[None]
-    q, k = (_projected(x_qk_BTD, layer, letter) for letter in "QK")
-    v = _projected(x_BTD, layer, "V")
+
+    def projected(x: jax.Array, letter: str) -> jax.Array:
+        if tap is not None and f"{letter.lower()}_input" in seen:
+            return _projected_by_head(resid_pre, layer, letter, pos_TD, config, see)
+        return _projected(x, layer, letter)
+
+    q, k = (projected(x_qk_BTD, letter) for letter in "QK")
+    v = projected(x_BTD, "V")
     if config.qk_norm != "none":
         q, k = (_normalise_heads(x, layer[name], config) for x, name in ((q, "q_norm_w"), (k, "k_norm_w")))
     if config.positions == "rotary":
@@ -251,7 +278,7 @@ def final_resid(
     config: ModelConfig,
     *,
     tap: TapFn | None = None,
-    seen: Container[str] = ACTIVATIONS,
+    seen: Seen = ACTIVATIONS,
     start: Start | None = None,
     scan_tap: bool = False,
     gather: GatherFn | None = None,
@@ -262,7 +289,7 @@ def final_resid(
     `seen`: the activations that the tap is called for. `start`, a layer and its `resid_mid`, in a model with a parallel
     residual its `resid_pre` as well: only what lies after it is computed, and of the tokens only their number is read.
     Where layers are scanned this layer may be traced, and those that the tap is told are; without `start` they are
-    scanned under a tap with `scan_tap`.
+    scanned, and rematerialised, under a tap with `scan_tap`: one that keeps nothing of what it sees.
     `gather` makes a whole parameter out of this device's shard,
     layer by layer (fully sharded training). `execution`: None resolves that of JAX's default platform.
     """
@@ -278,9 +305,14 @@ def final_resid(
     resid = embedded(params, tokens, pos_TD, config, gather)
     stacked = {name: params[name] for name in layer_names(config)}
 
-    def block(resid: jax.Array, layer: Params, index: int = 0, told: TapFn | None = tap) -> jax.Array:
+    names_of: Mapping[int, frozenset[str]] = seen if isinstance(seen, Mapping) else {}
+    every: Container[str] = frozenset[str]().union(*names_of.values()) if isinstance(seen, Mapping) else seen
+
+    def block(
+        resid: jax.Array, layer: Params, index: int = 0, told: TapFn | None = tap, names: Container[str] = every
+    ) -> jax.Array:
         whole = {name: load(name, value) for name, value in layer.items()}
-        return _block(resid, whole, pos_TD, config, execution, told, seen, index)
+        return _block(resid, whole, pos_TD, config, execution, told, names, index)
 
     if start is not None:
         first, resid, *resid_pre = start
@@ -292,11 +324,14 @@ def final_resid(
             for index in range(int(first) + 1, config.n_layers):
                 resid = block(resid, {name: value[index] for name, value in stacked.items()}, index)
     elif scan_tap and execution.scan_layers:
-        resid = jax.lax.fori_loop(0, config.n_layers, partial(_one_of, block, stacked, tap), resid)
+        layer_at = partial(_one_of, block, stacked, tap)
+        each_at = jax.checkpoint(layer_at) if execution.remat and execution.own_gradients else layer_at
+        resid = jax.lax.fori_loop(0, config.n_layers, each_at, resid)
     elif tap is not None or not execution.scan_layers:
         for index in range(config.n_layers):
-            at_index: BlockFn = partial(block, index=index)
-            one = jax.checkpoint(at_index) if execution.remat and tap is None else at_index
+            names = names_of.get(index, ()) if isinstance(seen, Mapping) else seen
+            at_index: BlockFn = partial(block, index=index, names=names)
+            one = jax.checkpoint(at_index) if execution.remat and (tap is None or scan_tap) else at_index
             resid = one(resid, {name: value[index] for name, value in stacked.items()})
     else:  # of layers that are alike
         each = jax.checkpoint(block) if execution.remat else block
@@ -395,7 +430,7 @@ def forward(
     config: ModelConfig,
     *,
     tap: TapFn | None = None,
-    seen: Container[str] = ACTIVATIONS,
+    seen: Seen = ACTIVATIONS,
 ) -> Float[Array, "B T V"]:
     """Logits, float32, differentiable in either mode. Training never calls this: see `icl_jax.model.loss`."""
     x_BTD = final_resid(params, tokens, config, tap=tap, seen=seen)

@@ -11,7 +11,7 @@ after s updates.
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,8 @@ _PROBE_SCALARS = {
 }
 HEAD_SCORES = ("prefix_matching", "previous_token")
 """Scores of each layer's heads: the variables of measurements that are marked live."""
+INTERVENED = "intervened"
+"""Which interventions were on, in a run that has any."""
 _OF_A_MEMBER = ("lr", "grad_norm")
 """Scalars of a step that each member has for itself."""
 # A step counts where all its scalars do, a probe where this does: written last and cleared first, whatever is killed.
@@ -60,6 +62,8 @@ class StepBlock:
     lr: np.ndarray
     grad_norm: np.ndarray
     step_s: np.ndarray  # [step], also with members
+    intervened: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    """[step, intervention], of members [step, member, intervention]; empty for a run without interventions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +141,11 @@ class Record:
                 coordinate(name, "member", values, f"{'train.seed' if name == 'seed' else name} of the member")
         counter("tokens", "step", n_steps, "int64", "tokens predicted in training before")
         empty("loss", ("step", "position"), (n_steps, n_ctx), "nats", "loss of predicting token t + 1, batch mean")
+        if config.intervene:
+            n = len(config.intervene)
+            coordinate("intervention", "intervention", np.arange(n, dtype=np.int32), "number of the intervention")
+            meaning = "1 where the intervention was on, else 0"
+            empty(INTERVENED, ("step", "intervention"), (n_steps, n), "1", meaning)
         for name, (units, meaning) in _STEP_SCALARS.items():
             empty(name, ("step",), (n_steps,), units, meaning, shared=name not in _OF_A_MEMBER)
         probes = np.array(probe_steps(config), dtype=np.int64)
@@ -165,6 +174,8 @@ class Record:
         steps = slice(block.first_step, block.first_step + len(block.lr))
         self._count(steps.start, steps.stop)
         self._array("loss")[steps] = block.loss
+        if self._config.intervene:
+            self._array(INTERVENED)[steps] = block.intervened
         for name in _STEP_SCALARS:
             self._array(name)[steps] = getattr(block, name)
 
@@ -184,7 +195,7 @@ class Record:
                 for partial in Path(self._path).rglob("*.partial"):
                     partial.unlink()
             # The last to be written is the first to go: without it a step does not count.
-            for name in (*reversed(_STEP_SCALARS), "loss"):
+            for name in (*reversed(_STEP_SCALARS), *([INTERVENED] if self._config.intervene else []), "loss"):
                 array = self._array(name)
                 # Not to its end: in a long run that would be a million chunks that are not there.
                 array[step : max(step, self._written_to(array))] = np.float32("nan")
@@ -225,7 +236,7 @@ class Record:
 
         array = self._group[name]
         assert isinstance(array, zarr.Array)
-        grows_by_itself = name == "loss" or (bool(self._config.members) and name in _OF_A_MEMBER)
+        grows_by_itself = name in ("loss", INTERVENED) or (bool(self._config.members) and name in _OF_A_MEMBER)
         return array.with_config({"write_empty_chunks": not grows_by_itself})
 
 
@@ -258,7 +269,8 @@ def load_record(path: epath.Path, tally: Tally | None = None, index: int | None 
         record.attrs.pop(ATTRIBUTE, None)
         has_members = "member" in record.sizes
         n_steps = _n_recorded(path, [record[name] for name in _counted(has_members)])
-        lengths = {name: record[name].encoding["chunks"] for name in ("loss", *_OF_A_MEMBER)}
+        names = ("loss", *_OF_A_MEMBER, *([INTERVENED] if INTERVENED in record else []))
+        lengths = {name: record[name].encoding["chunks"] for name in names}
         _check_chunks(path, n_steps, lengths, _counted(has_members), is_sealed)
         record = record.isel(step=slice(0, n_steps))
         of_members = [name for name, variable in record.variables.items() if variable.dims == ("member",)]
@@ -276,8 +288,9 @@ def load_record(path: epath.Path, tally: Tally | None = None, index: int | None 
             # Of members, one that has not failed tells.
             is_complete = is_complete.any(axis=1) if is_complete.ndim == 2 else is_complete
             record = record.isel(probe=slice(0, _leading(is_complete)))
-        if "member" in record.sizes:
-            record = record.set_xindex("member")
+        for dim in ("member", "intervention"):
+            if dim in record.sizes:
+                record = record.set_xindex(dim)
     return record.set_coords([n for n in ("tokens", "probe_step", "probe_tokens", *of_members) if n in record])
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from icl_jax.config import UserError
 from icl_jax.rundir.files import is_bucket
-from icl_jax.rundir.record import HEAD_SCORES, ProbeResult, StepBlock
+from icl_jax.rundir.record import HEAD_SCORES, INTERVENED, ProbeResult, StepBlock
 from icl_jax.rundir.run import RunDir
 
 _STEPS_AT_A_TIME = 4096
@@ -51,7 +51,8 @@ def _write(member: RunDir, path: str) -> RunDir:
     writer = new.open_record()
     for first in range(0, record.sizes["step"], _STEPS_AT_A_TIME):
         part = record.isel(step=slice(first, first + _STEPS_AT_A_TIME))
-        columns = {name: part[name].values for name in ("loss", "lr", "grad_norm", "step_s")}
+        names = ("loss", "lr", "grad_norm", "step_s", *([INTERVENED] if INTERVENED in record else []))
+        columns = {name: part[name].values for name in names}
         writer.write_steps(StepBlock(first_step=first, **columns))
     no_heads = np.zeros((0, member.config.model.n_heads), np.float32)
     for i, step in enumerate(record["probe_step"].values.tolist() if "probe_step" in record else ()):

@@ -11,8 +11,9 @@ from etils import epath
 from icl_jax.config import UserError
 from icl_jax.rundir.agreement import listing_problems, promised_end
 from icl_jax.rundir.checkpoints import saved_steps
+from icl_jax.rundir.intervened import are_on, first_seen
 from icl_jax.rundir.manifest import SnapshotEntry, snapshot_sha256
-from icl_jax.rundir.record import member_coordinates
+from icl_jax.rundir.record import INTERVENED, member_coordinates
 from icl_jax.rundir.run import RunDir
 from icl_jax.rundir.schedule import probe_steps
 from icl_jax.rundir.seals import Tally, files_under, seal_problems, unusable
@@ -72,6 +73,7 @@ def _record_problems(run: RunDir, record: "xr.Dataset", state_step: int) -> Iter
         yield from _axis_problems(
             record, where, {"member": np.arange(len(config.members)), **member_coordinates(config)}
         )
+    yield from _intervention_problems(record, run)
     is_bad = ~np.isfinite(record["loss"].values).all(axis=-1)
     if config.members:
         is_bad = (is_bad & np.isfinite(record["lr"].values)).any(axis=1)
@@ -79,6 +81,30 @@ def _record_problems(run: RunDir, record: "xr.Dataset", state_step: int) -> Iter
     if len(bad):
         yield f"{where}: the loss of step {bad[0]} is not finite ({len(bad)} such steps)"
     yield from _probe_problems(record, run, state_step)
+
+
+def _intervention_problems(record: "xr.Dataset", run: RunDir) -> Iterator[str]:
+    """Where the record says that an intervention was on, or off, and the config and the probes say otherwise.
+
+    A branch's steps of before it are its parent's.
+    """
+    config, where = run.config, run.root / "record.zarr"
+    if not config.intervene:
+        return
+    branch = run.environment.get("branch", {})
+    begun = 0 if branch.get("anew") else branch.get("step", 0)
+    steps = record["step"].values
+    for k in range(len(config.members) or 1):
+        member = config.member(k) if config.members else config
+        own = record.isel(member=k) if config.members else record
+        first = (
+            first_seen(own["probe_step"].values, own["prefix_matching"].values) if "prefix_matching" in own else None
+        )
+        expected = are_on(member, steps, None if first is None else first[0])
+        is_bad = (own[INTERVENED].values != expected).any(axis=1) & (steps >= begun) & np.isfinite(own["lr"].values)
+        if is_bad.any():
+            step = int(steps[np.argmax(is_bad)])
+            yield f"{where}: {INTERVENED} at step {step} is not what the config says ({int(is_bad.sum())} such steps)"
 
 
 def _held_out_problems(run: RunDir, tally: Tally) -> Iterator[str]:

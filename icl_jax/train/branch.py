@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from icl_jax.config import Config, ProbeConfig, UserError
 from icl_jax.config.tables import flat
@@ -19,7 +20,7 @@ from icl_jax.rundir import RunDir, SnapshotEntry
 from icl_jax.rundir.checkpoints import Arrays, saved_steps
 from icl_jax.rundir.files import absolute
 from icl_jax.rundir.manifest import params_sha256
-from icl_jax.rundir.record import ProbeResult, StepBlock
+from icl_jax.rundir.record import INTERVENED, ProbeResult, StepBlock
 
 BRANCH = "branch"
 """Entry of environment.json: parent, step, and what was changed or is fresh."""
@@ -167,8 +168,10 @@ class Branch:
         theirs, ours = self.parent.load_record(), run.open_record()
         for start in range(0, self.step, _BLOCK):
             part = theirs.isel(step=slice(start, min(start + _BLOCK, self.step)))
-            names = [field.name for field in fields(StepBlock) if field.name != "first_step"]
-            ours.write_steps(StepBlock(first_step=start, **{name: part[name].values for name in names}))
+            names = [field.name for field in fields(StepBlock) if field.name not in ("first_step", INTERVENED)]
+            columns = {name: part[name].values for name in names}
+            columns[INTERVENED] = _intervened_before(part, self.parent.config, run.config)
+            ours.write_steps(StepBlock(first_step=start, **columns))
         for i, step in enumerate(theirs["probe_step"].values if "probe" in theirs.sizes else ()):
             if step < self.step:
                 at = theirs.isel(probe=i)
@@ -178,6 +181,15 @@ class Branch:
         for entry in self.parent.manifest.read():
             if entry.step < self.step:
                 run.save_snapshot(entry.step, self.parent.load_params(entry.step))
+
+
+def _intervened_before(part: xr.Dataset, theirs: Config, ours: Config) -> np.ndarray:
+    """Of the parent's steps which of the branch's interventions were on: those that the parent has too."""
+    found = np.zeros((part.sizes["step"], len(ours.intervene)), np.float32)
+    for i, one in enumerate(ours.intervene):
+        if one in theirs.intervene:
+            found[:, i] = part[INTERVENED].values[:, theirs.intervene.index(one)]
+    return found
 
 
 def open_branch(path: str, step: int, *, is_anew: bool = False, fresh_optimizer: bool = False) -> Branch:

@@ -18,6 +18,7 @@ from icl_jax.read_ahead import ReadAhead
 from icl_jax.rundir import RunDir, probe_steps, snapshot_steps
 from icl_jax.rundir.record import ProbeResult
 from icl_jax.train.failures import Failures, probe_spread, spread, typical, typical_probe
+from icl_jax.train.interventions import NOTHING, Interventions
 from icl_jax.train.members import MemberStep
 from icl_jax.train.parallel import ParallelStep
 from icl_jax.train.probes import make_probe_fn
@@ -66,6 +67,7 @@ def train(
     # A branch begins with a state of step 0, another run without one.
     state = parallel.init_state() if saved_step is None else load_state(run, saved_step, parallel)
     probe_fn = make_probe_fn(config, corpus, parallel.local_devices)
+    interventions = Interventions(config, run.load_record()) if config.intervene else None
     with Writer() as writer, local_batches(config, corpus, start_step) as batches:
         keeper = _Keeper(run, parallel, writer, progress, tracker, stop)
         try:
@@ -80,10 +82,13 @@ def train(
                 if step in keeper.snapshot_steps:
                     keeper.save_snapshot(step, state.params)
                 if step in keeper.probe_steps:
-                    keeper.probe(step, state.params, probe_fn)
+                    result = keeper.probe(step, state.params, probe_fn)
+                    if interventions is not None:
+                        interventions.see(step, result.prefix_matching)
                 if not is_last:
-                    state, metrics = parallel.step(state, parallel.put_rows(next(batches)))
-                    keeper.recorder.add(step, metrics)
+                    moment = NOTHING if interventions is None else interventions.at(step)
+                    state, metrics = parallel.under(moment, interventions)(state, parallel.put_rows(next(batches)))
+                    keeper.recorder.add(step, metrics, moment.are_on)
             keeper.save_state(config.train.n_steps, state)
         except NonFiniteLossError as error:
             keeper.recorder.flush()
@@ -195,7 +200,7 @@ class _Keeper:
         self._last_state = time.monotonic()
         self.recorder.pause()
 
-    def probe(self, step: int, params: Any, probe_fn: Callable[[int, Any], ProbeResult]) -> None:
+    def probe(self, step: int, params: Any, probe_fn: Callable[[int, Any], ProbeResult]) -> ProbeResult:
         self.recorder.settle()
         if self.failures is None:
             result = shown = probe_fn(step, self.parallel.replicate(params))
@@ -209,6 +214,7 @@ class _Keeper:
             self.writer.submit(self.record.write_probe, result)
         self.tracker.log_probe(step * self.run.config.tokens_per_step, shown, more)
         self.recorder.pause()
+        return result
 
     def _check(self, step: int, trees: list[Any]) -> None:
         """Wait until every step before is known to be good, and see that the parameters themselves are."""

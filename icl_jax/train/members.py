@@ -22,7 +22,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from icl_jax.config import ROWS, SEEDS, Config
 from icl_jax.model.execution import Execution, resolve
 from icl_jax.model.params import run_once
-from icl_jax.train.parallel import ParallelStep
+from icl_jax.train.interventions import NOTHING, Interventions, Moment
+from icl_jax.train.parallel import ParallelStep, put
 from icl_jax.train.processes import from_all
 from icl_jax.train.step import Axes, StepMetrics, TrainState, init_state, train_step
 
@@ -31,6 +32,7 @@ WHOLE, CUT = PartitionSpec(), PartitionSpec("member")
 _SHARE_OF_MEMORY = 0.8
 # What changes the state of step 0 alone, or the rows: the program is the same.
 _OUTSIDE = (SEEDS, "model.init_std", ROWS)
+_INTERVENE = "intervene."
 
 
 class Rounds(NamedTuple):
@@ -81,12 +83,6 @@ def _gather(mesh: Mesh) -> Callable[[Any], Any]:
     return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, WHOLE))
 
 
-def put(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
-    """NumPy arrays, equal on every process, over the devices of a mesh."""
-    sharding = NamedSharding(mesh, spec)
-    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree)
-
-
 class MemberStep(ParallelStep):
     """The compiled step of all members. `execution`: how it is computed; None resolves it.
 
@@ -115,12 +111,16 @@ class MemberStep(ParallelStep):
         # Of copies any would do.
         self._take = np.array([int(np.argmax(order == k)) for k in range(n_members)])
         self.step = self._step
+        self._programs: dict[Any, Any] = {}
+        self._put: Any = (NOTHING, [])
 
     def _one_by_one(self) -> list[_Round]:
         """A member on each device at a time, by the program that is compiled for its own numbers."""
         alike: dict[Any, list[int]] = {}
         for k, setting in enumerate(self._config.members.settings):
-            alike.setdefault(tuple(pair for pair in setting if pair[0] not in _OUTSIDE), []).append(k)
+            # What interventions differ in is an argument of the program.
+            own = tuple(pair for pair in setting if pair[0] not in _OUTSIDE and not pair[0].startswith(_INTERVENE))
+            alike.setdefault(own, []).append(k)
         rounds, place = [], 0
         for members in alike.values():
             # Too few for all devices: the next of the others have theirs beside them. A process has a part in all.
@@ -142,7 +142,7 @@ class MemberStep(ParallelStep):
         varied = {
             name: np.array(values, np.float32 if isinstance(values[0], float) else np.int32)
             for name, values in self._config.member_fields.items()
-            if name not in _OUTSIDE
+            if name not in _OUTSIDE and not name.startswith(_INTERVENE)
         }
         while True:
             jitted = self._program(self._config.member(0), self._mesh, n_each)
@@ -156,33 +156,63 @@ class MemberStep(ParallelStep):
             n_rounds = -(-n_members // (self.n_devices * max(1, int(n_each * max(room, 0) / needed))))
             n_each = min(n_each - 1, -(-n_members // (self.n_devices * n_rounds)))
 
-    def _program(self, config: Config, mesh: Mesh, n_each: int) -> Any:
-        """One round, of so many members on each device."""
+    def _program(
+        self, config: Config, mesh: Mesh, n_each: int, on: tuple[int, ...] = (),
+        interventions: Interventions | None = None,
+    ) -> Any:  # fmt: skip
+        """One round, of so many members on each device; with interventions it takes what other runs have as well."""
         axes, has_own_rows = Axes(("devices",), {}), self._own_rows is not None
         # The logits of all members count as one chunk.
         execution = replace(self._execution, loss_chunk=max(1, self._execution.loss_chunk // n_each))
 
-        def one(state: Any, own: Mapping[str, jax.Array], step: jax.Array, rows: jax.Array) -> tuple[Any, StepMetrics]:
+        def one(
+            state: Any, own: Mapping[str, Any], step: jax.Array, rows: jax.Array, *shared: Any
+        ) -> tuple[Any, StepMetrics]:
             before = TrainState(step, *state)
-            after, metrics = train_step(before, rows, config=config, axes=axes, execution=execution, own=own)
+            more: dict[str, Any] = {}
+            if interventions is not None:
+                given, own = own[_INTERVENE], {name: x for name, x in own.items() if name != _INTERVENE}
+                more["intervened"] = interventions.intervened(on, given, shared[0], step, axes.names)
+            after, metrics = train_step(before, rows, config=config, axes=axes, execution=execution, own=own, **more)
             return (after.params, after.opt_state), metrics
 
-        def alone(state: Any, own: Any, step: jax.Array, rows: jax.Array) -> Any:
+        def alone(state: Any, own: Any, step: jax.Array, rows: jax.Array, *shared: Any) -> Any:
             first = jax.tree.map(lambda x: x[0], state)
-            return jax.tree.map(lambda x: x[None], one(first, own, step, rows[0] if has_own_rows else rows))
+            own = own if interventions is None else jax.tree.map(lambda x: x[0], own)
+            return jax.tree.map(lambda x: x[None], one(first, own, step, rows[0] if has_own_rows else rows, *shared))
 
-        def take(state: Any, own: Any, step: jax.Array, rows: jax.Array) -> Any:
-            of_rows = 0 if has_own_rows else None
-            each = jax.vmap(one, in_axes=(0, 0, None, of_rows)) if self._is_mapped else alone
-            return *each(state, own, step, rows), step + 1
+        def take(state: Any, own: Any, step: jax.Array, rows: jax.Array, *shared: Any) -> Any:
+            in_axes = (0, 0, None, 0 if has_own_rows else None, *(None for _ in shared))
+            each = jax.vmap(one, in_axes=in_axes) if self._is_mapped else alone
+            return *each(state, own, step, rows, *shared), step + 1
 
-        specs = (CUT, CUT, WHOLE, CUT if has_own_rows else WHOLE)
+        specs = (CUT, CUT, WHOLE, CUT if has_own_rows else WHOLE, *(() if interventions is None else (WHOLE,)))
         mapped = jax.shard_map(take, mesh=mesh, in_specs=specs, out_specs=(CUT, CUT, WHOLE), check_vma=False)
         return jax.jit(mapped, donate_argnums=0)
 
-    def _step(self, state: TrainState, rows: list[jax.Array]) -> tuple[TrainState, Rounds]:
+    def under(self, moment: Moment, interventions: Interventions | None = None) -> Callable[[Any, Any], Any]:
+        """The step with what is on at a moment in any member; in the others it is there, and changes nothing."""
+        if not moment.on or interventions is None:
+            return self.step
+        if self._put[0] is not moment:
+            self._put = moment, [self._round_under(one, moment, interventions) for one in self._rounds]
+        rounds = self._put[1]
+        return lambda state, rows: self._step(state, rows, rounds)
+
+    def _round_under(self, one: _Round, moment: Moment, interventions: Interventions) -> _Round:
+        key = (id(one.program), moment.on)
+        if key not in self._programs:
+            config, n_each = self._config.member(int(one.members[0])), len(one.members) // one.mesh.devices.size
+            self._programs[key] = self._program(config, one.mesh, n_each, moment.on, interventions)
+        program, shared = self._programs[key], put(interventions.shared, one.mesh, WHOLE)
+        own = {**one.own, _INTERVENE: put(jax.tree.map(lambda x: x[one.members], moment.given), one.mesh, CUT)}
+        return one._replace(program=lambda *args: program(*args, shared), own=own)
+
+    def _step(
+        self, state: TrainState, rows: list[jax.Array], rounds: list[_Round] | None = None
+    ) -> tuple[TrainState, Rounds]:
         params_of: Any = state.params  # `Rounds`, as is the other
-        before = zip(self._rounds, params_of.parts, state.opt_state.parts, state.step, rows, strict=True)
+        before = zip(rounds or self._rounds, params_of.parts, state.opt_state.parts, state.step, rows, strict=True)
         done: list[Any] = [
             one.program((params, opt_state), one.own, step, its_rows)
             for one, params, opt_state, step, its_rows in before

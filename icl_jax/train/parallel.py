@@ -4,7 +4,7 @@ Both give the same numbers. State arrays are global arrays in either case, so th
 not know which is in use.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -19,6 +19,7 @@ from icl_jax.config import Config
 from icl_jax.model.execution import Execution, resolve
 from icl_jax.model.params import declarations, run_once
 from icl_jax.rundir.checksum import checksum
+from icl_jax.train.interventions import NOTHING, Interventions, Moment
 from icl_jax.train.processes import from_all, is_first
 from icl_jax.train.step import Axes, TrainState, init_state, train_step
 
@@ -74,6 +75,9 @@ class ParallelStep:
         self._gather = jax.jit(lambda x: x, out_shardings=NamedSharding(self._mesh, PartitionSpec()))
 
         execution = execution or resolve(config.model, self.platform, config.train, self.n_devices)
+        self._axes, self._execution = axes, execution
+        self._under: dict[tuple[int, ...], Any] = {}
+        self._put: tuple[Moment, Any] = (NOTHING, None)
         step = partial(train_step, config=config, axes=axes, execution=execution)
         self.state_shape = jax.eval_shape(lambda: init_state(config))
         specs = self._specs(self.state_shape, axes)
@@ -86,6 +90,37 @@ class ParallelStep:
                 step, mesh=self._mesh, in_specs=(specs, rows), out_specs=(specs, PartitionSpec()), check_vma=False
             )
             self.step = jax.jit(mapped, donate_argnums=0)
+
+    def under(self, moment: Moment, interventions: Interventions | None = None) -> Callable[[Any, Any], Any]:
+        """The step with what is on at a moment; compiled for each set of interventions once."""
+        if not moment.on or interventions is None:
+            return self.step
+        if moment.on not in self._under:
+            self._under[moment.on] = self._compiled_under(moment.on, interventions)
+        if self._put[0] is not moment:
+            self._put = moment, put((moment.given, interventions.shared), self._mesh, PartitionSpec())
+        program, given = self._under[moment.on], self._put[1]
+        return lambda state, rows: program(state, rows, given)
+
+    def _compiled_under(self, on: tuple[int, ...], interventions: Interventions) -> Any:
+        axes = self._axes
+
+        def step(state: TrainState, rows: jax.Array, given: Any) -> Any:
+            own, shared = given
+            intervened = interventions.intervened(on, own, shared, state.step, axes.names)
+            fixed: dict[str, Any] = {"config": self._config, "axes": axes, "execution": self._execution}
+            return train_step(state, rows, **fixed, intervened=intervened)
+
+        if self._is_pmap:
+            return jax.pmap(
+                step, "devices", in_axes=(None, 0, None), out_axes=None, devices=self._devices, donate_argnums=0
+            )
+        specs, whole = self._specs(self.state_shape, axes), PartitionSpec()
+        mapped = jax.shard_map(
+            step, mesh=self._mesh, in_specs=(specs, PartitionSpec(axes.names), whole), out_specs=(specs, whole),
+            check_vma=False,
+        )  # fmt: skip
+        return jax.jit(mapped, donate_argnums=0)
 
     @property
     def local_devices(self) -> list[jax.Device]:
@@ -194,6 +229,14 @@ class ParallelStep:
         ]
         own = np.array([sum(map(int, parts)) % 2**32 for parts in sums], np.uint32)
         return from_all(own).sum(axis=0, dtype=np.uint32)
+
+
+def put(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    """NumPy arrays, equal on every process, over the devices of a mesh."""
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda index: np.asarray(x)[index]), tree
+    )
 
 
 _checksum_on_device = jax.jit(checksum, static_argnums=(2, 3))

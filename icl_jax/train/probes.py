@@ -21,7 +21,8 @@ from icl_jax.model.execution import CPU_TOKENS_AT_A_TIME, resolve
 from icl_jax.model.loss import losses
 from icl_jax.model.params import Params
 from icl_jax.rundir.record import HEAD_SCORES, ProbeResult
-from icl_jax.train.members import CUT, WHOLE, Rounds, are_mapped, joined, put
+from icl_jax.train.members import CUT, WHOLE, Rounds, are_mapped, joined
+from icl_jax.train.parallel import put
 from icl_jax.train.processes import from_all
 
 # Bounds the memory of the loss on the held-out set.

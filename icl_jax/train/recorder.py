@@ -19,6 +19,7 @@ from icl_jax.train.step import StepMetrics
 # processes have members, nothing waits in a step, and each fetch does.
 _IN_FLIGHT = {"cpu": (1, 1)}
 _IN_FLIGHT_ACCELERATOR = (32, 16)
+_NONE = np.zeros(0, np.float32)
 
 
 class Recorder:
@@ -45,13 +46,16 @@ class Recorder:
         in_flight = _IN_FLIGHT.get(platform, _IN_FLIGHT_ACCELERATOR) if waits else _IN_FLIGHT_ACCELERATOR
         self._max_pending, self._fetch_at_a_time = in_flight
         self._flush_every_s = flush_every_s
-        self._pending: deque[tuple[int, Any]] = deque()
-        self._fetched: list[tuple[int, StepMetrics, float]] = []
+        self._pending: deque[tuple[int, Any, np.ndarray]] = deque()
+        self._fetched: list[tuple[StepMetrics, float, np.ndarray]] = []
+        self._first_fetched = 0
         self._last_fetch = self._last_flush = time.monotonic()
 
-    def add(self, step: int, metrics: StepMetrics | Rounds) -> None:
-        """Take a dispatched step. Raises NonFiniteLossError for an earlier one that went wrong."""
-        self._pending.append((step, metrics))
+    def add(self, step: int, metrics: StepMetrics | Rounds, are_on: np.ndarray = _NONE) -> None:
+        """Take a dispatched step, and which interventions were on. Raises NonFiniteLossError for an earlier one that
+        went wrong.
+        """
+        self._pending.append((step, metrics, are_on))
         if len(self._pending) >= self._max_pending:
             self._fetch(self._fetch_at_a_time)
         if time.monotonic() - self._last_flush >= self._flush_every_s:
@@ -72,11 +76,12 @@ class Recorder:
         if not self._fetched:
             return
         block = StepBlock(
-            first_step=self._fetched[0][0],
-            loss=np.stack([metrics.loss_T for _, metrics, _ in self._fetched]),
-            lr=np.array([metrics.lr for _, metrics, _ in self._fetched], np.float32),
-            grad_norm=np.array([metrics.grad_norm for _, metrics, _ in self._fetched], np.float32),
-            step_s=np.array([step_s for _, _, step_s in self._fetched], np.float32),
+            first_step=self._first_fetched,
+            loss=np.stack([metrics.loss_T for metrics, _, _ in self._fetched]),
+            lr=np.array([metrics.lr for metrics, _, _ in self._fetched], np.float32),
+            grad_norm=np.array([metrics.grad_norm for metrics, _, _ in self._fetched], np.float32),
+            step_s=np.array([step_s for _, step_s, _ in self._fetched], np.float32),
+            intervened=np.stack([are_on for _, _, are_on in self._fetched]),
         )
         self._fetched.clear()
         self._write_block(block)
@@ -85,16 +90,17 @@ class Recorder:
         if n == 0:
             return
         taken = [self._pending.popleft() for _ in range(n)]
-        on_host = self._on_host([metrics for _, metrics in taken])
+        on_host = self._on_host([metrics for _, metrics, _ in taken])
         now = time.monotonic()
         step_s, self._last_fetch = (now - self._last_fetch) / n, now
-        for (step, _), metrics in zip(taken, on_host, strict=True):
+        for (step, _, are_on), metrics in zip(taken, on_host, strict=True):
             kept = metrics
             if self._failures is not None:
                 kept = self._failures.judge(step, metrics)
             elif not is_good(metrics):
                 raise NonFiniteLossError(step, describe(metrics))
-            self._fetched.append((step, kept, step_s))
+            self._first_fetched = self._first_fetched if self._fetched else step
+            self._fetched.append((kept, step_s, are_on))
             loss = np.asarray(kept.loss_T).mean(axis=-1)
             each = {"loss": loss, "lr": kept.lr, "grad_norm": kept.grad_norm}
             self._seen(step, each, step_s)

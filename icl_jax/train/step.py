@@ -1,6 +1,7 @@
 """One optimiser step as one device runs it; `icl_jax.train.parallel` maps it over devices."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from icl_jax.config import Config
+from icl_jax.interventions.tap import Intervened
 from icl_jax.model.execution import Execution
 from icl_jax.model.forward import GatherFn, final_resid, unembedding_DV
 from icl_jax.model.loss import mean_loss
@@ -56,13 +58,18 @@ def _gather_fn(axes: Axes, stacked: tuple[str, ...]) -> GatherFn:
 
 
 def loss_and_grads(
-    params: Params, rows: Int[Array, "B T1"], config: Config, axes: Axes, execution: Execution
-) -> tuple[Float[Array, " T"], Params]:
+    params: Params, rows: Int[Array, "B T1"], config: Config, axes: Axes, execution: Execution,
+    intervened: Intervened | None = None,
+) -> tuple[Float[Array, " T"], Params]:  # fmt: skip
     """Loss at each position and the gradient of its mean, over this device's rows in micro-batches."""
     gather = _gather_fn(axes, layer_names(config.model))
 
-    def loss_fn(params: Params, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x_BTD = final_resid(params, rows[:, :-1], config.model, gather=gather, execution=execution)
+    def loss_fn(params: Params, rows: jax.Array, numbers: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        taps: dict[str, Any] = {}
+        if intervened is not None:
+            params = intervened.params(params)
+            taps = {"tap": intervened.tap(params, rows[:, :-1], numbers), "seen": intervened.seen, "scan_tap": True}
+        x_BTD = final_resid(params, rows[:, :-1], config.model, gather=gather, execution=execution, **taps)
         name = "W_U" if "W_U" in params else "W_E"
         whole = {name: gather(name, params[name])}
         W_U = unembedding_DV(whole).astype(x_BTD.dtype)
@@ -71,6 +78,8 @@ def loss_and_grads(
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     n_micro = execution.n_micro_batches
+    if intervened is not None:
+        return _intervened_loss_and_grads(grad_fn, params, rows, axes, 1 if intervened.reads_whole_batch else n_micro)
     if n_micro == 1:
         (_, loss_T), grads = grad_fn(params, rows)
         return loss_T, grads
@@ -84,15 +93,46 @@ def loss_and_grads(
     return jax.tree.map(lambda x: x / n_micro, total)
 
 
+def _intervened_loss_and_grads(
+    grad_fn: Callable[..., Any], params: Params, rows: jax.Array, axes: Axes, n_micro: int
+) -> tuple[jax.Array, Params]:
+    """The same where rows are told their numbers in the step, which do not depend on devices and micro-batches."""
+    first = jax.lax.axis_index(axes.names) * rows.shape[0] if axes.names else 0
+    numbers = first + jnp.arange(rows.shape[0])
+
+    def micro_step(total: Any, some: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        (_, loss_T), grads = grad_fn(params, *some)
+        return jax.tree.map(jnp.add, total, (loss_T, grads)), None
+
+    zero = (jnp.zeros(rows.shape[1] - 1, jnp.float32), jax.tree.map(jnp.zeros_like, params))
+    parts = rows.reshape(n_micro, -1, rows.shape[1]), numbers.reshape(n_micro, -1)
+    total, _ = jax.lax.scan(micro_step, zero, parts)
+    answer: tuple[jax.Array, Params] = jax.tree.map(lambda x: x / n_micro, total)
+    return answer
+
+
+def _where_not(masks: Mapping[str, list[jax.Array]], new: Any, old: Any) -> Any:
+    """A tree that has dicts of parameters in it, with what it was where they are frozen."""
+
+    def one(path: tuple[Any, ...], new: jax.Array, old: jax.Array) -> jax.Array:
+        for mask in masks.get(getattr(path[-1], "key", ""), ()):
+            new = jnp.where(mask, old, new)
+        return new
+
+    return jax.tree_util.tree_map_with_path(one, new, old)
+
+
 def train_step(
-    state: TrainState, rows: Int[Array, "B T1"], *, config: Config, axes: Axes, execution: Execution, own: Own = NONE
-) -> tuple[TrainState, StepMetrics]:
+    state: TrainState, rows: Int[Array, "B T1"], *, config: Config, axes: Axes, execution: Execution, own: Own = NONE,
+    intervened: Intervened | None = None,
+) -> tuple[TrainState, StepMetrics]:  # fmt: skip
     """One step on this device's share of the batch: every device returns the same metrics.
 
     Row entries 0..T-1 are inputs, 1..T targets. Gradients and the per-position loss are means over all devices. `own`:
-    numbers in place of the config's.
+    numbers in place of the config's. `intervened`: the interventions that are on. The norm of the gradient is without
+    what is frozen.
     """
-    loss_T, grads = loss_and_grads(state.params, rows, config, axes, execution)
+    loss_T, grads = loss_and_grads(state.params, rows, config, axes, execution, intervened)
     n_devices = jax.lax.psum(1, axes.names)
     # all_gather's transpose has already summed the gradients of sharded parameters over their own axis.
     whole = {name: grad for name, grad in grads.items() if name not in axes.sharded}
@@ -101,6 +141,10 @@ def train_step(
     if shards:
         shards = jax.lax.psum(shards, axes.names[:-1])
     loss_T, grads = jax.tree.map(lambda x: x / n_devices, (loss_T, {name: (whole | shards)[name] for name in grads}))
+
+    frozen = {} if intervened is None else intervened.frozen()
+    if frozen:
+        grads = _where_not(frozen, grads, jax.tree.map(jnp.zeros_like, grads))
 
     square = optax.tree.norm({name: grads[name] for name in whole}, squared=True)
     if shards:
@@ -114,4 +158,6 @@ def train_step(
     lr = learning_rate_fn(config, own)(state.step)
     updates, opt_state = optimizer(config, state.step, lr, own).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    if frozen:
+        params, opt_state = _where_not(frozen, (params, opt_state), (state.params, state.opt_state))
     return TrainState(state.step + 1, params, opt_state), StepMetrics(loss_T, grad_norm, lr)

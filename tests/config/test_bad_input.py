@@ -198,6 +198,90 @@ BAD = {
     "never tracked": ("[tracker]\nevery_steps = 0", ["tracker.every_steps = 0", "must be 1 or more"]),
     "line end in a value": ('[data]\nsource = "a\\nb"', ["data.source = 'a\\nb'", "must be 'repeats'"]),
     "line end in a key": ('[data]\n"a\\nb" = 1', ["'data.a\\nb'", "known are source"]),
+    **{
+        f"intervention, {case}": (f"[[intervene]]\n{text}", expected)
+        for case, (text, expected) in {
+            "no list": ("", ["intervene.0.what = None", "must be one of 'zero', 'mean'"]),
+            "no tap": ('at = "patern"\nwhat = "zero"', ["intervene.0.at = 'patern'", "did you mean 'pattern'?", "W_Q"]),
+            "nowhere": ('what = "zero"', ["intervene.0.at = None", "is missing"]),
+            "a list of taps": ('at = ["q"]\nwhat = "zero"', ["intervene.0.at = ['q']", "must be the name of"]),
+            "no kind": ('at = "q"\nwhat = "zro"', ["intervene.0.what = 'zro'", "must be one of 'zero'"]),
+            "two kinds": ('at = "q"\nscale = 1\nnoise = 2', ["intervene.0.what = 'scale, noise'", "one key"]),
+            "no key": ('at = "q"\nwhat = "zero"\nfrm = 3', ["'intervene.0.frm'", "did you mean 'from'?"]),
+            "no number": ('at = "q"\nwhat = "scale"', ["intervene.0: what = 'scale' needs scale"]),
+            "text for a number": ('at = "q"\nscale = "x"', ["intervene.0.scale = 'x'", "must be a finite number"]),
+            "no layer": ('at = "q"\nwhat = "zero"\nlayers = 2', ["intervene.0.layers = (2,)", "n_layers - 1 = 1"]),
+            "no head": ('at = "q"\nwhat = "zero"\nheads = [0, 4]', ["intervene.0.heads = (0, 4)", "from 0 to 3"]),
+            "text for a head": ('at = "q"\nwhat = "zero"\nheads = "all"', ["intervene.0.heads = 'all'", "or 'formed'"]),
+            "heads twice": (
+                'at = "q"\nwhat = "zero"\nheads = 1\nexcept_heads = 2',
+                ["except_heads = (2,): not with heads"],
+            ),
+            "heads of a stream": (
+                'at = "resid_pre"\nwhat = "zero"\nheads = 1',
+                ["heads = (1,): resid_pre has no heads"],
+            ),
+            "layers of no layer": ('at = "W_U"\nwhat = "zero"\nlayers = 0', ["layers = (0,): W_U has no layers"]),
+            "without an MLP": (
+                'at = "mlp_out"\nwhat = "zero"',
+                ["intervene.0.at = 'mlp_out'", "only with model.d_mlp > 0"],
+            ),
+            "a pattern elsewhere": ('at = "q"\npattern = "previous"', ["intervene.0.at = 'q'", "must be of pattern"]),
+            "no pattern": (
+                'at = "pattern"\npattern = "prev"',
+                ["pattern = 'prev'", "must be one of 'previous', 'induction'"],
+            ),
+            "a temperature of 0": (
+                'at = "attn_scores"\ntemperature = 0',
+                ["intervene.0.temperature = 0.0", "greater than 0"],
+            ),
+            "an empty time": (
+                'at = "q"\nwhat = "zero"\nfrom = 3\nuntil = 3',
+                ["intervene.0.until = 3", "more than from = 3"],
+            ),
+            "a time in words": (
+                'at = "q"\nwhat = "zero"\nfrom = "soon"',
+                ["from = 'soon'", "or 'first_induction_head'"],
+            ),
+            "heads that never form": (
+                'at = "z"\nwhat = "zero"\nheads = "formed"',
+                ["only with from = 'first_induction_head'"],
+            ),
+            "nobody looks": (
+                'at = "z"\nwhat = "zero"\nfrom = "first_induction_head"\n[probes]\nn_probes = 0',
+                ["needs probes.n_probes > 0"],
+            ),
+            "undone": (
+                'at = "q"\nwhat = "mean"\nheads = 1\n[[intervene]]\nat = "q"\nwhat = "zero"',
+                ["intervene.1.at = 'q'", "undoes it"],
+            ),
+            "sharded": (
+                'at = "W_Q"\nwhat = "freeze"\n[train]\nparallel = "mesh"\nfsdp = 2',
+                ["train.fsdp = 2: must be 1 with"],
+            ),
+            "half the batch": (
+                'at = "z"\nwhat = "mean"\n[train]\naccum_steps = 2',
+                ["train.accum_steps = 2", "reads the whole batch"],
+            ),
+            "a member's head": (
+                'at = "z"\nwhat = "zero"\n[members]\n"intervene.0.heads" = [3, 4]',
+                ["intervene.0.heads = (4,)"],
+            ),
+            "a member's kind": (
+                'at = "z"\nwhat = "zero"\n[members]\n"intervene.0.scale" = [3, 4]',
+                ["'intervene.N.scale'", "known are layers"],
+            ),
+            "a member of none": (
+                'at = "z"\nwhat = "zero"\n[members]\n"intervene.1.heads" = [0, 1]',
+                ["members.intervene.1.heads = 0", "there are 1"],
+            ),
+            "half a head": (
+                'at = "z"\nwhat = "zero"\n[members]\n"intervene.0.heads" = [0.5, 1]',
+                ["intervene.0.heads", "must be whole numbers"],
+            ),
+        }.items()
+    },
+    "a table of interventions": ("[intervene]\nat = 1", ["intervene = {'at': 1}", "must be a list of tables"]),
     "not TOML": ("[model\nn_layers = 2", ["not valid TOML", "line 1"]),
     "Python, not TOML": ("[model]\nsmeared_keys = True", ["not valid TOML", "line 2"]),
     "key twice": ("[model]\nn_layers = 2\nn_layers = 3", ["not valid TOML", "overwrite"]),
