@@ -14,10 +14,10 @@ from icl_jax.config import Config, MembersConfig, UserError
 from icl_jax.config.interventions import FORMED, Intervention, read
 from icl_jax.data import open_corpus
 from icl_jax.interventions.tap import heads_mask
-from icl_jax.rundir import RunDir, intervened
-from icl_jax.rundir.record import Record
+from icl_jax.rundir import RunDir
 from icl_jax.rundir.split import split
 from icl_jax.rundir.verify import problems
+from icl_jax.train import loop
 from icl_jax.train.branch import open_branch
 from icl_jax.train.interventions import NOTHING, Interventions
 from icl_jax.train.members import MemberStep
@@ -25,8 +25,6 @@ from icl_jax.train.parallel import ParallelStep
 from icl_jax.train.start import open_or_create
 from icl_jax.train.step import TrainState
 from tests.train.runs import assert_same_run, final_state, recorded, tiny_config, train_here
-
-pytestmark = pytest.mark.usefixtures("compiled_once")
 
 TABLES: list[dict[str, Any]] = [
     {"at": "pattern", "layers": 0, "heads": 0, "pattern": "previous", "from": 2, "until": 5},
@@ -41,29 +39,24 @@ def intervening(*tables: dict[str, Any], **sections: Any) -> Config:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def heads_form() -> Iterator[None]:
+def heads_form(compiled_once: None) -> Iterator[None]:
     """So small a model has no induction head: by what its probes see, one forms at `FORMS_AT`."""
-    original = Record.write_probe
+    make = loop.make_probe_fn
+
+    def with_a_head(config: Config, corpus: Any, devices: list[jax.Device]) -> Any:
+        probe = make(config, corpus, devices)
+
+        def probed(step: int, params: Any) -> Any:
+            result = probe(step, params)
+            score = np.zeros_like(result.prefix_matching)
+            score[..., 1, 2] = 0.7 * (step >= FORMS_AT)
+            return replace(result, prefix_matching=score)
+
+        return probed
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(intervened, "HEAD_THRESHOLD", 0.4)
-        patch.setattr("icl_jax.train.loop.make_probe_fn", _with_a_head)
+        patch.setattr(loop, "make_probe_fn", with_a_head)
         yield
-    assert Record.write_probe is original
-
-
-def _with_a_head(config: Config, corpus: Any, devices: list[jax.Device]) -> Any:
-    from icl_jax.train.probes import make_probe_fn
-
-    probe = make_probe_fn(config, corpus, devices)
-
-    def probed(step: int, params: Any) -> Any:
-        result = probe(step, params)
-        score = np.zeros_like(result.prefix_matching)
-        if step >= FORMS_AT:
-            score[..., 1, 2] = 0.7
-        return replace(result, prefix_matching=score)
-
-    return probed
 
 
 @pytest.fixture(scope="module")
