@@ -24,6 +24,8 @@ from icl_jax.maths.frozen_run import frozen_run
 from icl_jax.maths.icl_score import icl_score, icl_windowed
 from icl_jax.measures import (
     ablation,
+    activation_patching,
+    attribution_patching,
     bigrams,
     circuits,
     composition,
@@ -36,6 +38,8 @@ from icl_jax.measures import (
     literal_copying,
     markov_strategies,
     memory_recall,
+    patching_agreement,
+    path_patching,
     paths,
     qk_trace,
     seen_bigrams,
@@ -121,7 +125,7 @@ def _of_uniform(measurement: Measurement) -> Arrays:
 def _growing() -> xr.Dataset:
     """Analysis of a run whose head 1.0 grows from nothing."""
     with tempfile.TemporaryDirectory() as folder:
-        only = ["phase_change", "token_classes", "ablation_effects", "set_ablation", "shuffled_context"]
+        only = ["phase_change", "token_classes", "ablation_effects", "set_ablation", "set_sizes", "shuffled_context"]
         return analyze(hand_built_run(Path(folder) / "run"), only=only).load()
 
 
@@ -541,6 +545,64 @@ def _ablation() -> Found:
 def _set_ablation() -> Found:
     effect = float(_growing()["set_icl_effect"][-1])
     return {("set_icl_effect", "a run whose head 1.0 grows, V = 24, at its end"): effect}
+
+
+def _set_sizes() -> Found:
+    last = _growing().isel(selected=-1).sel(set_share=0.2)
+    of = "a run whose head 1.0 grows, V = 24, at its end, {}, 20 %"
+    return {
+        ("size_icl_effect", of.format(kind)): float(last["size_icl_effect"].sel(set_kind=kind))
+        for kind in ("induction", "previous_token")
+    }
+
+
+@functools.cache
+def _patched(is_trained: bool) -> Arrays:
+    found: Arrays = {}
+    for module in (activation_patching, path_patching, attribution_patching):
+        found |= (_of_hand_built if is_trained else _of_untrained)(module.MEASUREMENT)
+    return found
+
+
+def _activation_patching() -> Found:
+    found = _patched(True)
+    largest = np.abs(_patched(False)["patched_head_effect"]).max()
+    return {
+        ("patched_all_effect", "hand-built"): float(found["patched_all_effect"]),
+        ("patched_head_effect", "untrained, the largest"): largest,
+    } | {
+        ("patched_head_effect", f"hand-built, head {layer}.0"): found["patched_head_effect"][layer, 0]
+        for layer in (0, 1)
+    }
+
+
+def _path_patching() -> Found:
+    found = _patched(True)
+    return {
+        ("path_all_effect", "hand-built"): float(found["path_all_effect"]),
+        ("k_layer_effect", "hand-built, layer 0 to 1"): found["k_layer_effect"][0, 1],
+    } | {(f"{name}_path_effect", "hand-built, 0.0 to 1.0"): found[f"{name}_path_effect"][0, 0, 1, 0] for name in "qkv"}
+
+
+def _attribution_patching() -> Found:
+    found, untrained = _patched(True), _patched(False)
+    largest = np.abs(untrained["head_attribution"] - untrained["patched_head_effect"]).max()
+    return {
+        ("k_path_attribution", "hand-built, 0.0 to 1.0"): found["k_path_attribution"][0, 0, 1, 0],
+        ("head_attribution", "hand-built, head 1.0"): found["head_attribution"][1, 0],
+        ("head_attribution", "untrained, the largest less patched_head_effect"): largest,
+    }
+
+
+def _patching_agreement() -> Found:
+    exact = np.array([[0.1, np.nan], [0.3, -0.2]])
+    dims = ("selected", "layer", "head")
+    values = {"patched_head_effect": exact, "head_attribution": 0.5 * exact}
+    values |= {f"{name}_path_effect": exact for name in "qkv"}
+    values |= {f"{name}_path_attribution": 0.5 * exact for name in "qkv"}
+    dataset = xr.Dataset({name: (dims, value[None]) for name, value in values.items()})
+    found = patching_agreement.DERIVED.derive(_hand_built()[1], dataset)
+    return {("path_agreement", "effects that are proportional"): float(found["path_agreement"][0])}
 
 
 def _shuffled_context() -> Found:

@@ -14,7 +14,8 @@ from icl_jax.config import UserError
 from icl_jax.maths.icl_score import icl_positions
 from icl_jax.measures.measurement import Context, Derived, Measurement, UndefinedError, Variable
 from icl_jax.measures.seen_bigrams import HEAD_SETS
-from icl_jax.measures.table import TABLE
+from icl_jax.measures.set_ablation import SET_KINDS, SHARES
+from icl_jax.measures.table import TABLE, on_request
 from icl_jax.rundir import SCHEMA_VERSION, RunDir, SnapshotEntry
 from icl_jax.rundir.files import is_bucket
 from icl_jax.rundir.seals import ATTRIBUTE, check_seal, seal, sha256_of, unusable
@@ -140,6 +141,8 @@ def _coordinates(context: Context, chosen: list[SnapshotEntry], few: list[Snapsh
         text = "tokens predicted in training before"
         coordinates["selected_tokens"] = coordinate("selected", [e.tokens for e in few], text)
         coordinates["ablated_set"] = coordinate("ablated_set", HEAD_SETS, "heads that are taken away together")
+        coordinates["set_kind"] = coordinate("set_kind", SET_KINDS, "heads that are taken away together, by kind")
+        coordinates["set_share"] = coordinate("set_share", SHARES, "so large a part of all heads")
         coordinates["copy"] = coordinate("copy", np.arange(1, 5), "which time the random tokens are said")
         coordinates["ablated_token"] = coordinate("ablated_token", np.arange(n), "index on the axis token")
     return coordinates
@@ -188,7 +191,7 @@ def asked_of(dataset: xr.Dataset) -> dict[str, Any]:
     taken = {variable.attrs["measurement"] for variable in dataset.data_vars.values()}
     taken &= {entry.name for entry in TABLE if isinstance(entry, Measurement)}
     return {
-        "only": None if is_all else sorted(taken),
+        "only": None if is_all and not taken & on_request() else sorted(taken),
         "snapshots": json.loads(dataset.attrs.get(_SNAPSHOTS, "null")),
         "n_rows": int(dataset.attrs["held_out_rows"]),
     }

@@ -211,8 +211,8 @@ def look(at: Snapshot, *arrays: jax.Array) -> dict[str, jax.Array]:
     heads = patched_metric(at.params, pairs, model, "z", "loss", "clean", *every, ("head",))
     clean = resid["clean"]
     return {
-        "resid": jnp.mean(resid["patched"][:, :, 0] - clean, axis=-1),
-        "heads": heads["patched"][:, 0] - clean,
+        "resid": jnp.mean(resid["patched"][:, :, 0] - clean[None, None], axis=-1),
+        "heads": heads["patched"][:, 0] - clean[None, None],
         "all": jnp.mean(resid["corrupted"] - clean),
     }
 

@@ -31,15 +31,13 @@ from icl_jax.measures.path_patching import (
     LATER,
     PAIR,
     READS,
-    THROUGH,
-    Direct,
-    Edges,
     all_edges,
     by_pair,
     check_edges,
     named_edges,
     needs_pairs_of_heads,
 )  # fmt: skip
+from icl_jax.measures.path_runs import THROUGH, Direct, Edges
 from icl_jax.measures.snapshot import Snapshot
 from icl_jax.measures.token_pairs import UNITS, PairArrays, TokenPairs, metric_fn, reads_pairs
 from icl_jax.model.params import Params

@@ -40,14 +40,17 @@ class Passes:
             seen: dict[str, jax.Array] = {}
             return self.layer(resid, index, partial(_keep, seen), names), seen
 
-        resid = embedding(self._params, tokens, self._config)
+        return self.scan(one, embedding(self._params, tokens, self._config))
+
+    def scan(self, step: Callable[[jax.Array, Any], tuple[jax.Array, Any]], resid: jax.Array) -> tuple[jax.Array, Any]:
+        """`step(resid, index)` -> resid and an answer, over all layers; the last stream, and the answers stacked."""
         if self.are_alike:
-            return jax.lax.scan(one, resid, jnp.arange(self.n_layers))
-        found = []
+            return jax.lax.scan(step, resid, jnp.arange(self.n_layers))
+        answers = []
         for index in range(self.n_layers):
-            resid, seen = one(resid, index)
-            found.append(seen)
-        return resid, jax.tree.map(lambda *values: jnp.stack(values), *found)
+            resid, answer = step(resid, index)
+            answers.append(answer)
+        return resid, jax.tree.map(lambda *values: jnp.stack(values), *answers)
 
     def behind(self, resid: jax.Array, first: Any) -> jax.Array:
         """The residual stream after the last layer, from what enters the layer `first`."""

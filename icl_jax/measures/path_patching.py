@@ -20,7 +20,7 @@ Source: Wang et al. 2022 (IOI), section 3.1 and appendix B; Goldowsky-Dill et al
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,145 +31,57 @@ from icl_jax.config import ModelConfig, UserError
 from icl_jax.maths.activations import AnyParams, as_jax
 from icl_jax.measures.activation_patching import as_dataset, mean_and_sem
 from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
-from icl_jax.measures.passes import Passes, by_rows, check_heads
+from icl_jax.measures.passes import check_heads
+from icl_jax.measures.path_runs import (
+    THROUGH,
+    Edges,
+    Heads,
+    logit_path_metric,
+    path_metric,
+    set_path_metric,
+)  # fmt: skip
 from icl_jax.measures.snapshot import Snapshot
-from icl_jax.measures.token_pairs import PairArrays, TokenPairs, metric_fn, needs_pairs, reads_pairs
-from icl_jax.model.params import Params
+from icl_jax.measures.token_pairs import PairArrays, TokenPairs, needs_pairs, reads_pairs
 
-THROUGH = ("q", "k", "v")
-Heads = tuple[tuple[int, int], ...]
 # Beyond, pairs are too many: 32 in each of two layers are 3,072 paths.
 _MOST_HEADS = 64
 
 
-class Edges(NamedTuple):
-    """Which paths, and what they are: static to the compiled functions."""
-
-    senders: Heads
-    receivers: Heads
-    through: tuple[str, ...] = THROUGH
-    source: str = "corrupted"
-    mlps: str = "recomputed"
-
-
-class Direct:
-    """Step 2 on some rows: the clean run, and the streams that differ from it by one head's output."""
-
-    def __init__(self, params: Params, pairs: PairArrays, config: ModelConfig, edges: Edges) -> None:
-        self.passes = Passes(params, config, pairs.clean.shape[1])
-        self._frozen = ("z", "mlp_out") if edges.mlps == "frozen" and config.d_mlp else ("z",)
-        self.last, self.clean = self.passes.intact(pairs.clean, ("resid_pre", *self._frozen))
-        self.corrupted_last, corrupted = self.passes.intact(pairs.corrupted, ("z",))
-        self._new_z = corrupted["z"] if edges.source == "corrupted" else jnp.zeros_like(corrupted["z"])
-
-    def change(self, layer: Any, head: Any) -> tuple[jax.Array, jax.Array]:
-        """A head's clean output, and the one it is given: [B, T, E]."""
-        return self.clean["z"][layer][:, head], self._new_z[layer][:, head]
-
-    def streams(self, layer: Any, head: Any, z_BTE: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The stream entering each layer, [N, B, T, D], and after the last, where this head's output is z."""
-
-        def tap(name: str, index: Any, value: jax.Array) -> jax.Array:
-            kept = self.clean[name][index]
-            if name != "z" or (isinstance(index, int) and index != layer):
-                return kept
-            return jnp.where(index == layer, kept.at[:, head].set(z_BTE), kept)
-
-        def one(index: Any, carried: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            resid, streams = carried
-            resid = self.passes.layer(resid, index, tap, self._frozen)
-            return resid, streams.at[index + 1].set(resid, mode="drop")
-
-        clean = self.clean["resid_pre"]
-        carried = clean[layer], clean
-        if isinstance(layer, int):
-            for index in range(layer, self.passes.n_layers):
-                carried = one(index, carried)
-        else:
-            carried = jax.lax.fori_loop(layer, self.passes.n_layers, one, carried)
-        return carried[1], carried[0]
-
-
-def path_metric(
-    params: Params, pairs: PairArrays, config: ModelConfig, edges: Edges, metric: str
-) -> dict[str, jax.Array]:
-    """The metric of each row: "patched" [through, sender, receiver, row], "clean" and "corrupted" [row].
-
-    NaN where the receiver is not in a later layer than the sender.
-    """
-
-    def some_rows(pairs: PairArrays) -> dict[str, jax.Array]:
-        direct, of_resid = Direct(params, pairs, config, edges), metric_fn(params, pairs, config, metric)
-        passes = direct.passes
-
-        def of_receiver(streams: jax.Array, layer: Any, head: Any) -> jax.Array:
-            """Step 3, of each of `through`."""
-            new = passes.seen_at(streams[layer], layer, edges.through)
-
-            def one(number: jax.Array) -> jax.Array:
-                def tap(name: str, _index: Any, value: jax.Array) -> jax.Array:
-                    is_here = number == edges.through.index(name)
-                    return jnp.where(is_here, value.at[:, head].set(new[name][:, head]), value)
-
-                resid = passes.layer(direct.clean["resid_pre"][layer], layer, tap, edges.through)
-                return of_resid(passes.behind(resid, layer + 1))
-
-            return jax.vmap(one)(jnp.arange(len(edges.through)))
-
-        def of_sender(layer: Any, head: Any) -> jax.Array:
-            streams, _ = direct.streams(layer, head, direct.change(layer, head)[1])
-            return passes.map_heads(
-                lambda at, of: passes.if_later(at, layer, lambda: of_receiver(streams, at, of)), edges.receivers
-            )
-
-        patched_SRXB = passes.map_heads(of_sender, edges.senders)
-        return {
-            "patched": jnp.moveaxis(patched_SRXB, 2, 0), "clean": of_resid(direct.last),
-            "corrupted": of_resid(direct.corrupted_last),
-        }  # fmt: skip
-
-    found: dict[str, jax.Array] = by_rows(some_rows, pairs)
-    return found
-
-
-def logit_path_metric(
-    params: Params, pairs: PairArrays, config: ModelConfig, edges: Edges, metric: str
-) -> dict[str, jax.Array]:
-    """The same without a receiver: "patched" [sender, row]."""
-
-    def some_rows(pairs: PairArrays) -> dict[str, jax.Array]:
-        direct, of_resid = Direct(params, pairs, config, edges), metric_fn(params, pairs, config, metric)
-
-        def of_sender(layer: Any, head: Any) -> jax.Array:
-            return of_resid(direct.streams(layer, head, direct.change(layer, head)[1])[1])
-
-        return {
-            "patched": direct.passes.map_heads(of_sender, edges.senders), "clean": of_resid(direct.last),
-            "corrupted": of_resid(direct.corrupted_last),
-        }  # fmt: skip
-
-    found: dict[str, jax.Array] = by_rows(some_rows, pairs)
-    return found
-
-
-_compiled, _compiled_to_logits = (jax.jit(fn, static_argnums=(2, 3, 4)) for fn in (path_metric, logit_path_metric))
+_compiled, _compiled_sets, _compiled_to_logits = (
+    jax.jit(fn, static_argnums=(2, 3, 4)) for fn in (path_metric, set_path_metric, logit_path_metric)
+)
 
 
 def path_patching(
     params: AnyParams, pairs: TokenPairs, config: ModelConfig, senders: Sequence[tuple[int, int]] | None = None,
     receivers: Sequence[tuple[int, int]] | None = None, *, through: Sequence[str] = THROUGH,
-    metric: str = "loss", source: str = "corrupted", mlps: str = "recomputed",
+    metric: str = "loss", source: str = "corrupted", mlps: str = "recomputed", together: bool = False,
 ) -> xr.Dataset:  # fmt: skip
     """The metric with each path patched: `patched` [through, sender, receiver, row], `clean` and `corrupted` [row].
 
     Heads are (layer, head), default all; `sender_layer`, `sender_head` and so on are coordinates. NaN where a receiver
-    is not in a later layer than the sender. `share`: what the path does, as a part of what the corrupted rows do. A
-    pass for each path and row; some 4,096 tokens are computed at a time. Raises UserError for heads that are not there,
+    is not in a later layer than the sender. `share`: what the path does, as a part of what the corrupted rows do.
+    together: all paths from a sender to a receiver at once, `patched` [through, row]: heads that stand in for each
+    other are weak one by one. A pass for each path and row; some 4,096 tokens are computed at a time. Raises UserError
+    for heads that are not there,
     for none, and where no receiver is in a later layer than any sender.
     """
     edges = check_edges(config, senders, receivers, through, source, mlps)
-    found = _compiled(as_jax(params), pairs.arrays(config, metric), config, edges, metric)
+    arrays = pairs.arrays(config, metric)
+    if together:
+        members = (jnp.asarray(_members(heads, config))[None] for heads in (edges.senders, edges.receivers))
+        anonymous = edges._replace(senders=(), receivers=())
+        found = _compiled_sets(as_jax(params), arrays, config, anonymous, metric, *members)
+        found["patched"] = found["patched"][:, 0]
+        return _named(found, edges, metric, ("through",), "paths patched together")
+    found = _compiled(as_jax(params), arrays, config, edges, metric)
     return _named(found, edges, metric, ("through", "sender", "receiver"), "path patched")
+
+
+def _members(heads: Heads, config: ModelConfig) -> np.ndarray:
+    found = np.zeros((config.n_layers, config.n_heads), bool)
+    found[tuple(np.transpose(heads))] = True
+    return found
 
 
 def path_to_logits(
@@ -234,8 +146,23 @@ def all_edges(config: ModelConfig) -> Edges:
 
 
 def look(at: Snapshot, *arrays: jax.Array) -> dict[str, jax.Array]:
-    found = path_metric(at.params, PairArrays(*arrays), at.config, all_edges(at.config), "loss")
-    return {"effect": found["patched"] - found["clean"], "all": jnp.mean(found["corrupted"] - found["clean"])}
+    pairs, config = PairArrays(*arrays), at.config
+    found = path_metric(at.params, pairs, config, all_edges(config), "loss")
+    src, dst = layer_pairs(config)
+    layers = np.broadcast_to(np.arange(config.n_layers)[:, None], (config.n_layers, config.n_heads))
+    members = (jnp.asarray(layers[None] == np.array(of)[:, None, None]) for of in (src, dst))
+    sets = set_path_metric(at.params, pairs, config, Edges((), ()), "loss", *members)
+    clean = found["clean"]
+    return {
+        "effect": found["patched"] - clean[None, None, None], "layers": sets["patched"] - clean[None, None],
+        "all": jnp.mean(found["corrupted"] - clean),
+    }  # fmt: skip
+
+
+def layer_pairs(config: ModelConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """All pairs of a layer and a later one."""
+    src, dst = np.triu_indices(config.n_layers, k=1)
+    return tuple(int(i) for i in src), tuple(int(i) for i in dst)
 
 
 def by_pair(effect: np.ndarray, config: ModelConfig) -> np.ndarray:
@@ -244,10 +171,15 @@ def by_pair(effect: np.ndarray, config: ModelConfig) -> np.ndarray:
 
 
 def finish(context: Context, _params: StackedParams, seen: Arrays) -> Arrays:
+    model = context.config.model
     found = {"path_all_effect": seen["all"]}
-    for values, suffix in zip(mean_and_sem(seen["effect"]), ("", "_sem"), strict=True):
-        pairs = by_pair(values, context.config.model)
-        found |= {f"{name}_path_effect{suffix}": pairs[:, i] for i, name in enumerate(THROUGH)}
+    src, dst = layer_pairs(model)
+    for heads, layers, suffix in zip(*map(mean_and_sem, (seen["effect"], seen["layers"])), ("", "_sem"), strict=True):
+        by_layer = np.full((*layers.shape[:2], model.n_layers, model.n_layers), np.nan, np.float32)
+        by_layer[:, :, src, dst] = layers
+        for i, name in enumerate(THROUGH):
+            found[f"{name}_path_effect{suffix}"] = by_pair(heads, model)[:, i]
+            found[f"{name}_layer_effect{suffix}"] = by_layer[:, i]
     return found
 
 
@@ -277,15 +209,23 @@ MEASUREMENT = Measurement(
     source="Wang et al. 2022, section 3.1; Olsson et al. 2022, Argument 3",
     variables={
         **{
-            f"{name}_path_effect": Variable(
-                PAIR, "nats", f"loss of repeats where the {reads} of head_dst are told what head_src says on rows "
-                "without repeats, less as they are", LATER,
+            name + suffix: variable
+            for letter, reads in READS.items()
+            for name, dims, text in (
+                (
+                    f"{letter}_path_effect", PAIR,
+                    f"loss of repeats where the {reads} of head_dst are told what head_src says on rows without "
+                    "repeats, less as they are",
+                ),
+                (
+                    f"{letter}_layer_effect", ("layer_src", "layer_dst"),
+                    f"the same of all heads of two layers at once, through their {reads}",
+                ),
             )
-            for name, reads in READS.items()
-        },
-        **{
-            f"{name}_path_effect_sem": Variable(PAIR, "nats", f"standard error of {name}_path_effect over rows", LATER)
-            for name in READS
+            for suffix, variable in (
+                ("", Variable(dims, "nats", text, LATER)),
+                ("_sem", Variable(dims, "nats", f"standard error of {name} over rows", LATER)),
+            )
         },
         "path_all_effect": Variable((), "nats", "loss of rows without repeats less that of repeats"),
     },

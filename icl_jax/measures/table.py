@@ -3,6 +3,8 @@
 from icl_jax.measures import (
     ablation,
     ablation_effects,
+    activation_patching,
+    attribution_patching,
     bigrams,
     bump,
     circuits,
@@ -22,6 +24,8 @@ from icl_jax.measures import (
     loss_derivative,
     markov_strategies,
     memory_recall,
+    patching_agreement,
+    path_patching,
     paths,
     pattern_matching,
     pca,
@@ -71,6 +75,17 @@ TABLE: tuple[Measurement | Derived, ...] = (
     ablation.MEASUREMENT,
     seen_bigrams.MEASUREMENT,
     ablation_effects.DERIVED,
-    set_ablation.MEASUREMENT,
+    *set_ablation.MEASUREMENTS,
     shuffled_context.MEASUREMENT,
+    activation_patching.MEASUREMENT,
+    path_patching.MEASUREMENT,
+    attribution_patching.MEASUREMENT,
+    patching_agreement.DERIVED,
 )
+
+
+def on_request() -> set[str]:
+    """Names of those that are taken by name alone, and of what is derived from them."""
+    names = {entry.name for entry in TABLE if isinstance(entry, Measurement) and entry.on_request}
+    variables = {variable for entry in TABLE if entry.name in names for variable in entry.variables}
+    return names | {entry.name for entry in TABLE if isinstance(entry, Derived) and variables & set(entry.needs)}

@@ -12,7 +12,11 @@ _OWNER = {variable: entry.name for entry in TABLE for variable in entry.variable
 
 def left_out(source: str, measurements: Collection[str]) -> list[str]:
     """Names of what needs a measurement that is not among these, of a run on data.source `source`."""
-    figures = [figure for figure in FIGURES if not isinstance(figure, RunFigure) or figure.is_of(source)]
+    figures = [
+        figure
+        for figure in FIGURES
+        if not isinstance(figure, RunFigure) or (figure.is_of(source) and not figure.on_request)
+    ]
     needs = {column.title: column.needs for column in COLUMNS} | {figure.name: figure.needs for figure in figures}
     return [
         name

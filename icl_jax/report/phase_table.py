@@ -11,9 +11,11 @@ from icl_jax.maths.head_scores import HEAD_THRESHOLD
 from icl_jax.maths.icl_score import SAYS_NOTHING
 from icl_jax.measures.curves import SCORES, best_head_of
 from icl_jax.measures.phase_change import finding_of
+from icl_jax.measures.table import on_request
 from icl_jax.report.reported_run import HAS_LABEL
 
 _N_NAMED = 8
+_ON_REQUEST = on_request()
 _KINDS = {"full": "full", "pattern_preserving": "pattern-preserving", "mean": "mean", "resample": "resample"}
 
 
@@ -189,5 +191,9 @@ def _ablations(dataset: xr.Dataset) -> Iterator[str]:
 
 
 def _absent(dataset: xr.Dataset) -> Iterator[str]:
-    for name, why in json.loads(dataset.attrs["absent"]).items():
-        yield _line(f"absent: {name}", why)
+    absent = json.loads(dataset.attrs["absent"])
+    by_name = [name for name in absent if name in _ON_REQUEST]
+    for name in (name for name in absent if name not in _ON_REQUEST):
+        yield _line(f"absent: {name}", absent[name])
+    if by_name:
+        yield _line("taken by name alone", ", ".join(by_name))

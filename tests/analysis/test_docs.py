@@ -1,8 +1,10 @@
+import math
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from icl_jax import process
@@ -32,3 +34,18 @@ def test_the_page_on_analysis_runs_as_it_stands(
     assert "load_state_dict" in printed
     assert names["look"].probs.shape == (6, 11)
     assert names["look"].attribution.heads.shape == (5, 2, 1)
+
+
+def test_the_page_on_patching_runs_as_it_stands(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand_built_run(tmp_path / "runs" / "repeats-2l", n_ctx=17, vocab_size=11)
+    monkeypatch.chdir(tmp_path)
+    page = (checkout / "docs" / "patching.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    exec(compile("\n".join(blocks), "docs/patching.md", "exec"), names)
+    np.testing.assert_allclose(names["heads"], [[1], [1]], atol=1e-4)
+    np.testing.assert_allclose(names["through"], [0, math.log(11), 0], atol=1e-3)
+    np.testing.assert_allclose(names["cheap"], 0, atol=1e-2)
+    assert names["stream"].sizes == {"layer": 2, "position": 8}

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from icl_jax.analysis import session
-from icl_jax.analysis.dataset import load_dataset, save_dataset
+from icl_jax.analysis.dataset import asked_of, load_dataset, save_dataset
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import ModelConfig, UserError
 from icl_jax.measures import measurement
@@ -31,12 +31,14 @@ class Killed(BaseException):
 class Sums:
     """A measurement that remembers which snapshots it was taken of, by the sum of their embedding."""
 
-    def __init__(self, name: str = "sums", *, on_few: bool = False, version: int = 1, work: float = 0.0) -> None:
+    def __init__(
+        self, name: str = "sums", *, on_few: bool = False, version: int = 1, work: float = 0.0, on_request: bool = False
+    ) -> None:
         self.seen: list[float] = []
         self.die_after = 10**9
         self.measurement = Measurement(
             name, "nobody", {f"{name}_of": Variable((), "1", "a sum")}, self._measure, on_few=on_few, version=version,
-            work=lambda _context: work,
+            work=lambda _context: work, on_request=on_request,
         )  # fmt: skip
 
     def _measure(self, _context: Context, params: StackedParams, _seen: Arrays) -> Arrays:
@@ -89,6 +91,22 @@ def test_what_takes_hours_is_taken_by_name_alone_and_then_kept(run: RunDir) -> N
     assert "costly_of" in analyze(run, table=table, only=["costly"])
     assert {"sums_of", "costly_of"} <= set(analyze(run, table=table))
     assert costly.seen == sums.seen == _sums(run)
+
+
+def test_what_is_taken_on_request_is_taken_by_name_and_again_where_it_was(run: RunDir) -> None:
+    sums, asked = Sums(), Sums("asked", on_request=True)
+    table = (sums.measurement, asked.measurement)
+    absent = json.loads(analyze(run, table=table).attrs["absent"])
+    assert absent == {"asked": "taken only where it is asked for: icl-jax analyze RUN --only asked"}
+    assert not asked.seen
+    assert {"sums_of", "asked_of"} <= set(analyze(run, table=table, only=["asked"]))
+    taken = {
+        "set_size": ("x", [1.0], {"measurement": "set_sizes"}),
+        "icl_windowed": ("x", [1.0], {"measurement": "icl"}),
+    }
+    attrs = {"absent": "{}", "held_out_rows": 4}
+    assert asked_of(xr.Dataset(taken, attrs=attrs))["only"] == ["set_sizes"]
+    assert asked_of(xr.Dataset({"icl_windowed": taken["icl_windowed"]}, attrs=attrs))["only"] is None
 
 
 def test_what_is_on_disk_opens_without_a_warning_and_is_what_was_returned(run: RunDir) -> None:

@@ -66,8 +66,15 @@ class RunFigure(Captions):
 
     source: str = ""
     """The data.source of the runs that it is of; empty: any. Without such a run the page does not have the figure."""
+    on_request: bool = False
+    """What it needs is measured by name alone: the page has it where a run has that."""
     chart: Callable[[ReportedRun], Chart | Gap | Value | list[Chart]]
     ours: Callable[[ReportedRun], str] = lambda _run: ""
+
+    def is_shown(self, runs: list[ReportedRun]) -> bool:
+        """Whether the page has it."""
+        is_there = not self.on_request or any(run.has(*self.needs) for run in runs)
+        return is_there and any(self.is_of(run.config.data.source) for run in runs)
 
     def is_of(self, source: str) -> bool:
         return self.source in ("", source)

@@ -46,12 +46,8 @@ def page_data(runs: list[ReportedRun], members: Sequence[ReportedMembers] = ()) 
         "over_members": over_members(members, runs, store) if members else None,
         "members_figures": [_figure(figure, list(members), store) for figure in OVER_MEMBERS] if members else [],
         "comparisons": [_figure(figure, every, store) for figure in COMPARISONS],
-        "model_analysis": [_figure(figure, runs, store) for figure in MODEL_ANALYSIS],
-        "behaviour_figures": [
-            _figure(figure, runs, store)
-            for figure in BEHAVIOURS
-            if any(figure.is_of(run.config.data.source) for run in runs)
-        ],
+        "model_analysis": [_figure(figure, runs, store) for figure in MODEL_ANALYSIS if figure.is_shown(runs)],
+        "behaviour_figures": [_figure(figure, runs, store) for figure in BEHAVIOURS if figure.is_shown(runs)],
         "behaviours": [asdict(row) for row in behaviours(every)],
         "verdicts": [asdict(verdict) for verdict in verdicts(every)],
         "moments": [moments(run, store, text) for run, text in zip(runs, texts, strict=True)],
