@@ -2,24 +2,38 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from icl_jax.analysis.dataset import load_dataset
-from icl_jax.report.figures.over_members import ReportedMembers, member_rows
+from icl_jax.report.axes import axes_of
+from icl_jax.report.figures.figure import Drawable
+from icl_jax.report.figures.laws import LAWS
+from icl_jax.report.figures.over_members import OVER_MEMBERS, ReportedMembers, member_rows
 from icl_jax.rundir import RunDir
 
 MOST_SHOWN = 5
 """Members that a page shows everything of."""
+_AGAIN = "phrase_again"
 _AT = (0.0, 1.0, 0.5, 0.25, 0.75)
 """Of the members in the order of their changes: the first, the last, the one in the middle, the quartiles."""
 
 
 def reported_members(run: RunDir, name: str) -> ReportedMembers:
     """Of RUN/analysis.zarr. Raises UserError where it is missing or damaged."""
-    return ReportedMembers(name, load_dataset(run.path / "analysis.zarr").load())
+    data, repeated = load_dataset(run.path / "analysis.zarr").load(), float("nan")
+    held_out = run.load_held_out()
+    if held_out.labels is not None and _AGAIN in held_out.label_names:
+        repeated = float(np.mean(held_out.labels[:, 1:] == 1 + held_out.label_names.index(_AGAIN)))
+    return ReportedMembers(name, data, run.config, repeated)
+
+
+def members_figures(members: Sequence[ReportedMembers]) -> tuple[Drawable, ...]:
+    """Figures over members; over runs too, where they vary a field."""
+    return (*OVER_MEMBERS, *([LAWS] if axes_of(members) else []))
 
 
 def shown_members(dataset: xr.Dataset, most: int = MOST_SHOWN) -> list[int]:

@@ -6,9 +6,9 @@ from icl_jax.analysis.dataset import asked_of, load_dataset, outdated
 from icl_jax.analysis.run_measurements import analyze
 from icl_jax.config import UserError
 from icl_jax.report.figures.figure import ComparisonFigure
-from icl_jax.report.figures.over_members import OVER_MEMBERS, ReportedMembers
+from icl_jax.report.figures.over_members import ReportedMembers
 from icl_jax.report.figures.table import FIGURES
-from icl_jax.report.members import reported_members, save_members_csv, shown_members
+from icl_jax.report.members import members_figures, reported_members, save_members_csv, shown_members
 from icl_jax.report.page.html import render_page
 from icl_jax.report.page.page_data import page_data
 from icl_jax.report.pictures import save_figure
@@ -38,7 +38,7 @@ def write_report(paths: list[str], out: Path) -> Path:
         for figure in FIGURES:
             save_figure(figure, runs if isinstance(figure, ComparisonFigure) else shown, out / "figures")
         if members:
-            for over in OVER_MEMBERS:
+            for over in members_figures(members):
                 save_figure(over, members, out / "figures")
             save_members_csv(members, out / "figures" / "members.csv")
         page = out / "index.html"

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
 from icl_jax import process
 from icl_jax.analysis.checks import check_names
@@ -123,7 +124,9 @@ def _report(suite: Suite, out: Path, console: Console) -> None:
     # The report draws patterns; until here JAX was the jobs'.
     process.configure_jax(process.cpu_count())
     from icl_jax.report import write_report
+    from icl_jax.report.axes import axes_of, laws_rows
     from icl_jax.report.figures import phase_change
+    from icl_jax.report.members import reported_members
     from icl_jax.report.pictures import save_picture
     from icl_jax.report.reported_run import ReportedRun
     from icl_jax.report.suite.suite_table import behaviour_tables, behaviours_by_title, suite_table, write_behaviours
@@ -138,6 +141,18 @@ def _report(suite: Suite, out: Path, console: Console) -> None:
     first_seeds = [ReportedRun(RunDir.open(titles[title][0]), title) for title in compared]
     is_drawn = save_picture(phase_change.FIGURE, first_seeds, picture)
     console.print(suite_table(titles))
+    several = [
+        run
+        for member in suite.members
+        for name in member.runs()
+        if (run := RunDir.open(str(out / name))).config.members
+    ]
+    if axes := axes_of([reported_members(run, run.path.name) for run in several]):
+        header, lines = laws_rows(axes)
+        table = Table(*header, box=None, title="start of the change as a power of what is varied")
+        for cells in lines:
+            table.add_row(*cells)
+        console.print(table)
     behaviours = behaviours_by_title(titles)
     for table in behaviour_tables(behaviours):
         console.print(table)

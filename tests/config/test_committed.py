@@ -43,6 +43,7 @@ SMALL = {
     "repeats-0l",
     "repeats-1l",
     "repeats-2l",
+    "repeats-2l-small",
     "repeats-1l-smeared",
     "python-1l",
     "python-2l",

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from icl_jax.analysis.over_members import QUANTITIES, TIMES
+from icl_jax.config import Config
 from icl_jax.maths.laws import LAWS
 from icl_jax.report.chart import Axis, Chart, Gap, Heat, Series
 from icl_jax.report.figures.figure import TOKENS, Captions, Panel
@@ -41,6 +42,9 @@ class ReportedMembers:
 
     name: str
     data: xr.Dataset
+    config: Config | None = None
+    repeated: float = float("nan")
+    """Share of held-out tokens that a phrase says again; NaN for a corpus that does not label them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,9 @@ from icl_jax.maths.head_scores import HEAD_THRESHOLD
 from icl_jax.report.behaviours import behaviours
 from icl_jax.report.chart import Axis, Chart, Gap, Series, Value
 from icl_jax.report.figures.figure import Drawable
-from icl_jax.report.figures.over_members import OVER_MEMBERS, ReportedMembers
+from icl_jax.report.figures.over_members import ReportedMembers
 from icl_jax.report.figures.table import BEHAVIOURS, COMPARISONS, MODEL_ANALYSIS
+from icl_jax.report.members import members_figures
 from icl_jax.report.page.arrays import ArrayStore
 from icl_jax.report.page.members import over_members
 from icl_jax.report.page.moments import moments
@@ -44,7 +45,9 @@ def page_data(runs: list[ReportedRun], members: Sequence[ReportedMembers] = ()) 
         "runs": [_run(run, group_of[run.name]) for run in runs],
         "others": [_run(run, group_of[run.name]) for run in every if run.name not in {run.name for run in runs}],
         "over_members": over_members(members, runs, store) if members else None,
-        "members_figures": [_figure(figure, list(members), store) for figure in OVER_MEMBERS] if members else [],
+        "members_figures": [_figure(figure, list(members), store) for figure in members_figures(members)]
+        if members
+        else [],
         "comparisons": [_figure(figure, every, store) for figure in COMPARISONS],
         "model_analysis": [_figure(figure, runs, store) for figure in MODEL_ANALYSIS if figure.is_shown(runs)],
         "behaviour_figures": [_figure(figure, runs, store) for figure in BEHAVIOURS if figure.is_shown(runs)],

@@ -1,0 +1,123 @@
+"""Runs with members that differ in one field from the first of them: axes along which a change comes sooner or later.
+
+How long a run is, and where it is looked at, makes no other axis: a change that lies beyond a run's end is censored
+there. So a run should have a learning rate that does not depend on its length.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from icl_jax.analysis.over_members import times_of
+from icl_jax.config import Config
+from icl_jax.config.sameness import experiment
+from icl_jax.config.tables import flat
+from icl_jax.maths.power_law import PowerLaw, fit_power_law
+from icl_jax.report.figures.over_members import ReportedMembers
+
+REPEATS = "data.repeats.phrase_prob"
+_LABELS = {
+    "train.batch_size": "rows a batch",
+    "model.n_ctx": "positions a row",
+    REPEATS: "share of held-out tokens that a phrase says again",
+    "model.vocab_size": "token ids",
+    "optimizer.lr": "learning rate",
+}
+_NO_AXIS = ("train.n_steps", "snapshots.", "probes.", "members.", "optimizer.schedule_steps")
+_PER_STEP = ("train.batch_size", "model.n_ctx")
+"""Fields that a step's tokens are proportional to: an exponent in steps is one less than that in tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Varied:
+    """Members of several runs that differ in one field, and when the largest change of each starts."""
+
+    field: str
+    values: np.ndarray
+    """[member]"""
+    tokens: np.ndarray
+    """[member] at the start of the change, or where the member was last looked at."""
+    has_changed: np.ndarray
+    names: tuple[str, ...] = ()
+    """Of the values 0, 1, ..., where they are no numbers."""
+
+    @property
+    def label(self) -> str:
+        """The field in words."""
+        return _LABELS.get(self.field, self.field)
+
+    @property
+    def law(self) -> PowerLaw | None:
+        """Of the tokens; None for names, and where changes were seen at fewer than two values."""
+        if self.names or len(np.unique(self.values[self.has_changed])) < 2:
+            return None
+        return fit_power_law(self.values, self.tokens, self.has_changed)
+
+    @property
+    def per_step(self) -> int:
+        """What the exponent in steps is less by than that in tokens."""
+        return int(self.field in _PER_STEP)
+
+
+def axes_of(members: Sequence[ReportedMembers]) -> list[Varied]:
+    """An axis for each field with three values or more; of names, with two. The first run stands on all of them."""
+    if not members or members[0].config is None:
+        return []
+    base = _own(members[0].config.member(0))
+    points: dict[str, list[tuple[Any, float, bool]]] = {}
+    on_all: list[tuple[float, float, bool]] = []
+    for run in members:
+        if run.config is None or "start" not in run.data:
+            continue
+        tokens, has_changed = times_of(run.data, "start")
+        known = np.flatnonzero(np.isfinite(run.data["start"].values) | np.isfinite(run.data["last_tokens"].values))
+        for i, k in enumerate(known.tolist()):
+            own = _own(run.config.member(k))
+            differing = [name for name in own if own[name] != base.get(name)]
+            point = (float(tokens[i]), bool(has_changed[i]))
+            if not differing:
+                on_all.append((run.repeated, *point))
+            elif "optimizer.name" in differing:
+                also = [f"{name.rpartition('.')[2]} {own[name]:g}" for name in differing if name != "optimizer.name"]
+                points.setdefault("optimizer.name", []).append((", ".join([own["optimizer.name"], *also]), *point))
+            elif len(differing) == 1 and isinstance(own[differing[0]], int | float):
+                value = run.repeated if differing[0] == REPEATS else float(own[differing[0]])
+                points.setdefault(differing[0], []).append((value, *point))
+    found = []
+    for field, others in points.items():
+        of_base = [(repeated if field == REPEATS else base[field], *rest) for repeated, *rest in on_all]
+        values = [value for value, _, _ in [*of_base, *others]]
+        names = tuple(dict.fromkeys(map(str, values))) if field == "optimizer.name" else ()
+        if len(set(values)) >= (2 if names else 3):
+            places = np.array([names.index(value) for value in values] if names else values, np.float64)
+            times = np.array([tokens for _, tokens, _ in [*of_base, *others]])
+            found.append(Varied(field, places, times, np.array([seen for *_, seen in [*of_base, *others]]), names))
+    return found
+
+
+def _own(config: Config) -> dict[str, Any]:
+    fields = flat(experiment(config))
+    return {name: value for name, value in fields.items() if not name.startswith(_NO_AXIS)}
+
+
+def laws_rows(axes: Sequence[Varied]) -> tuple[list[str], list[list[str]]]:
+    """A row for each axis: what is varied, the law in tokens and in steps, its test, and what was censored."""
+    header = ["", "values", "exponent, tokens", "exponent, steps", "a power law? p", "seeds", "censored"]
+    rows = []
+    for axis in axes:
+        if axis.names:
+            continue
+        levels = np.unique(axis.values)
+        censored = [
+            f"{n} at {level:.3g}" for level in levels if (n := int(np.sum(~axis.has_changed & (axis.values == level))))
+        ]
+        law, exponents, p = axis.law, ["", ""], ""
+        if law is not None:
+            ends = [[one - less for one in (law.exponent, law.low, law.high)] for less in (0, axis.per_step)]
+            exponents = [f"{middle:+.2f} ({low:+.2f} to {high:+.2f})" for middle, low, high in ends]
+            p = "" if np.isnan(law.p_value) else f"{law.p_value:.2g}"
+        values = ", ".join(f"{level:.3g}" for level in levels)
+        rows.append([axis.label, values, *exponents, p, str(len(axis.values)), ", ".join(censored) or "none"])
+    return header, rows
