@@ -26,8 +26,8 @@ class SweepArgs:
     """Folder of the runs. Default: runs/NAME-OF-SWEEP-FILE."""
     jobs: int = 0
     """Without W&B's scheduler: runs at a time; 0: one for each GPU, or for each CPU core."""
-    together: bool = False
-    """Without W&B's scheduler: runs that differ in no shape are the members of one run; see docs/members.md."""
+    apart: bool = False
+    """Without W&B's scheduler: each run by itself, where those that differ in no shape would be the members of one."""
     dry_run: bool = False
     """Only show what would be run."""
 
@@ -48,5 +48,5 @@ def sweep(args: SweepArgs, console: Console) -> int:
     if base.tracker.wandb in ("auto", "online") and auto_mode()[0] == "online":
         return run_online(file, path, base, out, console, count=args.count, dry_run=args.dry_run)
     return run_local(
-        file, base, out, console, count=args.count, n_slots=args.jobs, dry_run=args.dry_run, is_together=args.together
+        file, base, out, console, count=args.count, n_slots=args.jobs, dry_run=args.dry_run, is_apart=args.apart
     )

@@ -45,6 +45,11 @@ def rows_of(config: "Config") -> tuple[Any, ...]:
     return same.data, same.model.vocab_size, same.model.n_ctx
 
 
+def numbers_of(config: "Config") -> tuple[tuple[str, Any], ...]:
+    """All that changes the numbers of a run: equal for two runs of which either is the other."""
+    return tuple(flat(_without(config, FREE)).items())
+
+
 def numeric_differences(a: "Config", b: "Config") -> list[str]:
     """Fields in which two configs differ and that change the numbers of a run, as ``section.name: A != B``."""
     ours, theirs = (flat(_without(config, FREE)) for config in (a, b))

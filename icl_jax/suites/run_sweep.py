@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -13,6 +14,7 @@ from rich.table import Column, Table
 
 from icl_jax.config import Config, UserError, load_config, numeric_differences
 from icl_jax.config.builtin import config_file
+from icl_jax.config.sameness import numbers_of
 from icl_jax.config.tables import flat
 from icl_jax.display import say
 from icl_jax.rundir import RunDir
@@ -29,16 +31,21 @@ _MEMBER = "from icl_jax.suites.run_sweep import train_member; train_member()"
 
 def run_local(
     file: SweepFile, base: Config, out: Path, console: Console, *, count: int = 0, n_slots: int = 0,
-    dry_run: bool = False, is_together: bool = False,
+    dry_run: bool = False, is_apart: bool = False,
 ) -> int:  # fmt: skip
     """Go on with the sweep in the folder `out`, its values drawn here. Returns 0, or 130 on SIGINT. Raises UserError.
 
-    `count`: runs; 0: the whole grid. `n_slots`: runs at a time; 0: one for each GPU or core. `is_together`: those that
-    differ in nothing that changes a shape are the members of one run.
+    `count`: runs; 0: the whole grid. `n_slots`: runs at a time; 0: one for each GPU or core. Those that differ in
+    nothing that changes a shape are the members of one run, unless `is_apart`, or W&B is to have a run of each. What
+    has been begun stays as it was begun.
     """
     members = file.members(count)
     drawn = {name: tracked(file.config(base, values), file.name, "") for name, values in members.items()}
-    grouped = together(drawn) if is_together else {name: (config, [name]) for name, config in drawn.items()}
+    grouped = _begun(out, drawn)
+    begun = {name for _, names in grouped.values() for name in names}
+    rest = {name: config for name, config in drawn.items() if name not in begun}
+    is_apart = is_apart or base.tracker.wandb == "offline"
+    grouped |= {name: (config, [name]) for name, config in rest.items()} if is_apart else together(rest)
     runs = {name: config for name, (config, _) in grouped.items()}
     todo = [name for name, config in runs.items() if not _is_finished(out / name, config)]
     say(console, f"{file.path}: {len(runs)} runs, {len(runs) - len(todo)} of them finished, in {out}")
@@ -66,6 +73,24 @@ def run_local(
     if failure is not None:
         raise failure
     return 0
+
+
+def _begun(out: Path, drawn: Mapping[str, Config]) -> dict[str, tuple[Config, list[str]]]:
+    """Runs that are there, and which of those that were drawn they are, by the names of their folders."""
+    names = {numbers_of(config): name for name, config in drawn.items()}
+    found: dict[str, tuple[Config, list[str]]] = {}
+    for path in sorted(out.iterdir()) if out.is_dir() else ():
+        if not RunDir.is_run(str(path)):
+            continue
+        run = RunDir.open(str(path))
+        if not run.config.members:
+            if path.name in drawn:  # a run of another config under this name is for `train` to refuse
+                found[path.name] = (drawn[path.name], [path.name])
+            continue
+        its = [names.get(numbers_of(one.config), "") for one in run.each()]
+        if all(its) and not any(name in others for name in its for _, others in found.values()):
+            found[path.name] = (replace(drawn[its[0]], members=run.config.members), its)
+    return found
 
 
 def _is_finished(path: Path, config: Config) -> bool:
@@ -155,6 +180,8 @@ def _measured(path: Path) -> list[str]:
     from icl_jax.train.session import seen_induction_head
 
     record = run.load_record()
+    if record.sizes["step"] < run.config.train.n_steps:  # a member; the others went on
+        return [f"failed at step {record.sizes['step']}", "", "", "", str(path)]
     head = seen_induction_head(record)
     change = find_in_record(record)
     icl = f"{float(record['icl_windowed'][-1]):.3f}" if "icl_windowed" in record else "no probes"

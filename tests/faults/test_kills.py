@@ -11,7 +11,7 @@ from icl_jax.rundir import RunDir
 from icl_jax.rundir.verify import problems
 from tests.faults.conftest import Note
 from tests.faults.killed import PHASES, Strike, run_struck
-from tests.train.runs import assert_same_run, recorded, train_long
+from tests.train.runs import TINY, assert_same_run, recorded, train_long
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
@@ -86,6 +86,26 @@ def test_killed_at_random_moments(long_config: Path, long_unbroken: Path, tmp_pa
     assert _train(long_config, run)[::2] == (0, "")
     assert_same_run(run, long_unbroken)
     note(f"kill -9 at {len(again)} random moments", "resumes at step N", f"at most {max(again)} steps done again")
+
+
+# Each in the middle of what a run with members writes: the first calls of a start, so that the run never ends before.
+OF_MEMBERS = (("snapshot", 3, 0), ("record flush", 4, 2), ("state save", 3, 1), ("probe", 2, 0), ("removal", 3, 0))
+
+
+def test_members_killed_at_five_moments(tmp_path: Path, note: Note) -> None:
+    """Two with rows of their own and two that share theirs: what is left reads well, and goes on bit for bit."""
+    text = TINY.replace("n_steps = 8", "n_steps = 60").replace("n_linear = 8", "n_linear = 30\nstate_every_s = 1e-9")
+    text += '[members]\nseeds = [0, 1]\n"data.seed" = [0, 5]\n'
+    config, run, unbroken, again = tmp_path / "members.toml", tmp_path / "run", tmp_path / "unbroken", list[int]()
+    config.write_text(text.replace("n_probes = 4", "n_probes = 20"))
+    assert _train(config, unbroken)[::2] == (0, "")
+    for phase, call, delay_ms in OF_MEMBERS:
+        status, _, err = _train(config, run, Strike(phase, call, delay_ms / 1e3, signal.SIGKILL))
+        assert status == -signal.SIGKILL, f"{phase}: {err}"
+        again.append(_steps_to_do_again(run, unbroken))
+    assert _train(config, run)[::2] == (0, "")
+    assert_same_run(run, unbroken)
+    note(f"kill -9 of four members, {len(again)} times", "resumes at step N", f"at most {max(again)} steps done again")
 
 
 @pytest.mark.parametrize("phase", ["snapshot", "state save", "record flush"])

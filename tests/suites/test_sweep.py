@@ -59,7 +59,7 @@ def test_a_grid_is_trained_tabulated_and_then_only_looked_at(tmp_path: Path, mon
         return {jobs[-1].name: "icl-jax: the loss is not finite"} if len(calls) == 1 else {}
 
     monkeypatch.setattr(run_suite, "run_jobs", run_jobs)
-    status, said, err = command("sweep", path, base, "--out", out)
+    status, said, err = command("sweep", path, base, "--out", out, "--apart")
     names = ["optimizer.lr=0.001", "optimizer.lr=0.003"]
     assert calls == [names]
     assert (status, err.splitlines()) == (
@@ -84,9 +84,9 @@ def test_a_grid_is_trained_tabulated_and_then_only_looked_at(tmp_path: Path, mon
     ]
     assert rows[1] == ["0.003", "not finished", "", "", "", str(out / names[1])]
 
-    assert command("sweep", path, base, "--out", out)[0] == 0
+    assert command("sweep", path, base, "--out", out, "--apart")[0] == 0
     assert calls[1:] == [names[1:]]
-    status, said, _ = command("sweep", path, base, "--out", out)
+    status, said, _ = command("sweep", path, base, "--out", out, "--apart")
     assert (status, len(calls)) == (0, 2)
     assert "2 runs, 2 of them finished" in said
 
@@ -106,7 +106,7 @@ def test_a_grid_as_members_of_one_run(tmp_path: Path, monkeypatch: pytest.Monkey
         return {}
 
     monkeypatch.setattr(run_suite, "run_jobs", run_jobs)
-    status, said, err = command("sweep", path, base, "--out", out, "--together")
+    status, said, err = command("sweep", path, base, "--out", out)
     assert (status, err) == (0, "")
     (name,) = calls
     assert "1 runs, 0 of them finished" in said
@@ -117,8 +117,25 @@ def test_a_grid_as_members_of_one_run(tmp_path: Path, monkeypatch: pytest.Monkey
         member = RunDir.open(row[-1])
         assert [str(member.config.train.seed), str(member.config.optimizer.lr)] == row[:2]
         assert row[2] == f"{float(member.load_record().loss[-1].mean()):.3f}"
-    assert command("sweep", path, base, "--out", out, "--together")[0] == 0
+    assert command("sweep", path, base, "--out", out)[0] == 0
     assert calls == [name]
+    # More values: what is there stays, as one run or apart, and the others are another run.
+    path.write_text(path.read_text().replace("[0, 3]", "[0, 3, 4, 5]"))
+    assert command("sweep", path, base, "--out", out)[0] == 0
+    assert [RunDir.open(str(out / one)).config.member_fields["train.seed"] for one in calls] == [
+        (0, 3, 0, 3), (4, 5, 4, 5),
+    ]  # fmt: skip
+    assert len((out / "sweep.csv").read_text().splitlines()) == 9
+    path.write_text(path.read_text().replace("[0, 3, 4, 5]", "[0, 6]"))
+    assert command("sweep", path, base, "--out", out, "--apart")[0] == 0
+    assert sorted(calls[2:]) == [f"train.seed={seed},optimizer.lr={lr}" for seed in (0, 6) for lr in ("0.001", "0.003")]
+
+
+def test_wandb_offline_has_a_run_of_each(tmp_path: Path) -> None:
+    smeared = "  model.smeared_keys: {values: [true, false]}\n"
+    for wandb_mode, said in (("offline", "2 runs"), ("disabled", "1 runs")):
+        path, base = write(tmp_path, GRID.replace(smeared, ""), TINY.replace('"disabled"', f'"{wandb_mode}"'))
+        assert said in command("sweep", path, base, "--out", tmp_path / "out", "--dry-run")[1]
 
 
 def test_runs_of_other_shapes_are_runs_of_their_own(tmp_path: Path) -> None:
@@ -161,13 +178,14 @@ def test_members_are_named_by_what_varies_in_names_that_files_can_have(tmp_path:
 def test_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, base = write(tmp_path)
     monkeypatch.chdir(tmp_path)
-    status, said, err = command("sweep", path, base, "--dry-run", "--count", "3")
-    assert (status, err) == (0, "")
-    assert said.splitlines()[1:] == [
-        "  model.smeared_keys=True,optimizer.lr=0.001",
-        "  model.smeared_keys=True,optimizer.lr=0.003",
-        "  model.smeared_keys=False,optimizer.lr=0.001",
-    ]
+    for option, lines in (
+        ("--apart", ["  {}True,{}0.001", "  {}True,{}0.003", "  {}False,{}0.001"]),
+        ("--no-apart", ["  2-members-256c39c2", "    {}True,{}0.001", "    {}True,{}0.003", "  {}False,{}0.001"]),
+    ):
+        status, said, err = command("sweep", path, base, "--dry-run", "--count", "3", option)
+        assert (status, err) == (0, "")
+        fields = ("model.smeared_keys=", "optimizer.lr=")
+        assert said.splitlines()[1:] == [line.format(*fields) if "{" in line else line for line in lines]
     assert not (tmp_path / "runs").exists()
 
 
