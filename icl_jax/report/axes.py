@@ -1,7 +1,9 @@
-"""Runs with members that differ in one field from the first of them: axes along which a change comes sooner or later.
+"""Runs with members that differ in one field from the first of them: axes along which heads form sooner or later.
 
-How long a run is, and where it is looked at, makes no other axis: a change that lies beyond a run's end is censored
-there. So a run should have a learning rate that does not depend on its length.
+When: at the live probes, where the best head's prefix matching first reaches the threshold of an induction head,
+between two probes on the line between them. (The detector of abrupt changes asks for more than that a head has formed:
+that no smooth curve does the same.) How long a run is, and where it is looked at, makes no other axis: what lies beyond
+a run's end is censored there. So a run should have a learning rate that does not depend on its length.
 """
 
 from collections.abc import Sequence
@@ -10,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from icl_jax.analysis.over_members import times_of
 from icl_jax.config import Config
 from icl_jax.config.sameness import experiment
 from icl_jax.config.tables import flat
+from icl_jax.maths.head_scores import HEAD_THRESHOLD
 from icl_jax.maths.power_law import PowerLaw, fit_power_law
 from icl_jax.report.figures.over_members import ReportedMembers
 
@@ -32,14 +34,14 @@ _PER_STEP = ("train.batch_size", "model.n_ctx")
 
 @dataclass(frozen=True, slots=True)
 class Varied:
-    """Members of several runs that differ in one field, and when the largest change of each starts."""
+    """Members of several runs that differ in one field, and when an induction head of each has formed."""
 
     field: str
     values: np.ndarray
     """[member]"""
     tokens: np.ndarray
-    """[member] at the start of the change, or where the member was last looked at."""
-    has_changed: np.ndarray
+    """[member] at which a head has formed, or where the member was last looked at."""
+    has_formed: np.ndarray
     names: tuple[str, ...] = ()
     """Of the values 0, 1, ..., where they are no numbers."""
 
@@ -50,10 +52,10 @@ class Varied:
 
     @property
     def law(self) -> PowerLaw | None:
-        """Of the tokens; None for names, and where changes were seen at fewer than two values."""
-        if self.names or len(np.unique(self.values[self.has_changed])) < 2:
+        """Of the tokens; None for names, and where heads formed at fewer than two values."""
+        if self.names or len(np.unique(self.values[self.has_formed])) < 2:
             return None
-        return fit_power_law(self.values, self.tokens, self.has_changed)
+        return fit_power_law(self.values, self.tokens, self.has_formed)
 
     @property
     def per_step(self) -> int:
@@ -69,14 +71,13 @@ def axes_of(members: Sequence[ReportedMembers]) -> list[Varied]:
     points: dict[str, list[tuple[Any, float, bool]]] = {}
     on_all: list[tuple[float, float, bool]] = []
     for run in members:
-        if run.config is None or "start" not in run.data:
+        if run.config is None or "prefix_matching" not in run.data:
             continue
-        tokens, has_changed = times_of(run.data, "start")
-        known = np.flatnonzero(np.isfinite(run.data["start"].values) | np.isfinite(run.data["last_tokens"].values))
-        for i, k in enumerate(known.tolist()):
+        tokens, has_formed = formed(run)
+        for k in np.flatnonzero(np.isfinite(tokens)).tolist():
             own = _own(run.config.member(k))
             differing = [name for name in own if own[name] != base.get(name)]
-            point = (float(tokens[i]), bool(has_changed[i]))
+            point = (float(tokens[k]), bool(has_formed[k]))
             if not differing:
                 on_all.append((run.repeated, *point))
             elif "optimizer.name" in differing:
@@ -97,6 +98,25 @@ def axes_of(members: Sequence[ReportedMembers]) -> list[Varied]:
     return found
 
 
+def formed(run: ReportedMembers) -> tuple[np.ndarray, np.ndarray]:
+    """[member] training tokens at which the best head has come to the threshold, or of the last probe; whether it has.
+
+    NaN for a member without a probe.
+    """
+    tokens = run.data["probe_tokens"].values.astype(np.float64)
+    best = run.data["prefix_matching"].max(("layer", "head")).values
+    times, has_formed = np.full(len(best), np.nan), np.zeros(len(best), bool)
+    for k, curve in enumerate(best):
+        there = np.flatnonzero(np.isfinite(curve))
+        above = np.flatnonzero(np.nan_to_num(curve) >= HEAD_THRESHOLD)
+        if len(above) and above[0] > 0:
+            at = slice(above[0] - 1, above[0] + 1)
+            times[k], has_formed[k] = np.interp(HEAD_THRESHOLD, curve[at], tokens[at]), True
+        elif len(there) and tokens[there[-1]] > 0 and not len(above):
+            times[k] = tokens[there[-1]]
+    return times, has_formed
+
+
 def _own(config: Config) -> dict[str, Any]:
     fields = flat(experiment(config))
     return {name: value for name, value in fields.items() if not name.startswith(_NO_AXIS)}
@@ -111,7 +131,7 @@ def laws_rows(axes: Sequence[Varied]) -> tuple[list[str], list[list[str]]]:
             continue
         levels = np.unique(axis.values)
         censored = [
-            f"{n} at {level:.3g}" for level in levels if (n := int(np.sum(~axis.has_changed & (axis.values == level))))
+            f"{n} at {level:.3g}" for level in levels if (n := int(np.sum(~axis.has_formed & (axis.values == level))))
         ]
         law, exponents, p = axis.law, ["", ""], ""
         if law is not None:

@@ -149,7 +149,7 @@ def _report(suite: Suite, out: Path, console: Console) -> None:
     ]
     if axes := axes_of([reported_members(run, run.path.name) for run in several]):
         header, lines = laws_rows(axes)
-        table = Table(*header, box=None, title="start of the change as a power of what is varied")
+        table = Table(*header, box=None, title="when an induction head has formed, as a power of what is varied")
         for cells in lines:
             table.add_row(*cells)
         console.print(table)

@@ -1,4 +1,4 @@
-"""When the change comes as a function of what was varied, over runs with members."""
+"""When induction heads form as a function of what was varied, over runs with members."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ def _chart(axis: Varied) -> Chart:
     series = [
         Series(label=label, x=x[which], y=axis.tokens[which], dots=True, colour=colour)
         for label, which, colour in (
-            ("start of the change", axis.has_changed, 0), ("no change by then", ~axis.has_changed, 1),
+            ("an induction head has formed", axis.has_formed, 0), ("none by then", ~axis.has_formed, 1),
         )
         if which.any()
     ]  # fmt: skip
@@ -56,9 +56,9 @@ def _beside(axis: Varied) -> np.ndarray:
 
 LAWS = LawsFigure(
     name="laws",
-    title="What sets the time of the change",
-    shows="Training tokens at which each seed's largest change starts, by one field that runs differ in, all else "
-    "equal; line: the power law, fitted with seeds that have not changed by their run's end (censored there).",
+    title="What sets the time at which heads form",
+    shows="Training tokens at which an induction head of each seed has formed, by one field that runs differ in, all "
+    "equal; line: the power law, fitted with seeds that had none by their run's end (censored there).",
     look_for="A straight line; where its test refutes one, the exponent says little.",
-    needs=("start",),
+    needs=("prefix_matching",),
 )

@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 from icl_jax.config import Config, parse_config
+from icl_jax.maths.head_scores import HEAD_THRESHOLD
 from icl_jax.report.axes import axes_of, laws_rows
 from icl_jax.report.chart import Chart, Gap
 from icl_jax.report.figures.laws import LAWS
@@ -16,12 +17,13 @@ from icl_jax.report.members import members_figures
 BASE = parse_config('[train]\nbatch_size = 32\nn_steps = 500\n[optimizer]\nschedule = "constant"\n[members]\nseeds = 4')
 
 
-def _run(config: Config, starts: list[float], name: str = "run") -> ReportedMembers:
-    """Members whose changes start there; NaN: none by 1e6 tokens."""
-    start = np.array(starts)
+def _run(config: Config, times: list[float], name: str = "run") -> ReportedMembers:
+    """Members whose best head passes the threshold there, between two probes; NaN: none by 1e6 tokens."""
+    tokens = np.linspace(0, 1e6, 101)
+    best = np.array([np.clip(HEAD_THRESHOLD + (tokens - time) / 1e5, 0.05, 0.9) for time in times])
+    heads = np.stack([np.full_like(best, 0.05), np.nan_to_num(best, nan=0.05)], axis=-1)[:, :, None]
     data = xr.Dataset({
-        "start": ("member", start), "last_tokens": ("member", np.full(len(start), 1e6)),
-        "probe_tokens": ("probe", np.linspace(0, 1e6, 11)),
+        "probe_tokens": ("probe", tokens), "prefix_matching": (("member", "probe", "layer", "head"), heads),
     })  # fmt: skip
     return ReportedMembers(name, data, config, 0.25)
 
@@ -44,8 +46,9 @@ def test_an_axis_of_one_field() -> None:
     batch, by_name = axes_of(RUNS)
     assert (batch.field, batch.label) == ("train.batch_size", "rows a batch")
     assert sorted(set(batch.values)) == [8, 32, 128]
-    assert batch.has_changed.sum() == 11
-    assert batch.tokens[~batch.has_changed].tolist() == [1e6]  # where it was last looked at
+    assert batch.has_formed.sum() == 11
+    assert batch.tokens[:4] == pytest.approx([4e5, 4.1e5, 3.9e5, 4e5])
+    assert batch.tokens[~batch.has_formed].tolist() == [1e6]  # where it was last looked at
     assert batch.law is not None
     assert batch.law.exponent == pytest.approx(0.5, abs=0.05)
     assert by_name.names == ("adamw", "sgd, lr 0.1")
@@ -82,7 +85,7 @@ def test_its_figure() -> None:
     assert LAWS not in members_figures(RUNS[:1])
     batch, by_name = (panel.chart for panel in LAWS.panels(RUNS))
     assert isinstance(batch, Chart)
-    assert [series.label for series in batch.series] == ["start of the change", "no change by then", "power law"]
+    assert [series.label for series in batch.series] == ["an induction head has formed", "none by then", "power law"]
     assert isinstance(by_name, Chart)
     assert by_name.x.names == ("adamw", "sgd, lr 0.1")
     (gap,) = LAWS.panels(RUNS[:1])
