@@ -1,5 +1,6 @@
 """What the user sees on the console: lines, and how far long work is, as a bar on a terminal or as plain lines."""
 
+import math
 import threading
 import time
 from collections import deque
@@ -24,6 +25,8 @@ _JOB_LINE_S = 20.0
 """... of a corpus that is prepared, and of each job of a suite."""
 _SECOND_LINE_S = 2.0
 """Seconds from the first plain line to the second, the first that knows the speed."""
+_WITH_ERROR = 72
+"""Columns of a terminal from which on the bar's line has room for the error of the ICL score."""
 _WINDOW_S = 10.0
 """Seconds that the shown speed is taken over."""
 
@@ -102,7 +105,7 @@ class StepsDisplay(_Display):
         self._start_step = start_step
         self._step = start_step
         self._loss = float("nan")
-        self._icl: float | None = None
+        self._icl: tuple[float, float] | None = None
         self._start_s = clock()
         self._next_s = self._start_s
         self._n_drawn = 0
@@ -121,11 +124,11 @@ class StepsDisplay(_Display):
             self._guard(self._draw_last)
         super().__exit__(kind, error, traceback)
 
-    def update(self, step_done: int, loss: float, icl_score: float | None) -> None:
-        """Tell that ``step_done`` steps are finished; ``icl_score`` is the latest, None before the first."""
+    def update(self, step_done: int, loss: float, icl: tuple[float, float] | None) -> None:
+        """Tell that ``step_done`` steps are finished; ``icl`` is the latest score and its error, or None."""
         self._step = step_done
         self._loss = loss
-        self._icl = icl_score
+        self._icl = icl
         now = self._clock()
         if now < self._next_s:
             return
@@ -139,7 +142,7 @@ class StepsDisplay(_Display):
 
     def _start(self) -> None:
         bar = self._start_bar(
-            rich.progress.BarColumn(bar_width=max(4, min(40, self._console.width - 66))),
+            rich.progress.BarColumn(bar_width=max(4, min(40, self._console.width - 71))),
             rich.progress.MofNCompleteColumn(),
             rich.progress.TextColumn("{task.fields[status]}", markup=False),
         )
@@ -166,8 +169,8 @@ class StepsDisplay(_Display):
 
     def _show(self, steps_per_s: float, time_text: str) -> None:
         speed = f"{format_count(steps_per_s * self._tokens_per_step)} tokens/s" if steps_per_s > 0 else ""
-        icl = "" if self._icl is None else f"ICL {self._icl:.2f}"
-        parts = [speed, f"loss {self._loss:.2f}", icl, time_text]
+        has_room = self._bar is None or self._console.width >= _WITH_ERROR
+        parts = [speed, f"loss {self._loss:.2f}", _icl_words(self._icl, has_room), time_text]
         if self._bar is not None:
             status = "  ".join(part for part in parts if part)
             self._bar.update(self._bar.task_ids[0], completed=self._step, status=status, refresh=True)
@@ -175,6 +178,14 @@ class StepsDisplay(_Display):
             tokens = f"{format_count(self._step * self._tokens_per_step)} tokens"
             parts = [f"step {self._step}/{self._n_steps}", tokens, *parts]
             say(self._console, "  ".join(part for part in parts if part))
+
+
+def _icl_words(icl: tuple[float, float] | None, with_error: bool) -> str:
+    """The score with its standard error, which that of a single row has not."""
+    if icl is None:
+        return ""
+    score, error = icl
+    return f"ICL {score:.2f}" if math.isnan(error) or not with_error else f"ICL {score:.2f}±{error:.2f}"
 
 
 class MeasurementsDisplay(_Display):

@@ -74,16 +74,23 @@ def test_plain_lines_come_soon_then_every_ten_seconds_and_at_the_end() -> None:
     with StepsDisplay(console, n_steps=1000, tokens_per_step=4096, start_step=0, clock=clock) as progress:
         clock.now_s += 30  # compilation counts neither for the speed nor for the remaining time
         for step in range(1, 1001):
-            progress.update(step, 4 - step / 500, None if step < 200 else -0.354)
+            progress.update(step, 4 - step / 500, None if step < 200 else (-0.354, 0.041))
             if step < 1000:
                 clock.now_s += 0.025
     assert file.getvalue().splitlines() == [
         "step 1/1000  4.1k tokens  loss 4.00",
         "step 81/1000  331.8k tokens  163.8k tokens/s  loss 3.84  23s left",
-        "step 481/1000  2.0M tokens  163.8k tokens/s  loss 3.04  ICL -0.35  13s left",
-        "step 881/1000  3.6M tokens  163.8k tokens/s  loss 2.24  ICL -0.35  3s left",
-        "step 1000/1000  4.1M tokens  74.5k tokens/s  loss 2.00  ICL -0.35  done in 55s",
+        "step 481/1000  2.0M tokens  163.8k tokens/s  loss 3.04  ICL -0.35±0.04  13s left",
+        "step 881/1000  3.6M tokens  163.8k tokens/s  loss 2.24  ICL -0.35±0.04  3s left",
+        "step 1000/1000  4.1M tokens  74.5k tokens/s  loss 2.00  ICL -0.35±0.04  done in 55s",
     ]
+
+
+def test_the_score_of_a_single_row_has_no_error() -> None:
+    console, file = plain_console()
+    with StepsDisplay(console, n_steps=1, tokens_per_step=1, start_step=0, clock=Clock()) as progress:
+        progress.update(1, 1.0, (-0.354, float("nan")))
+    assert "loss 1.00  ICL -0.35  " in file.getvalue()
 
 
 def test_speed_is_that_of_the_last_seconds() -> None:
@@ -120,11 +127,11 @@ def test_terminal_shows_a_bar_redrawn_four_times_a_second() -> None:
     clock = Clock()
     with StepsDisplay(console, n_steps=5000, tokens_per_step=1000, start_step=0, clock=clock) as progress:
         for step in range(1, 1001):
-            progress.update(step, 3.119, -0.354)
+            progress.update(step, 3.119, (-0.354, 0.041))
             clock.now_s += 1 / 128
         drawn = file.getvalue()
     assert drawn.count("loss 3.12") == 32
-    for part in ("993/5000", "128.0k tokens/s", "ICL -0.35", "31s left"):
+    for part in ("993/5000", "128.0k tokens/s", "ICL -0.35±0.04", "31s left"):
         assert part in drawn
     last = file.getvalue()[len(drawn) :]
     assert "1000/5000" in last
@@ -138,14 +145,15 @@ def test_narrow_terminal_keeps_everything_on_one_line(width: int) -> None:
     clock = Clock()
     with StepsDisplay(console, n_steps=20_000, tokens_per_step=4096, start_step=0, clock=clock) as progress:
         for step in range(1, 9002):
-            progress.update(step, 3.119, -0.354)
+            progress.update(step, 3.119, (-0.354, 0.041))
             clock.now_s += 0.125
         drawn = file.getvalue()
     assert "\n" not in drawn
     bar, _, text = re.sub(r"\x1b\[[\d;?]*\w", "", drawn).split("\r")[-1].partition(" ")
     assert set(bar) <= set("━╸╺")
     assert len(bar) >= 4
-    assert text == " 9001/20000 32.8k tokens/s  loss 3.12  ICL -0.35  22m55s left"
+    error = "±0.04" if width >= 72 else ""
+    assert text == f" 9001/20000 32.8k tokens/s  loss 3.12  ICL -0.35{error}  22m55s left"
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])

@@ -200,6 +200,7 @@ def _phase_change() -> Found:
         ("change_end", f"{of}, in M"): change.end / 1e6,
         ("change_size", of): change.size,
         ("change_share", of): change.share,
+        ("change_width", f"{of}, in M"): change.width / 1e6,
         ("change_p", "a straight fall"): straight.p_value,
     }
 

@@ -66,6 +66,7 @@ def layout(entity: str, project: str, name: str) -> "Workspace":
             panels=[
                 lines("Loss (nats)", "loss"),
                 lines("ICL score (nats)", "icl_windowed", "icl_score"),
+                lines("Its standard error (nats)", "icl_sem", "icl_score_sem"),
                 lines("Best prefix matching", "prefix_matching_max"),
                 lines("Best previous-token attention", "previous_token_max"),
             ],

@@ -110,7 +110,7 @@ def _stacked(name: str, part: Part, found: list[Tensor], model: ModelConfig, whe
     def one(tensor: Tensor) -> np.ndarray:
         if tensor.dtype.name not in ("float32", "float64", *_NARROW):
             raise UserError(f"{where}: {part.name} is of the type {tensor.dtype.name}: quantised weights are not read")
-        array = tensor.read().astype(np.float32)
+        array = tensor.read().astype(np.float32, copy=False)
         try:
             return array if part.layout is None else part.layout.read(array, model)
         except ValueError:

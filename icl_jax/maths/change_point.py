@@ -34,6 +34,9 @@ _LEAST_SHARE = 0.05
 _LEAST_EXCESS = 0.15
 # Times the noise.
 _LEAST_OVER_NOISE = 2.0
+# Times the noise; and the median of the second differences of noise of 1, which straight parts have none of.
+_LEAST_TURN = 5.0
+_MEDIAN_BEND = 0.6745 * 6**0.5
 # What the step must gain beside all convex curves: 4 in 100 even falls with a corner have a step that does.
 _CONVEX_GAIN = 6.0
 
@@ -54,6 +57,8 @@ class Change:
     end_interval: tuple[float, float]
     size_interval: tuple[float, float]
     share_interval: tuple[float, float]
+    width_interval: tuple[float, float] = (np.nan, np.nan)
+    """NaN of what an earlier version has measured."""
 
     @property
     def is_open(self) -> bool:
@@ -82,6 +87,7 @@ class ChangePoints:
     end_interval: Float[np.ndarray, "... K 2"]
     size_interval: Float[np.ndarray, "... K 2"]
     share_interval: Float[np.ndarray, "... K 2"]
+    width_interval: Float[np.ndarray, "... K 2"]
 
     @property
     def is_open(self) -> Bool[np.ndarray, "... K"]:
@@ -205,9 +211,13 @@ def _read(tokens: np.ndarray, curve: np.ndarray, direction: int) -> tuple[np.nda
 
 
 def _turn(u: np.ndarray, y: np.ndarray) -> int:
-    """First point of the curve that goes up: its lowest early one, if it lies lower than the very first by a fifth."""
+    """First point of the curve that goes up: its lowest early one, if it lies lower than the very first by a fifth.
+
+    And by more than noise puts it: what lies flat before a change is needed.
+    """
     lowest = int(np.argmin(y[u <= u[0] + (u[-1] - u[0]) / 4]))
-    return lowest if y[0] - y[lowest] > 0.2 * np.ptp(y) else 0
+    noise = float(np.median(np.abs(np.diff(y, 2)))) / _MEDIAN_BEND
+    return lowest if y[0] - y[lowest] > max(0.2 * np.ptp(y), _LEAST_TURN * noise) else 0
 
 
 def _worth_the_name(search: Search, steps: list[Step], scale: float, u: np.ndarray, least: float) -> list[Change]:
@@ -223,14 +233,15 @@ def _worth_the_name(search: Search, steps: list[Step], scale: float, u: np.ndarr
         excess = np.abs(curve - search.fitted(others)).max()
         if size[1] < smallest or excess < _LEAST_EXCESS * size[1] or search.convex_gain(step, steps) < _CONVEX_GAIN:
             continue
-        start, end = (
-            np.where(x > 1, np.inf, u[0] + np.maximum(x, 0) * (u[-1] - u[0])).tolist() for x in posterior.ends()
-        )
+        *ends, width = posterior.ends()
+        start, end = (np.where(x > 1, np.inf, u[0] + np.maximum(x, 0) * (u[-1] - u[0])).tolist() for x in ends)
+        width = np.where(np.isinf(end), np.inf, width * (u[-1] - u[0])).tolist()
         share = size / whole
         found.append(
             Change(
                 start[1], end[1], float(size[1] * scale), float(share[1]),
                 (start[0], start[2]), (end[0], end[2]), _in_order(size * scale), _in_order(share),
+                (width[0], width[2]),
             )
         )  # fmt: skip
     return found

@@ -93,15 +93,15 @@ def find_in_record(record: xr.Dataset) -> Finding | None:
 
 
 def arrays_of(findings: Sequence[Finding]) -> dict[str, np.ndarray]:
-    """As arrays: `status`, `p` [finding]; `start`, `end`, `size`, `share` [finding, change] and their `..._interval`.
+    """As arrays: `status`, `p` [finding]; `start`, `end`, `size`, `share`, `width` [finding, change], `..._interval`.
 
-    NaN where a finding has fewer than `MOST_CHANGES` changes; `end` is inf where one is still going on.
+    NaN where a finding has fewer than `MOST_CHANGES` changes; `end` and `width` are inf where one is still going on.
     """
     found: dict[str, np.ndarray] = {
         "status": np.array([finding.status for finding in findings], "U14"),
         "p": np.array([finding.p_value for finding in findings], np.float64),
     }
-    for name in ("start", "end", "size", "share"):
+    for name in ("start", "end", "size", "share", "width"):
         values, intervals = (
             np.full((len(findings), MOST_CHANGES), np.nan),
             np.full((len(findings), MOST_CHANGES, 2), np.nan),
@@ -118,7 +118,7 @@ def finding_from(arrays: dict[str, np.ndarray]) -> Finding:
     found = []
     for j in np.flatnonzero(np.isfinite(arrays["start"])):
         start, end, size, share = (float(arrays[name][j]) for name in ("start", "end", "size", "share"))
-        ends = (arrays[f"{name}_interval"][j].tolist() for name in ("start", "end", "size", "share"))
-        intervals = [(low, high) for low, high in ends]
+        names = ("start", "end", "size", "share", "width")
+        intervals = [tuple(arrays[f"{name}_interval"][j].tolist()) for name in names if f"{name}_interval" in arrays]
         found.append(Change(start, end, size, share, *intervals))
     return Finding(tuple(found), float(arrays["p"]))

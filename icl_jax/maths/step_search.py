@@ -207,15 +207,17 @@ class Posterior:
     log_p: np.ndarray
     fitted: StepFits
 
-    def ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """5 %, 50 %, 95 % of start and end."""
+    def ends(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """5 %, 50 %, 95 % of start, end and width."""
         from scipy.ndimage import zoom
 
         fine = zoom(np.maximum(self.log_p, -50), 4, order=1)
         place = np.linspace(self.places[0], self.places[-1], fine.shape[0])[:, None]
         half = np.exp(np.linspace(self.log_widths[0], self.log_widths[-1], fine.shape[1])) / 2
         p = np.exp(fine).ravel()
-        return _quantiles((place - half).ravel(), p), _quantiles((place + half).ravel(), p)
+        width = np.broadcast_to(2 * half, fine.shape)
+        start, end, width = (_quantiles(x.ravel(), p) for x in (place - half, place + half, width))
+        return start, end, width
 
     def sizes(self) -> np.ndarray:
         """5 %, 50 %, 95 % of what the step does within the run."""

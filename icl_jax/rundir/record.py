@@ -37,9 +37,11 @@ _STEP_SCALARS = {
     # Not "seconds": readers of CF conventions would make a time interval of it.
     "step_s": ("s", "wall-clock time of a step, mean over those fetched with it: 1 on CPU, 16 on accelerators"),
 }
-_PROBE_SCALARS = {
+PROBE_SCALARS = {
     "icl_score": ("nats", "late minus early loss on held-out rows, single positions"),
     "icl_windowed": ("nats", "late minus early loss on held-out rows, windows"),
+    "icl_score_sem": ("nats", "standard error of icl_score over held-out rows"),
+    "icl_sem": ("nats", "standard error of icl_windowed over held-out rows"),
 }
 HEAD_SCORES = ("prefix_matching", "previous_token")
 """Scores of each layer's heads: the variables of measurements that are marked live."""
@@ -76,6 +78,8 @@ class ProbeResult:
     step: int
     icl_score: Any  # float, [member] with members
     icl_windowed: Any
+    icl_score_sem: Any
+    icl_sem: Any
     held_out_loss: np.ndarray  # [position]
     prefix_matching: np.ndarray
     previous_token: np.ndarray
@@ -152,7 +156,7 @@ class Record:
         if len(probes):
             coordinate("probe_step", "probe", probes, "updates before")
             coordinate("probe_tokens", "probe", probes * config.tokens_per_step, "tokens predicted in training before")
-            for name, (units, meaning) in _PROBE_SCALARS.items():
+            for name, (units, meaning) in PROBE_SCALARS.items():
                 empty(name, ("probe",), (len(probes),), units, meaning)
             meaning = "loss of predicting token t + 1, mean over held-out rows"
             empty("held_out_loss", ("probe", "position"), (len(probes), n_ctx), "nats", meaning)
@@ -226,9 +230,9 @@ class Record:
         return min((max(chunks, default=-1) + 1) * array.chunks[0], array.shape[0])
 
     def _probe_arrays(self) -> list[str]:
-        """In the order of writing."""
+        """In the order of writing. A record that an earlier version began has no standard errors."""
         heads = HEAD_SCORES if self._config.model.n_layers else ()
-        others = [name for name in _PROBE_SCALARS if name != _PROBE_IS_COMPLETE]
+        others = [name for name in PROBE_SCALARS if name != _PROBE_IS_COMPLETE and name in self._group]
         return [*heads, "held_out_loss", *others, _PROBE_IS_COMPLETE]
 
     def _array(self, name: str) -> "zarr.Array":

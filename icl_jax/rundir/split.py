@@ -2,12 +2,13 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from icl_jax.config import UserError
 from icl_jax.rundir.files import is_bucket
-from icl_jax.rundir.record import HEAD_SCORES, INTERVENED, ProbeResult, StepBlock
+from icl_jax.rundir.record import HEAD_SCORES, INTERVENED, PROBE_SCALARS, ProbeResult, StepBlock
 from icl_jax.rundir.run import RunDir
 
 _STEPS_AT_A_TIME = 4096
@@ -56,9 +57,10 @@ def _write(member: RunDir, path: str) -> RunDir:
         writer.write_steps(StepBlock(first_step=first, **columns))
     no_heads = np.zeros((0, member.config.model.n_heads), np.float32)
     for i, step in enumerate(record["probe_step"].values.tolist() if "probe_step" in record else ()):
-        names = ("icl_score", "icl_windowed", "held_out_loss", *HEAD_SCORES)
-        scores = {name: record[name].values[i] if name in record else no_heads for name in names}
-        writer.write_probe(ProbeResult(step=step, **scores))
+        heads = {name: record[name].values[i] if name in record else no_heads for name in HEAD_SCORES}
+        scalars = {name: record[name].values[i] if name in record else np.float32("nan") for name in PROBE_SCALARS}
+        found: dict[str, Any] = {"held_out_loss": record["held_out_loss"].values[i]} | scalars | heads
+        writer.write_probe(ProbeResult(step=step, **found))
     for entry in member.read_snapshots():
         params, sha256 = member.read_params(entry)
         if sha256 != entry.sha256:

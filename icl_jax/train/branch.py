@@ -20,7 +20,7 @@ from icl_jax.rundir import RunDir, SnapshotEntry
 from icl_jax.rundir.checkpoints import Arrays, saved_steps
 from icl_jax.rundir.files import absolute
 from icl_jax.rundir.manifest import params_sha256
-from icl_jax.rundir.record import INTERVENED, ProbeResult, StepBlock
+from icl_jax.rundir.record import INTERVENED, PROBE_SCALARS, ProbeResult, StepBlock
 
 BRANCH = "branch"
 """Entry of environment.json: parent, step, and what was changed or is fresh."""
@@ -176,7 +176,10 @@ class Branch:
             if step < self.step:
                 at = theirs.isel(probe=i)
                 names = [field.name for field in fields(ProbeResult) if field.name != "step"]
-                found: dict[str, Any] = {name: at[name].values if name in at else np.zeros(0) for name in names}
+                found: dict[str, Any] = {
+                    name: at[name].values if name in at else np.nan if name in PROBE_SCALARS else np.zeros(0)
+                    for name in names
+                }
                 ours.write_probe(ProbeResult(step=int(step), **found))
         for entry in self.parent.manifest.read():
             if entry.step < self.step:

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from icl_jax.config import NonFiniteLossError
+from icl_jax.maths.icl_score import SAYS_NOTHING
 from icl_jax.rundir.record import HEAD_SCORES, ProbeResult
 from icl_jax.train.step import StepMetrics
 
@@ -96,7 +97,8 @@ def probe_spread(result: ProbeResult) -> dict[str, float]:
     heads = {f"{name}_max": getattr(result, name) for name in HEAD_SCORES}
     best = {name: score.max(axis=(1, 2)) for name, score in heads.items() if score[0].size}
     medians = {name: typical(values) for name, values in best.items()}
-    return medians | spread({"icl_score": result.icl_score, "icl_windowed": result.icl_windowed, **best})
+    says = {} if typical(result.icl_score_sem) > SAYS_NOTHING else {"icl_score": result.icl_score}
+    return medians | spread(says | {"icl_windowed": result.icl_windowed, **best})
 
 
 def typical_probe(result: ProbeResult) -> ProbeResult:
@@ -106,6 +108,8 @@ def typical_probe(result: ProbeResult) -> ProbeResult:
         step=result.step,
         icl_score=typical(result.icl_score),
         icl_windowed=typical(result.icl_windowed),
+        icl_score_sem=typical(result.icl_score_sem),
+        icl_sem=typical(result.icl_sem),
         held_out_loss=np.nanmedian(result.held_out_loss, axis=0),
         prefix_matching=no_heads,
         previous_token=no_heads,

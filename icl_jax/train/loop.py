@@ -13,6 +13,7 @@ from icl_jax.config import Config, NonFiniteLossError, UserError
 from icl_jax.data import Corpus, each_corpus, read_batches
 from icl_jax.data.batches import read_own_batches
 from icl_jax.display import StepsDisplay
+from icl_jax.maths.icl_score import SAYS_NOTHING
 from icl_jax.model.execution import Execution
 from icl_jax.read_ahead import ReadAhead
 from icl_jax.rundir import RunDir, probe_steps, snapshot_steps
@@ -158,7 +159,7 @@ class _Keeper:
             flush_every_s=config.train.flush_every_s,
             failures=self.failures,
         )
-        self._icl: float | None = None
+        self._icl: tuple[float, float] | None = None
         self._last_state = time.monotonic()
         self._saving: Future[None] | None = None
 
@@ -209,7 +210,7 @@ class _Keeper:
             result = self.failures.judge_probe(probe_fn(step, params))
             shown, more = typical_probe(result), probe_spread(result)
         # Over windows: the single positions of the other are noise on few rows.
-        self._icl = shown.icl_windowed
+        self._icl = None if shown.icl_sem > SAYS_NOTHING else (shown.icl_windowed, shown.icl_sem)
         if self.record is not None:
             self.writer.submit(self.record.write_probe, result)
         self.tracker.log_probe(step * self.run.config.tokens_per_step, shown, more)

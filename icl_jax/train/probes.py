@@ -13,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from icl_jax.config import Config
 from icl_jax.data import Corpus, each_corpus
 from icl_jax.maths.head_scores import repeated_tokens
-from icl_jax.maths.icl_score import icl_score, icl_windowed
+from icl_jax.maths.icl_score import icl_positions, icl_score, icl_windowed
+from icl_jax.measures.icl import standard_error
 from icl_jax.measures.measurement import MAX_PATTERN_CTX, Measurement
 from icl_jax.measures.snapshot import Snapshot
 from icl_jax.measures.table import TABLE
@@ -40,19 +41,37 @@ def divisor_up_to(n: int, at_most: int) -> int:
     return max(d for d in range(1, min(n, at_most) + 1) if n % d == 0)
 
 
-def _held_out_loss(params: Params, rows: jax.Array, *, config: Config, platform: str) -> jax.Array:
-    """Loss summed over rows at each position, nats; a leading axis of length 1 for the device."""
+def _held_out_loss(params: Params, rows: jax.Array, *, config: Config, platform: str) -> tuple[jax.Array, jax.Array]:
+    """Loss summed over rows at each position, nats, with a leading axis of length 1 for the device.
+
+    And the ICL scores of each row, [row, 2]: over windows, at single positions.
+    """
 
     # The forms of the training step, of which memory on a GPU and TPU is sure; nothing is differentiated.
     execution = resolve(config.model, platform, config.train)
 
-    def batch_loss(rows: jax.Array) -> jax.Array:
-        return jnp.sum(losses(params, rows, config.model, execution=execution), axis=0)
+    at = icl_positions(config.model.n_ctx)
+
+    def batch_loss(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        loss_BT = losses(params, rows, config.model, execution=execution)
+        early, late = (loss_BT[:, a - 1 : b].mean(axis=1) for a, b in (at.early_window, at.late_window))
+        single = loss_BT[:, at.late - 1] - loss_BT[:, at.early - 1]
+        return jnp.sum(loss_BT, axis=0), jnp.stack([late - early, single], axis=1)
 
     n_rows = rows.shape[0]
     n_tokens = CPU_TOKENS_AT_A_TIME if platform == "cpu" else _TOKENS_AT_A_TIME
     at_a_time = divisor_up_to(n_rows, max(1, n_tokens // config.model.n_ctx))
-    return jnp.sum(jax.lax.map(batch_loss, rows.reshape(-1, at_a_time, rows.shape[1])), axis=0, keepdims=True)
+    sums, icl_of_rows = jax.lax.map(batch_loss, rows.reshape(-1, at_a_time, rows.shape[1]))
+    return jnp.sum(sums, axis=0, keepdims=True), icl_of_rows.reshape(n_rows, 2)
+
+
+def _errors(icl_of_rows: np.ndarray) -> dict[str, Any]:
+    """Standard errors over rows of the two scores, [row, 2] or [member, row, 2]."""
+    sem = standard_error(np.moveaxis(np.asarray(icl_of_rows, np.float64), -2, -1).reshape(-1, icl_of_rows.shape[-2]))
+    windowed, single = sem.reshape(-1, 2).T
+    if icl_of_rows.ndim == 2:
+        return {"icl_sem": float(windowed[0]), "icl_score_sem": float(single[0])}
+    return {"icl_sem": windowed, "icl_score_sem": single}
 
 
 def _head_scores(params: Params, rows: dict[str, jax.Array], config: Config) -> dict[str, jax.Array]:
@@ -109,13 +128,14 @@ def make_probe_fn(config: Config, corpus: Corpus, devices: list[jax.Device]) -> 
         return begin
 
     def result(step: int, begun: tuple[Any, Any]) -> ProbeResult:
-        sums, scores = jax.device_get(begun)
+        (sums, icl_of_rows), scores = jax.device_get(begun)
         loss_T = np.asarray(np.sum(sums, axis=0) / np.float32(n_held_out))
         return ProbeResult(
             step=step,
             icl_score=icl_score(loss_T),
             icl_windowed=icl_windowed(loss_T),
             held_out_loss=loss_T,
+            **_errors(icl_of_rows),
             **{name: np.asarray(score_NH) for name, score_NH in scores.items()},
         )
 
@@ -152,21 +172,21 @@ def _mapped_probe_fn(config: Config, platform: str, each: list[Any]) -> ProbeFn:
     stacked = jax.tree.map(lambda *rows: np.stack(rows), *each) if has_own_rows else each[0]
     at_a_time = max(1, _MAPPED_TOKENS // max(rows.size for rows in jax.tree.leaves(each[0])))
 
-    def one(params: Params, held_out: jax.Array, row_sets: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
-        loss_1T = _held_out_loss(params, held_out, config=config, platform=platform)
+    def one(params: Params, held_out: jax.Array, row_sets: dict[str, jax.Array]) -> tuple[Any, ...]:
+        loss_1T, icl_of_rows = _held_out_loss(params, held_out, config=config, platform=platform)
         # JAX puts no parts together that hold nothing.
-        return loss_1T[0], _head_scores(params, row_sets, config) if config.model.n_layers else {}
+        return loss_1T[0], icl_of_rows, _head_scores(params, row_sets, config) if config.model.n_layers else {}
 
-    def take(params: Params, rows: Any) -> tuple[jax.Array, Any]:
+    def take(params: Params, rows: Any) -> tuple[Any, ...]:
         at_once = min(len(next(iter(params.values()))), at_a_time)
         if has_own_rows:
             return jax.lax.map(lambda own: one(own[0], *own[1]), (params, rows), batch_size=at_once)
         return jax.lax.map(lambda own: one(own, *rows), params, batch_size=at_once)
 
     @cache
-    def over(mesh: Mesh) -> Callable[[Params, Any], tuple[jax.Array, Any]]:
+    def over(mesh: Mesh) -> Callable[[Params, Any], tuple[Any, ...]]:
         specs = (CUT, CUT if has_own_rows else WHOLE)
-        return jax.jit(jax.shard_map(take, mesh=mesh, in_specs=specs, out_specs=(CUT, CUT), check_vma=False))
+        return jax.jit(jax.shard_map(take, mesh=mesh, in_specs=specs, out_specs=CUT, check_vma=False))
 
     on: list[Any] = []
 
@@ -180,12 +200,17 @@ def _mapped_probe_fn(config: Config, platform: str, each: list[Any]) -> ProbeFn:
                 own = jax.tree.map(lambda rows, at=of_round: rows[at], stacked) if has_own_rows else stacked
                 on.append(put(own, mesh, CUT if has_own_rows else WHOLE))
         begun = tuple(over(mesh)(params, rows) for mesh, params, rows in zip(meshes, rounds.parts, on, strict=True))
-        sums, scores = joined(Rounds(begun, rounds.take))
+        sums, icl_of_rows, scores = joined(Rounds(begun, rounds.take))
         if not config.model.n_layers:
             scores = dict.fromkeys(HEAD_SCORES, np.zeros((len(sums), 0, config.model.n_heads), np.float32))
         loss_MT = np.asarray(sums / np.float32(len(each[0][0])))
         return ProbeResult(
-            step=step, icl_score=icl_score(loss_MT), icl_windowed=icl_windowed(loss_MT), held_out_loss=loss_MT, **scores
+            step=step,
+            icl_score=icl_score(loss_MT),
+            icl_windowed=icl_windowed(loss_MT),
+            held_out_loss=loss_MT,
+            **_errors(np.asarray(icl_of_rows)),
+            **scores,
         )
 
     return probe_members

@@ -20,6 +20,7 @@ from icl_jax.model.params import n_params
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.checkpoints import quiet_orbax
 from icl_jax.rundir.files import reason
+from icl_jax.rundir.record import PROBE_SCALARS
 from icl_jax.train.branch import Branch
 from icl_jax.train.environment import describe_start
 from icl_jax.train.loop import Outcome, train
@@ -146,7 +147,7 @@ def members_table(run: RunDir) -> MembersTable:
     """What each member has of its own, and how it ended: mean loss of the last step, live measures, where it failed."""
     record = run.load_record()
     ends = {"loss": record["loss"][-1].mean("position").values}
-    ends |= {name: record[name][-1].values for name in ("icl_score", "icl_windowed") if name in record}
+    ends |= {name: record[name][-1].values for name in PROBE_SCALARS if name in record}
     steps = np.isfinite(record["lr"].values).sum(axis=0)
     failed_at = [int(n) if n < record.sizes["step"] else None for n in steps]
     fields = run.config.member_fields

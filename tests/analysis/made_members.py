@@ -52,5 +52,6 @@ def made_members(
         ahead = np.exp(-np.where(np.isfinite(places), places, TOKENS) / TOKENS)
         scores["previous_token"][np.arange(n), 0, 2] += 0.3 * ahead + 0.4 * done
         loss = (3.2 + icl)[:, None] + np.zeros(MODEL.n_ctx)
-        record.write_probe(ProbeResult(step=step, icl_score=icl, icl_windowed=icl, held_out_loss=loss, **scores))
+        scores |= {"icl_score": icl, "icl_windowed": icl, "icl_score_sem": 0.1 + 0 * icl, "icl_sem": 0.05 + 0 * icl}
+        record.write_probe(ProbeResult(step=step, held_out_loss=loss, **scores))
     return run

@@ -27,8 +27,8 @@ def sent_names() -> set[str]:
     tracker.log_step(1, 10, dict.fromkeys(("loss", "lr", "grad_norm", "tokens_per_s"), 1.0))
     score_NH = np.ones((2, 3), np.float32)
     result = ProbeResult(
-        step=1, icl_score=0.0, icl_windowed=0.0, held_out_loss=np.ones(3), prefix_matching=score_NH,
-        previous_token=score_NH,
+        step=1, icl_score=0.0, icl_windowed=0.0, icl_score_sem=0.1, icl_sem=0.1, held_out_loss=np.ones(3),
+        prefix_matching=score_NH, previous_token=score_NH,
     )  # fmt: skip
     tracker.log_probe(10, result)
     points = [tracker._waiting.get() for _ in range(2)]

@@ -121,6 +121,7 @@ def test_a_step_without_noise_is_where_it_is(n: int, start: float, end: float) -
     assert found.start_interval[0] <= start * END <= found.start_interval[1]
     assert found.end_interval[0] <= end * END <= found.end_interval[1]
     assert found.size_interval[0] <= -0.7 <= found.size_interval[1]
+    assert found.width_interval[0] <= (end - start) * END <= found.width_interval[1]
 
 
 def test_intervals_are_as_wide_as_the_noise() -> None:
@@ -168,6 +169,28 @@ def test_a_step_within_the_warm_up_is_found() -> None:
     assert 0.055 < found.end / END < 0.09
 
 
+def test_noise_before_a_step_is_no_turn() -> None:
+    # What lies flat before it is what a step is told by; a score that first rises is read from there on all the same.
+    u = np.linspace(0, 1, 50)
+    for seed in range(20):
+        curve = -step(u, 0.27, 0.31) + noise(50, seed, 0.2)
+        read = explained(u * END, curve, [], direction=-1)
+        assert read is not None
+        assert len(read.tokens) == 50
+    rise = explained(u * END, np.minimum(u, 0.1) * 10 - step(u, 0.27, 0.31) + noise(50, 0, 0.05), [], direction=-1)
+    assert rise is not None
+    assert rise.tokens[0] == pytest.approx(0.1 * END, abs=0.05 * END)
+
+
+def test_no_test_does_better_than_the_benchmark_says() -> None:
+    # 5 in 100 where the curve is convex itself; a step that is large and late is seen by whoever looks.
+    run = benchmark.Run(np.linspace(0, 1e6, 40), 0.1)
+    for clean, expected in ((5 * np.exp(-3 * run.u), 0.05), (np.maximum(3 - 6 * run.u, 0), 0.05)):
+        assert benchmark.most_found(benchmark.Truth(run, clean, (), clean)) == pytest.approx(expected, abs=0.02)
+    clean = -20 * step(run.u, 0.6, 0.65)
+    assert benchmark.most_found(benchmark.Truth(run, clean, (), clean)) > 0.999
+
+
 def test_two_steps_are_two_in_order() -> None:
     u = np.linspace(0, 1, 150)
     curve = 0.4 * np.exp(-10 * u) - 0.4 * step(u, 0.25, 0.3) - 0.9 * step(u, 0.6, 0.7) + noise(150, 1, 0.04)
@@ -186,7 +209,7 @@ def test_a_run_that_ends_inside_says_so() -> None:
     u = np.linspace(0, 1, 120)
     (found,), _ = changes(u * END, -step(u, 0.93, 1.07) + noise(120, 2, 0.03), direction=-1)
     assert found.is_open
-    assert found.end == found.end_interval[1] == np.inf
+    assert found.end == found.end_interval[1] == found.width == found.width_interval[1] == np.inf
     assert found.start == pytest.approx(0.93 * END, abs=0.03 * END)
     assert found.size == pytest.approx(-0.5, abs=0.1)  # what it has done, not what it would do
     assert 0.8 < found.share < 1.2
@@ -315,7 +338,7 @@ def test_the_calibration_counts_what_is_there(
     said = capsys.readouterr().out
     assert "| linear | 0.0 |" in said
     assert "| 2 smooth curves together, any of them | 0.0 | 0.0 |" in said
-    assert "| step, no noise | 100.0 | 0.0 |" in said
+    assert "| step, no noise | 100.0 |  | 0.0 |" in said
     assert (tmp_path / "found.json").exists()
     # A truth elsewhere is not found.
     monkeypatch.setattr(benchmark, "detect", lambda truth, _: change_points(truth.run.tokens, 0 * truth.curve))

@@ -25,13 +25,17 @@ def noise(seed: int, sd: float = 0.02) -> np.ndarray:
     return np.random.default_rng(seed).normal(scale=sd, size=len(U))
 
 
-def dataset(tokens: np.ndarray, icl: np.ndarray) -> xr.Dataset:
+def dataset(tokens: np.ndarray, icl: np.ndarray, row_icl: np.ndarray | None = None) -> xr.Dataset:
+    """Rows that differ by a constant, unless they are given."""
+    rows = icl[:, None] + np.linspace(-0.5, 0.5, 5) if row_icl is None else row_icl
     coords = {"snapshot": np.arange(len(tokens)) * 10, "tokens": ("snapshot", tokens)}
-    return xr.Dataset({"icl_windowed": ("snapshot", icl)}, coords=coords)
+    return xr.Dataset({"icl_windowed": ("snapshot", icl), "row_icl": (("snapshot", "row"), rows)}, coords=coords)
 
 
-def derived(tokens: np.ndarray, icl: np.ndarray, recorded: Recorded | None = None) -> xr.Dataset:
-    found = dataset(tokens, icl)
+def derived(
+    tokens: np.ndarray, icl: np.ndarray, recorded: Recorded | None = None, row_icl: np.ndarray | None = None
+) -> xr.Dataset:
+    found = dataset(tokens, icl, row_icl)
     answer = phase_change.derive(dataclasses.replace(context(ModelConfig(n_ctx=64)), recorded=recorded), found)
     dims = {name: variable.dims for name, variable in phase_change.DERIVED.variables.items()}
     return found.assign({name: (dims[name], values) for name, values in answer.items()})
@@ -53,6 +57,17 @@ def test_a_smooth_run_has_none_and_is_compared_from_a_tenth_on(curve: np.ndarray
     assert finding_of(found).words().startswith("no change found (p = ")
     assert np.isnan(found["change_start"]).all()
     assert (int(found["step_before"]), int(found["step_after"])) == (50, 590)
+
+
+def test_what_the_rows_do_not_agree_on_is_no_phase_change() -> None:
+    # As python-1l: a step of 0.04 nats in the mean of 256 rows, whose own falls differ by 0.32. One row has no say.
+    icl = -0.04 * step(U, 0.4, 0.5) + noise(0, 0.003)
+    apart = np.random.default_rng(1).normal(size=(1, 256))
+    apart = (apart - apart.mean()) / apart.std(ddof=1)
+    for spread, status in ((0.32, "none"), (0.16, "found")):
+        found = derived(U * END, icl, row_icl=icl[:, None] + spread * step(U, 0.4, 0.5)[:, None] * apart)
+        assert str(found["change_status"].values) == status
+    assert str(derived(U * END, icl, row_icl=icl[:, None])["change_status"].values) == "found"
 
 
 def test_a_run_that_ends_inside_says_so() -> None:

@@ -55,6 +55,8 @@ def probe_of(config: Config, step: int) -> ProbeResult:
         step=step,
         icl_score=-step / 10,
         icl_windowed=-step / 20,
+        icl_score_sem=step / 30,
+        icl_sem=step / 40,
         held_out_loss=(step + np.arange(config.model.n_ctx) / 50).astype(np.float32),
         prefix_matching=scores,
         previous_token=scores + 1,

@@ -29,12 +29,15 @@ DIMS = {
     "probe_tokens": ("probe",),
     "icl_score": ("probe",),
     "icl_windowed": ("probe",),
+    "icl_score_sem": ("probe",),
+    "icl_sem": ("probe",),
     "held_out_loss": ("probe", "position"),
     "prefix_matching": ("probe", "layer", "head"),
     "previous_token": ("probe", "layer", "head"),
 }
 DTYPES = {"position": np.int32, **dict.fromkeys(("step", "tokens", "probe_step", "probe_tokens"), np.int64)}
 UNITS = {"loss": "nats", "held_out_loss": "nats", "icl_score": "nats", "icl_windowed": "nats", "step_s": "s"}
+UNITS |= dict.fromkeys(("icl_sem", "icl_score_sem"), "nats")
 
 
 def _record(tmp_path: Path, config: Config) -> tuple[epath.Path, Record]:
@@ -54,7 +57,10 @@ def _assert_prefix(found: xr.Dataset, config: Config, n_steps: int, n_probes: in
     assert found["probe_tokens"].values.tolist() == [step * 35 for step in steps]
     for i, step in enumerate(steps):
         probe = probe_of(config, step)
-        for name in ("icl_score", "icl_windowed", "held_out_loss", "prefix_matching", "previous_token"):
+        for name in (
+            "icl_score", "icl_windowed", "icl_score_sem", "icl_sem", "held_out_loss", "prefix_matching",
+            "previous_token",
+        ):  # fmt: skip
             np.testing.assert_array_equal(found[name][i], np.asarray(getattr(probe, name), np.float32))
 
 

@@ -16,7 +16,7 @@ from icl_jax.config import Config, MembersConfig, NonFiniteLossError, UserError,
 from icl_jax.config.members import VARIED
 from icl_jax.maths.finding import find_in_record
 from icl_jax.rundir import RunDir, snapshots
-from icl_jax.rundir.record import Record
+from icl_jax.rundir.record import PROBE_SCALARS, Record
 from icl_jax.rundir.split import split
 from icl_jax.rundir.verify import problems
 from icl_jax.train import failures, loop, probes, recorder
@@ -241,7 +241,7 @@ def test_members_together_on_a_device(tmp_path: Path) -> None:
     found, expected = together.member(2).load_record(), alone.load_record()
     np.testing.assert_allclose(found["loss"][:50], expected["loss"][:50], atol=1e-5)
     np.testing.assert_allclose(found["grad_norm"][:50], expected["grad_norm"][:50], atol=1e-5)
-    for name in ("held_out_loss", "icl_score", "icl_windowed", "prefix_matching", "previous_token"):
+    for name in ("held_out_loss", *PROBE_SCALARS, "prefix_matching", "previous_token"):
         is_early = expected["probe_step"] < 50
         np.testing.assert_allclose(found[name][is_early], expected[name][is_early], atol=1e-5, err_msg=name)
     changes = [find_in_record(record) for record in (found, expected)]

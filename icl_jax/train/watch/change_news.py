@@ -48,6 +48,8 @@ class ChangeNews:
         self._gap = 0.0
         """Tokens from one step that is kept to the next; 0: every step is."""
         self._n_looked = 0
+        self._sem = float("nan")
+        """Of the last score."""
         # A run that a crash took back behind its change has it in the summary online.
         self._is_told = run.summary.get(self.START) is not None
         if self._probe_icl:
@@ -63,11 +65,13 @@ class ChangeNews:
             del self._tokens[1::2], self._lr[1::2]
             self._gap = 0.99 * (self._tokens[-1] - self._tokens[-2])
 
-    def add_probe(self, tokens: float, icl: float) -> None:
+    def add_probe(self, tokens: float, icl: float, sem: float = float("nan")) -> None:
+        """The windowed score and its standard error."""
         if self._probe_tokens and tokens <= self._probe_tokens[-1]:
             return
         self._probe_tokens.append(tokens)
         self._probe_icl.append(icl)
+        self._sem = sem
         if len(self._probe_icl) >= self._n_looked * _LOOK_AGAIN:
             self._look(is_news=True)
 
@@ -91,4 +95,6 @@ class ChangeNews:
         if found.p_value <= ALERT_P and not self._is_told:
             self._is_told = True
             if is_news:
-                self._run.alert("The in-context learning score changes abruptly", f"So far: {found.words()}.")
+                now = f"{icl[-1]:.2f}" if np.isnan(self._sem) else f"{icl[-1]:.2f} ± {self._sem:.2f}"
+                text = f"So far: {found.words()}. The score is {now} nats now."
+                self._run.alert("The in-context learning score changes abruptly", text)

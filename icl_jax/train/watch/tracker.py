@@ -21,6 +21,7 @@ import numpy as np
 
 from icl_jax.config import Config
 from icl_jax.config.tables import to_tables
+from icl_jax.maths.icl_score import SAYS_NOTHING
 from icl_jax.rundir.files import is_bucket
 from icl_jax.rundir.record import ProbeResult
 from icl_jax.train.watch.change_news import NOTHING_SEEN, ChangeNews, Seen
@@ -149,9 +150,11 @@ class WandbTracker:
         row: dict[str, SupportsFloat] = {
             "tokens": tokens,
             "step": result.step,
-            "icl_score": result.icl_score,
             "icl_windowed": result.icl_windowed,
+            "icl_sem": result.icl_sem,
         }
+        if not result.icl_score_sem > SAYS_NOTHING:
+            row |= {"icl_score": result.icl_score, "icl_score_sem": result.icl_score_sem}
         for name in ("prefix_matching", "previous_token"):
             score_NH = getattr(result, name)
             if score_NH.size:
@@ -228,7 +231,7 @@ class WandbTracker:
                     if "lr" in row:
                         changes.add_step(float(row["tokens"]), float(row["lr"]))
                     if "icl_windowed" in row:
-                        changes.add_probe(float(row["tokens"]), float(row["icl_windowed"]))
+                        changes.add_probe(*(float(row[name]) for name in ("tokens", "icl_windowed", "icl_sem")))
                 elif isinstance(item, Snapshot):
                     log_artifact(run, item)
                 else:

@@ -137,8 +137,8 @@ def test_a_resumed_run_knows_its_heads_from_the_record(tmp_path: Path) -> None:
         curve_T = np.ones(17, np.float32)
         run.open_record().write_probe(
             ProbeResult(
-                step=step, icl_score=0.0, icl_windowed=0.0, held_out_loss=curve_T, prefix_matching=score_NH,
-                previous_token=score_NH,
+                step=step, icl_score=0.0, icl_windowed=0.0, icl_score_sem=0.1, icl_sem=0.1, held_out_loss=curve_T,
+                prefix_matching=score_NH, previous_token=score_NH,
             )
         )  # fmt: skip
     tokens = probe_steps(run.config)[1] * run.config.tokens_per_step
@@ -180,11 +180,12 @@ def test_a_phase_change_is_one_alert_and_stands_in_the_summary() -> None:
     n_told = []
     for i, icl in enumerate(score):
         news.add_step(20_000.0 * i, 1e-3)
-        news.add_probe(100_000.0 * i, icl)
+        news.add_probe(100_000.0 * i, icl, 0.031)
         n_told.append(len(run.alerts))
     news.finish()
     (alert,) = run.alerts
     assert alert.startswith("The in-context learning score changes abruptly: So far: ")
+    assert alert.endswith(" ± 0.03 nats now.")
     assert 20 <= n_told.index(1) <= 27  # as it happens, not at the end
     assert run.summary["phase_change_start"] == pytest.approx(0.4 * 4.9e6, rel=0.03)
     assert run.summary["phase_change_end"] == pytest.approx(0.5 * 4.9e6, rel=0.03)
@@ -371,8 +372,8 @@ def test_members_are_quantiles_and_a_table(monkeypatch: pytest.MonkeyPatch, tmp_
     assert probe["prefix_matching_max"] == pytest.approx(float(best.median()))
     assert not any("/L0H" in name for name in probe)
     table = run.rows[-1]["members"]
-    columns = ["member", "train.seed", "optimizer.lr", "loss", "icl_score", "icl_windowed", "failed at step"]
-    assert table.columns == columns
+    scores = ["icl_score", "icl_windowed", "icl_score_sem", "icl_sem"]
+    assert table.columns == ["member", "train.seed", "optimizer.lr", "loss", *scores, "failed at step"]
     assert [row[:3] for row in table.data] == [[0, 0, 0.003], [1, 1, 0.003], [2, 0, 0.001], [3, 1, 0.001]]
     assert [row[3] for row in table.data] == pytest.approx(record["loss"][-1].mean("position").values)
 
@@ -410,11 +411,12 @@ def test_model_without_layers_has_no_head_scores(monkeypatch: pytest.MonkeyPatch
     tracker = make_tracker(config, str(tmp_path), "abc123", pytest.fail)
     none_NH = np.zeros((0, 4), np.float32)
     result = ProbeResult(
-        step=1, icl_score=float("nan"), icl_windowed=0.0, held_out_loss=np.ones(3), prefix_matching=none_NH,
-        previous_token=none_NH,
+        step=1, icl_score=float("nan"), icl_windowed=0.0, icl_score_sem=0.2, icl_sem=0.3, held_out_loss=np.ones(3),
+        prefix_matching=none_NH, previous_token=none_NH,
     )  # fmt: skip
     tracker.log_probe(10, result)
     tracker.finish(0)
     (row,) = run.rows
-    assert set(row) == {"tokens", "step", "icl_score", "icl_windowed", "loss_by_position"}
+    # The score at single tokens is not sent where its error says that it says nothing.
+    assert set(row) == {"tokens", "step", "icl_windowed", "icl_sem", "loss_by_position"}
     assert run.exit_code == 0
