@@ -145,3 +145,10 @@ def test_every_public_name_says_what_it_is(checkout: Path) -> None:
         if (inspect.isfunction(value) or inspect.isclass(value)) and (not value.__doc__ or is_made):
             silent.append(path)
     assert silent == []
+
+
+def test_tables_of_runs_are_those_of_the_data(checkout: Path) -> None:
+    tables = runpy.run_path(str(checkout / "docs" / "tools" / "tables.py"))["tables"]
+    for page, lines in tables():
+        text = (checkout / page).read_text(encoding="utf-8")
+        assert "\n".join(lines) + "\n" in text, f"{page}: python docs/tools/tables.py makes it: {lines[0]}"
