@@ -9,7 +9,8 @@ The other way round (`into="corrupted"`) clean activations go into the corrupted
 is 0 where the patch does nothing and 1 where it does as much as other tokens; it may lie outside. Any activation of
 `icl_jax.model.forward` can be patched: `resid_pre`, `resid_mid`, `mlp_out`, `resid_post` by position, `q`, `k`, `v`,
 `z`, `result` by head and position, `attn_scores` and `pattern` by head and query. Keys and values that heads share are
-patched for each of these heads alone.
+patched for each of these heads alone; what they are made of, `k_input` and `v_input`, for all that share them, and
+`q_input` for each head.
 
 The measurement: on random repeats (`icl_jax.measures.token_pairs.repeated_pairs`), the residual stream entering each
 layer at each position, and each head's `z` at all positions. Hand-built model: head 1.0 has a share of 1, and so has
@@ -44,11 +45,12 @@ from icl_jax.measures.token_pairs import (
 from icl_jax.model.forward import ACTIVATIONS
 from icl_jax.model.params import Params
 
+INPUTS = ("q_input", "k_input", "v_input")
 # The axes of heads and of positions (queries) of each activation.
 AXES: dict[str, tuple[int | None, int]] = {
     **dict.fromkeys(("resid_pre", "resid_mid", "mlp_out", "resid_post"), (None, 1)),
     **dict.fromkeys(("q", "k", "v", "attn_scores", "pattern", "z"), (1, 2)),
-    "result": (2, 1),
+    **dict.fromkeys(("result", *INPUTS), (2, 1)),
 }
 # Of a head and layer, of the rows of a pass.
 _PATTERN_ENTRIES = 2**18
@@ -56,12 +58,17 @@ _PATTERN_ENTRIES = 2**18
 
 def check_tap(tap: str, config: ModelConfig) -> None:
     """Raise UserError for an activation that the model does not have."""
-    if tap not in ACTIVATIONS:
-        raise UserError(f"tap = {tap!r}: must be one of {', '.join(ACTIVATIONS)}")
+    if tap not in AXES:
+        raise UserError(f"tap = {tap!r}: must be one of {', '.join((*ACTIVATIONS, *INPUTS))}")
     if not config.n_layers:
         raise UserError("model.n_layers = 0: there is nothing to patch")
     if tap == "mlp_out" and not config.d_mlp:
         raise UserError("tap = 'mlp_out': the model has no MLPs; model.d_mlp = 0")
+
+
+def n_heads_of(tap: str, config: ModelConfig) -> int:
+    """Heads of an activation: of the inputs of keys and values those of keys."""
+    return config.key_heads if tap in ("k_input", "v_input") else config.n_heads
 
 
 def check_into(into: str) -> None:
@@ -80,7 +87,7 @@ def patched_metric(
     """
     n_ctx = pairs.clean.shape[1]
     head_axis, position_axis = AXES[tap]
-    sets = {"position": _members(positions, n_ctx), "head": _members(heads, config.n_heads)}
+    sets = {"position": _members(positions, n_ctx), "head": _members(heads, n_heads_of(tap, config))}
     # -1 stands for all of the set together.
     varied = [np.asarray(of if name in by else [-1]) for name, of in (("position", positions), ("head", heads))]
     grid = jnp.asarray(np.stack(np.meshgrid(*varied, indexing="ij"), axis=-1).reshape(-1, 2), jnp.int32)
@@ -156,7 +163,7 @@ def activation_patching(
         raise UserError(f"by has {odd[0]!r}: must be of position, head")
     if not has_heads and ("head" in by or heads is not None):
         raise UserError(f"tap = {tap!r}: has no heads: by must be ('position',), and heads None")
-    sizes = {"layers": config.n_layers, "positions": arrays.clean.shape[1], "heads": config.n_heads}
+    sizes = {"layers": config.n_layers, "positions": arrays.clean.shape[1], "heads": n_heads_of(tap, config)}
     given = {"layers": layers, "positions": positions, "heads": heads}
     chosen = {name: _indexes(name, given[name], n) for name, n in sizes.items()}
     found = _compiled(as_jax(params), arrays, config, tap, metric, into, *chosen.values(), by)

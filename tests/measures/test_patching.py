@@ -299,6 +299,17 @@ def test_paths_of_other_architectures_are_those_of_taps(fields: dict[str, Any]) 
     assert np.abs(found["patched"] - found["clean"]).max() > 1e-3
 
 
+def test_the_input_of_shared_keys_is_that_of_their_heads_together(pairs: TokenPairs) -> None:
+    config = replace(CONFIG, n_heads=2, n_kv_heads=1, d_mlp=0, biases=())
+    params = random_params(config)
+    keys = activation_patching(params, pairs, config, "k", heads=[0, 1], by=())
+    inputs = activation_patching(params, pairs, config, "k_input")
+    assert inputs.sizes["head"] == 1
+    np.testing.assert_allclose(inputs["patched"][:, 0], keys["patched"], atol=5e-6)
+    with pytest.raises(UserError, match="heads has 1: must be from 0 to 0"):
+        activation_patching(params, pairs, config, "v_input", heads=[1])
+
+
 def test_pairs_of_a_corpus_lack_what_was_to_be_copied() -> None:
     rows = np.array([[0, 1, 2, 9, 1, 2, 5], [0, 3, 4, 9, 9, 3, 4], [0, 7, 8, 7, 8, 5, 5], [0, 1, 2, 3, 4, 5, 6]])
     labels = np.zeros(rows.shape, int)
