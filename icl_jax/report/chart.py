@@ -91,6 +91,16 @@ class Band:
     """Still going on where the run ends."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Training tokens in which an intervention was on."""
+
+    start: float
+    end: float
+    what: str
+    """In words."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
     """One panel: curves and dots, or a matrix."""
@@ -105,6 +115,8 @@ class Chart:
     heat: Heat | None = None
     bands: tuple[Band, ...] = ()
     """Drawn where an axis counts training tokens."""
+    intervened: tuple[Stretch, ...] = ()
+    """The same."""
     zero: bool = False
     """A line at y = 0."""
     legend: bool = False

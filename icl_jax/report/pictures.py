@@ -20,6 +20,7 @@ from icl_jax.telling import shortened
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _ROLES = {"induction": "#D55E00", "previous": "#0072B2", "other": "#9AA0A8"}
 _BAND = "#E69F00"
+_INTERVENED = "#555555"
 _DIVERGING = ("#0072B2", "#F7F7F7", "#D55E00")
 # Of models: each of 12 has dashes or marks of its own.
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
@@ -175,6 +176,10 @@ def _draw_chart(axes: Any, chart: Chart) -> None:
             _draw_series(axes, series)
     if chart.zero:
         axes.axhline(0, color="#999999", lw=0.6, zorder=0)
+    for i, stretch in enumerate(chart.intervened):
+        above = axes.get_xaxis_transform()
+        axes.axvspan(stretch.start, stretch.end, color=_INTERVENED, alpha=0.1, lw=0, zorder=0)
+        axes.text(stretch.start, 0.02 + 0.07 * i, stretch.what, transform=above, fontsize=6, color=_INTERVENED)
     for band in chart.bands if chart.x.is_tokens else ():
         _draw_band(axes, band, is_heat=chart.heat is not None)
     for axis, which in ((chart.x, "x"), (chart.y, "y")):

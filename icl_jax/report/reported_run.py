@@ -13,15 +13,16 @@ import xarray as xr
 from icl_jax.analysis.dataset import load_dataset
 from icl_jax.analysis.recorded import recorded_of
 from icl_jax.config import Config
+from icl_jax.config.interventions import words
 from icl_jax.maths.finding import Finding
 from icl_jax.maths.head_scores import HEAD_THRESHOLD
 from icl_jax.measures.measurement import Derived, Recorded
 from icl_jax.measures.phase_change import finding_of
 from icl_jax.measures.table import TABLE
-from icl_jax.report.chart import Band, Gap, Role
+from icl_jax.report.chart import Band, Gap, Role, Stretch
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.files import absolute
-from icl_jax.rundir.record import HELD_OUT_AGAIN
+from icl_jax.rundir.record import HELD_OUT_AGAIN, INTERVENED
 
 _N_STRETCHES = 300
 HAS_LABEL = 0.5
@@ -165,6 +166,18 @@ class ReportedRun:
         """The phase changes as they are drawn."""
 
         return bands_of(self.phase, float(self.tokens[-1]))
+
+    @cached_property
+    def intervened(self) -> tuple[Stretch, ...]:
+        """When each intervention was on, as it was recorded."""
+        if self.run.imported is not None or INTERVENED not in self.record:
+            return ()
+        found, per_step = [], self.config.tokens_per_step
+        for i, one in enumerate(self.config.intervene):
+            edges = np.diff(self.record[INTERVENED].values[:, i], prepend=0.0, append=0.0)
+            for start, end in zip(np.flatnonzero(edges > 0), np.flatnonzero(edges < 0), strict=True):
+                found.append(Stretch(float(start * per_step), float(end * per_step), words(one)))
+        return tuple(found)
 
     def stretch(self, band: Band, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and values of the part of a [snapshot] curve inside a band, interpolated at its ends."""

@@ -158,7 +158,9 @@ def _member(raw: Any, seeds: tuple[int, ...] | str, analysis: Analysis, path: Pa
 
 def with_fields(config: Config, changes: Any, where: str) -> Config:
     """The config with some fields changed; checked like a config's own file."""
-    if not isinstance(changes, dict) or not all(isinstance(values, dict) for values in changes.values()):
+    if not isinstance(changes, dict) or not all(
+        isinstance(values, dict) or name == "intervene" for name, values in changes.items()
+    ):
         raise UserError(f"{where}: {changes!r}: must be tables of fields such as {{ model = {{ n_layers = 3 }} }}")
     return build_config(merge(to_tables(config), changes), where)
 

@@ -52,6 +52,18 @@ def test_members_runs_and_changes(tmp_path: Path) -> None:
     assert (name, only.model.n_layers, only.model.d_model, only.optimizer.lr) == ("three", 3, 32, 1e-4)
 
 
+def test_a_member_intervenes(tmp_path: Path) -> None:
+    text = """
+seeds = "0..2"
+[[member]]
+config = "mine.toml"
+set = { intervene = [{ at = "pattern", layers = 0, pattern = "uniform" }] }
+"""
+    (member,) = load_suite(_write(tmp_path, text)).members
+    (config,) = member.runs().values()
+    assert [(one.at, one.layers) for one in config.member(2).intervene] == [("pattern", (0,))]
+
+
 def test_seeds_of_one_run(tmp_path: Path) -> None:
     text = """
 seeds = "3..5"

@@ -9,11 +9,17 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from icl_jax.config import Config, MembersConfig, UserError
 from icl_jax.config.interventions import FORMED, Intervention, read
 from icl_jax.data import open_corpus
 from icl_jax.interventions.tap import heads_mask
+from icl_jax.report import pictures
+from icl_jax.report.chart import Axis, Chart, Stretch
+from icl_jax.report.figures.figure import TOKENS, RunFigure
+from icl_jax.report.page import page_data
+from icl_jax.report.reported_run import ReportedRun
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.split import split
 from icl_jax.rundir.verify import problems
@@ -76,6 +82,23 @@ def test_the_record_says_what_was_on(unbroken: Path) -> None:
         "intervened at step 3 is not what the config says (1 such steps)"
     ]
     run.open_record()._array("intervened")[3] = [1, 0]
+
+
+def test_the_report_shades_what_was_on(unbroken: Path) -> None:
+    run = ReportedRun(RunDir.open(str(unbroken)), "run")
+    per_step = 8 * 17
+    assert run.intervened == (
+        Stretch(2 * per_step, 5 * per_step, "pattern previous at pattern layer 0 head 0 from 2 until 5"),
+        Stretch(5 * per_step, 8 * per_step, "freeze at W_Q layer 1 head 1 from first_induction_head"),
+    )
+    captions = dict.fromkeys(("name", "title", "shows", "look_for", "paper"), "")
+    figure = RunFigure(**captions, needs=(), chart=lambda _run: Chart(x=TOKENS, y=Axis(label="")))
+    (panel,) = figure.panels([run])
+    assert isinstance(panel.chart, Chart)
+    axes = Figure().subplots()
+    pictures._draw_chart(axes, panel.chart)
+    assert [text.get_text() for text in axes.texts] == [stretch.what for stretch in run.intervened]
+    assert page_data._chart(panel.chart, page_data.ArrayStore())["intervened"][1]["start"] == 5 * per_step
 
 
 def test_what_is_frozen_stays_and_the_rest_learns(unbroken: Path) -> None:

@@ -1,7 +1,7 @@
 """What a figure is: captions, what it needs of an analysis, and a function from a run, or all of them, to charts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -88,7 +88,10 @@ class RunFigure(Captions):
         found = other or run.gap(*self.needs) or self.chart(run)
         if isinstance(found, Gap):
             return [Panel(run, found)]
-        *first, last = found if isinstance(found, list) else [found]
+        *first, last = [
+            replace(chart, intervened=run.intervened) if isinstance(chart, Chart) and chart.x.is_tokens else chart
+            for chart in (found if isinstance(found, list) else [found])
+        ]
         return [*(Panel(run, chart) for chart in first), Panel(run, last, self.ours(run))]
 
 

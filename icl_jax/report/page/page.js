@@ -202,6 +202,7 @@ function layoutIn(element, chart) {
 
 function layoutOf(chart) {
   const shapes = chart.x.tokens ? chart.bands.flatMap((band) => bandShapes(band, Boolean(chart.heat))) : [];
+  for (const part of chart.intervened ?? []) shapes.push({ type: "rect", x0: part.start, x1: part.end, y0: 0, y1: 1, yref: "paper", line: { width: 0 }, fillcolor: css("--ink"), opacity: 0.07, layer: "below", label: { text: plain(part.what), textposition: "bottom left", font: { size: 9, color: css("--ink") } } });
   if (chart.zero) shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, line: { color: css("--other"), width: 1 }, layer: "below" });
   return {
     autosize: true, margin: { l: 46, r: 10, t: 14, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",

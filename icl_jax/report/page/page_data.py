@@ -146,6 +146,7 @@ def _chart(chart: Chart, store: ArrayStore) -> dict[str, Any]:
         "x": _axis(chart.x),
         "y": _axis(chart.y),
         "bands": [asdict(band) for band in chart.bands],
+        **({"intervened": [asdict(stretch) for stretch in chart.intervened]} if chart.intervened else {}),
         "zero": chart.zero,
         "title": chart.title,
         "wide": chart.wide,
