@@ -25,6 +25,8 @@ from icl_jax.maths.icl_score import icl_score, icl_windowed
 from icl_jax.measures import (
     ablation,
     activation_patching,
+    answers,
+    answers_learned,
     attribution_patching,
     bigrams,
     circuits,
@@ -42,10 +44,12 @@ from icl_jax.measures import (
     path_patching,
     paths,
     qk_trace,
+    same_heads,
     seen_bigrams,
     skip_trigrams,
     smear,
     term_importance,
+    translation,
 )
 from icl_jax.measures.bump import bump
 from icl_jax.measures.loss_by_log_tokens import derivative_by_log_tokens
@@ -337,6 +341,48 @@ def _labelled_tokens() -> Found:
         (f"label_{name}", "uniform, V = 64"): float(found[f"label_{name}"][0])
         for name in ("loss", "prob", "top1", "rank")
     }
+
+
+def _mixture() -> Context:
+    model = ModelConfig(n_layers=1, d_model=8, n_heads=2, n_ctx=53, vocab_size=324)
+    config = Config(model=model, data=data_config(source="mixture", held_out_rows=128))
+    corpus = open_corpus(config)
+    rows, labels = corpus.held_out(128), corpus.held_out_labels(128)
+    return Context(config, rows, corpus.probe_tokens(), corpus.bos_id, 0, None, corpus.label_names, labels)
+
+
+def _answers() -> Found:
+    setting = _mixture()
+    found = answers.MEASUREMENT.measure(setting, _zeros(setting))
+    at = setting.label_names.index("glossary")
+    return {("answer_prob_all", "uniform, V = 324, one token"): float(found["answer_prob_all"][0, at])}
+
+
+def _answers_learned() -> Found:
+    found = answers_learned.first_reached(np.array([100, 200]), np.array([[0.8], [1.0]]))
+    return {("answer_tokens_all", "0.8 at 100 tokens and 1.0 at 200"): float(found[0])}
+
+
+def _translation() -> Found:
+    setting = _mixture()
+    found = translation.MEASUREMENT.measure(setting, _zeros(setting))
+    less = found["translation_attention"][0] - found["translation_chance"][0]
+    return {("translation_attention", "uniform attention, less chance"): float(np.abs(less).max())}
+
+
+def _same_heads() -> Found:
+    score = np.array([[0.1, 0.5, 0.2]])
+    return {
+        ("same_heads_literal_translation", "two scores that order the heads alike"): same_heads.rank_correlation(
+            score, score**2
+        )
+    }
+
+
+def _zeros(setting: Context) -> dict[str, np.ndarray]:
+    """A model whose attention and predictions are uniform, as one snapshot."""
+    params = init_params(setting.config.model, 0)
+    return {name: np.zeros((1, *value.shape), np.float32) for name, value in params.items()}
 
 
 def _markov_strategies() -> Found:

@@ -1,7 +1,7 @@
 """Pattern matching: does a head attend to the labels of earlier lines of the same classes?
 
-On rows of the `patterns` corpus (``july frog: 3``), with q the word before a label whose pair of classes earlier lines
-had, but none of them its two words, so that classes alone tell the label:
+On rows of the `patterns` corpus (``july frog: 3``), or of patterns in the `mixture`, with q the word before a label
+whose pair of classes earlier lines had, but none of them its two words, so that classes alone tell the label:
 
 - pattern_matching: attention of q to the labels of earlier lines of the same pair, over its attention to the labels of
   all earlier lines, mean over q; [0, 1]. A head without any attention to labels counts as 0.
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from icl_jax.data.corpora.kinds.pairs import Patterns
 from icl_jax.data.corpora.patterns import PatternsCorpus
 from icl_jax.maths.activations import patterns
 from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable, needs_layers
@@ -30,6 +31,8 @@ _MAX_CTX = 512
 _TOKENS = 2**13
 
 
+_LABELS_OF_LINES = (PatternsCorpus.label_names, Patterns.labels)
+"""Of the corpora that have such lines: new classes, seen ones, seen words, known labels."""
 _CLASS_SEEN = 1 + PatternsCorpus.label_names.index("class_seen")
 
 
@@ -72,9 +75,15 @@ def look(at: Snapshot, tokens: jax.Array, same: jax.Array, labels: jax.Array) ->
 
 def _lines(context: Context) -> _Lines:
     assert context.labels is not None
+    # Labels of both corpora by the numbers of the first; rows of other kinds have none.
+    number_of = np.zeros(1 + len(context.label_names), np.uint8)
+    for i, name in enumerate(context.label_names):
+        of_corpora = [names.index(name) for names in _LABELS_OF_LINES if name in names]
+        number_of[1 + i] = 1 + of_corpora[0] if of_corpora else 0
+    every = number_of[context.labels]
     n_ctx = min(context.config.model.n_ctx, _MAX_CTX)
-    n_rows = max(1, _TOKENS // n_ctx)
-    rows, shown = (array[:n_rows, : n_ctx + 1] for array in (context.held_out, context.labels))
+    at = np.flatnonzero(every.any(axis=1))[: max(1, _TOKENS // n_ctx)]
+    rows, shown = (array[at, : n_ctx + 1] for array in (context.held_out, every))
     return _Lines(rows[:, :-1], *label_keys(rows, shown))
 
 
@@ -85,7 +94,7 @@ def finish(context: Context, _params: StackedParams, seen: Arrays) -> Arrays:
 
 
 def why_not(context: Context) -> str | None:
-    if context.label_names != PatternsCorpus.label_names:
+    if not any(set(names) <= set(context.label_names) for names in _LABELS_OF_LINES):
         return f"the corpus has no classes of words; data.source = {context.config.data.source!r}"
     if not _lines(context).same.any():
         return f"n_ctx = {context.config.model.n_ctx}: too short for two lines of the same classes"

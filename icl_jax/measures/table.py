@@ -4,6 +4,8 @@ from icl_jax.measures import (
     ablation,
     ablation_effects,
     activation_patching,
+    answers,
+    answers_learned,
     attribution_patching,
     bigrams,
     bump,
@@ -31,6 +33,7 @@ from icl_jax.measures import (
     pca,
     phase_change,
     qk_trace,
+    same_heads,
     seen_bigrams,
     set_ablation,
     shuffled_context,
@@ -39,6 +42,7 @@ from icl_jax.measures import (
     steepest_fall,
     term_importance,
     token_classes,
+    translation,
 )
 from icl_jax.measures.measurement import Derived, Measurement
 
@@ -58,6 +62,8 @@ TABLE: tuple[Measurement | Derived, ...] = (
     smear.MEASUREMENT,
     labelled_tokens.MEASUREMENT,
     label_changes.DERIVED,
+    answers.MEASUREMENT,
+    answers_learned.DERIVED,
     label_matching.MEASUREMENT,
     markov_strategies.MEASUREMENT,
     memory_recall.MEASUREMENT,
@@ -65,6 +71,8 @@ TABLE: tuple[Measurement | Derived, ...] = (
     head_changes.DERIVED,
     literal_copying.MEASUREMENT,
     pattern_matching.MEASUREMENT,
+    translation.MEASUREMENT,
+    same_heads.DERIVED,
     qk_trace.MEASUREMENT,
     circuits.MEASUREMENT,
     composition.MEASUREMENT,

@@ -60,6 +60,7 @@ SMALL = {
     "stories-3l",
     "stories-1l-smeared",
     "stories-2l-mlp",
+    "mixture-2l",
 }
 
 
