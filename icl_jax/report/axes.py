@@ -44,6 +44,8 @@ class Varied:
     has_formed: np.ndarray
     names: tuple[str, ...] = ()
     """Of the values 0, 1, ..., where they are no numbers."""
+    note: str = ""
+    """Which values are left out."""
 
     @property
     def label(self) -> str:
@@ -56,6 +58,16 @@ class Varied:
         if self.names or len(np.unique(self.values[self.has_formed])) < 2:
             return None
         return fit_power_law(self.values, self.tokens, self.has_formed)
+
+    @property
+    def where_any_formed(self) -> "tuple[Varied, ...]":
+        """The same without values at which no head formed, if there are any: the early end need not be why."""
+        held = np.isin(self.values, self.values[self.has_formed])
+        left_out = ", ".join(f"{value:.3g}" for value in np.unique(self.values[~held]))
+        if not left_out or len(np.unique(self.values[held])) < 3:
+            return ()
+        values, tokens, has_formed = self.values[held], self.tokens[held], self.has_formed[held]
+        return (Varied(self.field, values, tokens, has_formed, self.names, f", without {left_out}"),)
 
     @property
     def per_step(self) -> int:
@@ -126,9 +138,7 @@ def laws_rows(axes: Sequence[Varied]) -> tuple[list[str], list[list[str]]]:
     """A row for each axis: what is varied, the law in tokens and in steps, its test, and what was censored."""
     header = ["", "values", "exponent, tokens", "exponent, steps", "a power law? p", "seeds", "censored"]
     rows = []
-    for axis in axes:
-        if axis.names:
-            continue
+    for axis in [part for whole in axes if not whole.names for part in (whole, *whole.where_any_formed)]:
         levels = np.unique(axis.values)
         censored = [
             f"{n} at {level:.3g}" for level in levels if (n := int(np.sum(~axis.has_formed & (axis.values == level))))
@@ -139,5 +149,7 @@ def laws_rows(axes: Sequence[Varied]) -> tuple[list[str], list[list[str]]]:
             exponents = [f"{middle:+.2f} ({low:+.2f} to {high:+.2f})" for middle, low, high in ends]
             p = "" if np.isnan(law.p_value) else f"{law.p_value:.2g}"
         values = ", ".join(f"{level:.3g}" for level in levels)
-        rows.append([axis.label, values, *exponents, p, str(len(axis.values)), ", ".join(censored) or "none"])
+        rows.append(
+            [axis.label + axis.note, values, *exponents, p, str(len(axis.values)), ", ".join(censored) or "none"]
+        )
     return header, rows

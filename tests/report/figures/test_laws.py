@@ -63,6 +63,14 @@ def test_the_table_has_both_units_and_what_was_censored() -> None:
     assert (cells["values"], cells["seeds"], cells["censored"]) == ("8, 32, 128", "12", "1 at 128")
 
 
+def test_values_without_a_head_are_left_out_of_a_second_row() -> None:
+    runs = [*RUNS[:3], _run(_batch(2), [np.nan] * 4)]
+    _, (whole, part) = laws_rows(axes_of(runs))
+    assert (whole[1], whole[-1]) == ("2, 8, 32, 128", "4 at 2, 1 at 128")
+    assert (part[0], part[1]) == ("rows a batch, without 2", "8, 32, 128")
+    assert float(part[2].split()[0]) == pytest.approx(0.5, abs=0.05)
+
+
 def test_a_field_that_members_of_one_run_vary() -> None:
     config = replace(BASE, members=replace(BASE.members, values="optimizer.lr=0.001,0.01"))
     (axis,) = axes_of([_run(BASE, [4e5] * 4), _run(config, [8e5] * 4 + [1e5] * 4)])
