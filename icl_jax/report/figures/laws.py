@@ -33,14 +33,14 @@ def _chart(axis: Varied) -> Chart:
         )
         if which.any()
     ]  # fmt: skip
-    title = "by optimiser"
-    if (law := axis.law) is not None:
-        grid = np.geomspace(axis.values.min(), axis.values.max(), 50)
+    title, fitted = "by optimiser", (*axis.where_any_formed, axis)[0]
+    if (law := fitted.law) is not None:
+        grid = np.geomspace(fitted.values.min(), fitted.values.max(), 50)
         series.append(Series(label="power law", x=grid, y=law.scale * grid**law.exponent, colour=2))
-        title = f"tokens as a power of {law.exponent:+.2f} ({law.low:+.2f} to {law.high:+.2f})"
+        title = f"{law.exponent:+.2f} ({law.low:+.2f} to {law.high:+.2f}){fitted.note}"
     across = Axis(label=axis.label, is_log=not axis.names, names=axis.names, column=axis.field)
     y = Axis(label="training tokens", is_log=True, column="tokens")
-    return Chart(title=f"{axis.label}: {title}" if not axis.names else title, x=across, y=y, series=series, legend=True)
+    return Chart(title=title, x=across, y=y, series=series, legend=True)
 
 
 def _beside(axis: Varied) -> np.ndarray:
@@ -58,7 +58,8 @@ LAWS = LawsFigure(
     name="laws",
     title="What sets the time at which heads form",
     shows="Training tokens at which an induction head of each seed has formed, by one field that runs differ in, all "
-    "equal; line: the power law, fitted with seeds that had none by their run's end (censored there).",
+    "equal; line: the power law and its exponent, fitted with seeds that had none by their run's end (censored there), "
+    "without values at which none has one.",
     look_for="A straight line; where its test refutes one, the exponent says little.",
     needs=("prefix_matching",),
 )
