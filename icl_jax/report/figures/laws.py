@@ -57,9 +57,9 @@ def _beside(axis: Varied) -> np.ndarray:
 LAWS = LawsFigure(
     name="laws",
     title="What sets the time at which heads form",
-    shows="Training tokens at which an induction head of each seed has formed, by one field that runs differ in, all "
-    "equal; line: the power law and its exponent, fitted with seeds that had none by their run's end (censored there), "
-    "without values at which none has one.",
+    shows="Training tokens at which an induction head of each seed has formed, by one field that runs differ in, the "
+    "rest alike; line: the power law and its exponent, fitted with seeds that had none by their run's end (censored "
+    "there), without values at which none has one.",
     look_for="A straight line; where its test refutes one, the exponent says little.",
     needs=("prefix_matching",),
 )
