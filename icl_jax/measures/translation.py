@@ -57,7 +57,7 @@ def look(at: Snapshot, tokens: jax.Array, keys: jax.Array) -> dict[str, jax.Arra
         seen = Activations(at.params, tokens, at.config, ("pattern",)).of_layers("pattern")
         return jnp.stack([jnp.sum(jnp.where(keys[:, None], p, 0.0), axis=(2, 3)) for p in seen], axis=1)
 
-    n_queries = jnp.sum(jnp.any(keys, axis=2))
+    n_queries = jnp.sum(jnp.any(keys, axis=2), dtype=jnp.float32)
     return {"translation_attention": jnp.sum(map_rows(some_rows, tokens, keys, n_at_a_time=8), axis=0) / n_queries}
 
 
