@@ -35,7 +35,7 @@ def _run_page(page: Path) -> dict[str, Any]:
             continue
         for line in code.splitlines():
             assert line.startswith("icl-jax "), line
-            status, _, err = finish(start_cli(*line.split()[1:], is_long=True))
+            status, _, err = finish(start_cli(*shlex.split(line)[1:], is_long=True))
             assert (status, err) == (0, ""), line
     return names
 
@@ -57,6 +57,9 @@ def test_the_tutorial_shows_what_it_says(checkout: Path, tmp_path: Path, monkeyp
     assert abs(lost_below) < 0.15
     assert lost_above > 0.3
     assert names["feeds"] > 4
+    assert names["was_on"].shape == (600, 1)
+    assert names["was_on"].all()
+    assert names["stopped"] > -0.7
     plain, smeared = names["scores"]
     assert plain > -0.6
     assert smeared < -1.0
