@@ -245,7 +245,10 @@ def test_numeric_differences_names_each_changed_field(field: str) -> None:
     )
     old = flat(base)[field]
     # A member of the base's own seed and learning rate: those of the config are those of the first.
-    given_values = {"topology": "v5e:4x4", "bursty": 0.5, "seeds": "3..3", "values": "optimizer.lr=0.003"}
+    given_values = {
+        "topology": "v5e:4x4", "bursty": 0.5, "seeds": "3..3", "values": "optimizer.lr=0.003",
+        "digits": 1, "entries": 5, "class_words": 8,
+    }  # fmt: skip
     new = given_values[name] if name in given_values else changed(old, FIELDS[field])
     value = {name: new}
     other = build_config(merge(to_tables(base), {section: {table[0]: value} if table else value}))
