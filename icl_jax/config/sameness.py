@@ -45,9 +45,9 @@ def rows_of(config: "Config") -> tuple[Any, ...]:
     return same.data, same.model.vocab_size, same.model.n_ctx
 
 
-def numbers_of(config: "Config") -> tuple[tuple[str, Any], ...]:
-    """All that changes the numbers of a run: equal for two runs of which either is the other."""
-    return tuple(flat(_without(config, FREE)).items())
+def numbers_of(config: "Config") -> str:
+    """All that changes the numbers of a run, as one text: equal for two runs of which either is the other."""
+    return repr(flat(_without(config, FREE)))
 
 
 def numeric_differences(a: "Config", b: "Config") -> list[str]:
