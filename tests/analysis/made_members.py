@@ -27,9 +27,10 @@ def made_members(
     config = replace(
         config_of(MODEL, N_STEPS),
         train=TrainConfig(n_steps=N_STEPS, batch_size=BATCH), members=MembersConfig(seeds=f"0..{n - 1}"),
-        probes=ProbeConfig(n_probes=60, held_out_rows=6, n_sequences=2, repeat_len=7, n_repeats=2),
+        probes=ProbeConfig(n_probes=60, held_out_rows=1, n_sequences=2, repeat_len=7, n_repeats=2),
     )  # fmt: skip
-    held_out = HeldOut(random_rows(MODEL, 6), np.arange(1, MODEL.vocab_size, dtype=np.int32), BOS)
+    # One row: more of them would have to agree that a change is there, and the snapshots know nothing of the record's.
+    held_out = HeldOut(random_rows(MODEL, 1), np.arange(1, MODEL.vocab_size, dtype=np.int32), BOS)
     run = RunDir.create(str(path), config, corpus_sha256="0" * 64, held_out=held_out)
     for i, step in enumerate(snapshots):
         each = [random_params(MODEL, 10 * k + i) for k in range(n)]
