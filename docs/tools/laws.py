@@ -7,19 +7,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from made_part import replace_part, save_small
 
 from icl_jax.config.builtin import suite_file
 from icl_jax.report.axes import axes_of, formed, laws_rows
 from icl_jax.report.figures.laws import LAWS
 from icl_jax.report.figures.over_members import ReportedMembers
 from icl_jax.report.members import reported_members
-from icl_jax.report.pictures import save_picture
 from icl_jax.rundir import RunDir
 from icl_jax.suites.suite import load_suite
-
-_WIDTH, _COLOURS = 1100, 32
-_BEGIN, _END = "<!-- from here on by docs/tools/laws.py -->", "<!-- up to here -->"
 
 
 def _row(cells: list[str]) -> str:
@@ -57,16 +53,8 @@ def write(page: Path, folder: Path) -> None:
     """Replace what stands between the marks of the page. Raises UserError where an analysis is missing or damaged."""
     members = load_suite(suite_file("laws")).members
     runs = [reported_members(RunDir.open(str(folder / one.name)), one.name) for one in members]
-    before, rest = page.read_text(encoding="utf-8").split(_BEGIN)
-    _, after = rest.split(_END)
-    made = tables([one.title for one in members], runs)
-    page.write_text(f"{before}{_BEGIN}\n\n{made}\n\n{_END}{after}", encoding="utf-8")
-    picture = page.with_suffix(".png")
-    if save_picture(LAWS, runs, picture):
-        with Image.open(picture) as drawn:
-            size = _WIDTH, round(drawn.height * _WIDTH / drawn.width)
-            small = drawn.convert("RGB").resize(size, Image.Resampling.LANCZOS).quantize(_COLOURS)
-        small.save(picture, optimize=True)
+    replace_part(page, "laws.py", tables([one.title for one in members], runs))
+    save_small(LAWS, runs, page.with_suffix(".png"), width=1100)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,12 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from etils import epath
-from PIL import Image
+from made_part import replace_part, save_small
 
 from icl_jax.analysis.dataset import load_dataset
 from icl_jax.report.figures.over_members import TIMES_FIGURE, ReportedMembers
 from icl_jax.report.members_table import counts_text, number
-from icl_jax.report.pictures import save_picture
 
-_WIDTH, _COLOURS = 1000, 32
-_BEGIN, _END = "<!-- from here on by docs/tools/seeds.py -->", "<!-- up to here -->"
 _REFUTED = 0.05
 
 
@@ -94,16 +91,8 @@ def write(page: Path, folders: list[str]) -> None:
         ReportedMembers(Path(folder).name, load_dataset(epath.Path(folder) / "analysis.zarr").load())
         for folder in folders
     ]
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(_BEGIN)
-    _, after = rest.split(_END)
-    page.write_text(f"{before}{_BEGIN}\n\n{tables(runs)}\n\n{_END}{after}", encoding="utf-8")
-    picture = page.with_suffix(".png")
-    if save_picture(TIMES_FIGURE, runs, picture):
-        with Image.open(picture) as drawn:
-            size = _WIDTH, round(drawn.height * _WIDTH / drawn.width)
-            small = drawn.convert("RGB").resize(size, Image.Resampling.LANCZOS).quantize(_COLOURS)
-        small.save(picture, optimize=True)
+    replace_part(page, "seeds.py", tables(runs))
+    save_small(TIMES_FIGURE, runs, page.with_suffix(".png"), width=1000)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,9 @@ from icl_jax.maths.logit_attribution import attribution
 from icl_jax.measures.map_rows import map_rows
 from icl_jax.measures.map_snapshots import map_snapshots
 from icl_jax.model.execution import resolve
-from icl_jax.model.forward import normalise, unembedding_DV
+from icl_jax.model.forward import unembedding_DV
 from icl_jax.model.loss import token_loss_and_rank
+from icl_jax.model.norm import normalise
 from icl_jax.model.params import Params
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.files import replace_text

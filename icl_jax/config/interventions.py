@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from icl_jax.config.axes import ACTIVATION_AXES
 from icl_jax.config.checks import check_types, require
 from icl_jax.config.errors import UserError
 from icl_jax.config.tables import unknown
@@ -28,12 +29,6 @@ HEAD_THRESHOLD = 0.4
 """What a head must score to be called by the name of its score. The paper discloses no value; this is ARENA's."""
 FORMED = "formed"
 """For ``heads``: those that had reached it at that probe."""
-ACTIVATIONS = {
-    "q_input": "B T H D", "k_input": "B T G D", "v_input": "B T G D", "resid_pre": "B T D", "q": "B H T E",
-    "k": "B H T E", "v": "B H T E", "attn_scores": "B H Q K", "pattern": "B H Q K", "z": "B H T E",
-    "result": "B T H D", "resid_mid": "B T D", "mlp_out": "B T D", "resid_post": "B T D",
-}  # fmt: skip
-"""The taps of the forward pass and their axes."""
 LAST_STEP = 2**31 - 1
 
 
@@ -54,7 +49,7 @@ class Kind:
     options: type[Options] = Options
     number: str = ""
     """The option that is an argument of the compiled program, so that members may differ in it."""
-    taps: tuple[str, ...] = tuple(ACTIVATIONS)
+    taps: tuple[str, ...] = tuple(ACTIVATION_AXES)
     """Activations that it goes with."""
     parameters: bool = True
     """It goes with parameters."""
@@ -127,13 +122,13 @@ class Intervention:
         """Raise UserError where it cannot work in a config; `where` is its name, ``intervene.0``."""
         axes = axes_of(self.at, config.model, where)
         kind = self.kind
-        if self.at in ACTIVATIONS:
+        if self.at in ACTIVATION_AXES:
             allowed = f"must be of {', '.join(kind.taps)} with what = {self.what!r}" if kind.taps else _no_tap(self)
             require(self.at in kind.taps, f"{where}.at", self.at, allowed)
         else:
             require(kind.parameters, f"{where}.at", self.at, f"must be an activation with what = {self.what!r}")
         letters = axes.split()
-        has_layers = self.at in ACTIVATIONS or "N" in letters
+        has_layers = self.at in ACTIVATION_AXES or "N" in letters
         n_layers = config.model.n_layers
         require(n_layers > 0 or not has_layers, f"{where}.at", self.at, "not with model.n_layers = 0")
         require(has_layers or not self.layers, f"{where}.layers", self.layers, f"{self.at} has no layers")
@@ -176,12 +171,12 @@ def _no_tap(one: Intervention) -> str:
 
 def axes_of(at: str, model: "ModelConfig", where: str = "intervene") -> str:
     """Letters of the axes of an activation or a parameter. Raises UserError where the model has none of that name."""
-    if at in ACTIVATIONS:
+    if at in ACTIVATION_AXES:
         require(at != "mlp_out" or model.d_mlp > 0, f"{where}.at", at, "only with model.d_mlp > 0")
-        return ACTIVATIONS[at]
+        return ACTIVATION_AXES[at]
     declarations: Mapping[str, Any] = import_module("icl_jax.model.params").declarations(model)
     if at not in declarations:
-        known = [*ACTIVATIONS, *declarations]
+        known = [*ACTIVATION_AXES, *declarations]
         close = difflib.get_close_matches(at, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise UserError(f"{where}.at = {at!r}: {hint}must be an activation or a parameter: {', '.join(known)}")

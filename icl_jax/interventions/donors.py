@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from icl_jax.config import Config, ModelConfig, UserError
-from icl_jax.config.interventions import ACTIVATIONS, Intervention, axes_of
+from icl_jax.config.axes import ACTIVATION_AXES
+from icl_jax.config.interventions import Intervention, axes_of
 from icl_jax.model.forward import run_with_cache
 from icl_jax.model.params import Params, declarations
 from icl_jax.rundir import RunDir
@@ -37,7 +38,7 @@ class Donor:
             value = activations[self.layer if self.layer >= 0 else layer]
         else:
             value = jnp.stack(activations)[layer]
-        return self._head(value, ACTIVATIONS[name], config.n_heads)
+        return self._head(value, ACTIVATION_AXES[name], config.n_heads)
 
     def parameter(self, params: Params, name: str, shape: tuple[int, ...]) -> jax.Array:
         """Its value in place of a parameter of this shape here."""
@@ -64,7 +65,7 @@ def open_donor(one: Intervention, config: Config, where: str) -> Donor:
     options: Any = one.options
     run = RunDir.open(options.from_run).one()
     theirs, ours = run.config.model, config.model
-    is_activation = one.at in ACTIVATIONS
+    is_activation = one.at in ACTIVATION_AXES
     name = f"{where}.from_run = {options.from_run!r}"
 
     def need(condition: bool, what: str) -> None:

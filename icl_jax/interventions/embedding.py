@@ -7,7 +7,8 @@ head carries. At ``k_input`` of a later layer, own takes K-composition away and 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from icl_jax.config.interventions import ACTIVATIONS, Kind, Options
+from icl_jax.config.axes import ACTIVATION_AXES
+from icl_jax.config.interventions import Kind, Options
 
 if TYPE_CHECKING:
     import jax
@@ -35,5 +36,5 @@ def apply(value: "jax.Array", at: "At") -> "jax.Array":
 
 INTERVENTION = Kind(
     apply=apply, options=EmbeddingOptions, parameters=False,
-    taps=tuple(name for name, axes in ACTIVATIONS.items() if axes.endswith("D")),
+    taps=tuple(name for name, axes in ACTIVATION_AXES.items() if axes.endswith("D")),
 )  # fmt: skip

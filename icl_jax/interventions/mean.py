@@ -5,7 +5,8 @@ Gradients go through the mean. Source: mean ablation, Wang et al. 2022 (IOI).
 
 from typing import TYPE_CHECKING
 
-from icl_jax.config.interventions import ACTIVATIONS, Kind
+from icl_jax.config.axes import ACTIVATION_AXES
+from icl_jax.config.interventions import Kind
 
 if TYPE_CHECKING:
     import jax
@@ -20,5 +21,8 @@ def apply(value: "jax.Array", at: "At") -> "jax.Array":
 
 
 INTERVENTION = Kind(
-    apply=apply, parameters=False, whole_batch=True, taps=tuple(name for name in ACTIVATIONS if name != "attn_scores")
+    apply=apply,
+    parameters=False,
+    whole_batch=True,
+    taps=tuple(name for name in ACTIVATION_AXES if name != "attn_scores"),
 )

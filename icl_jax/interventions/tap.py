@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from icl_jax.config import Config, ModelConfig
-from icl_jax.config.interventions import ACTIVATIONS, Intervention
+from icl_jax.config.axes import ACTIVATION_AXES
+from icl_jax.config.interventions import Intervention
 from icl_jax.interventions.at import At
 from icl_jax.interventions.donors import Donor, open_donor
 from icl_jax.model.forward import TapFn, embedded, positions_TD
@@ -52,7 +53,7 @@ class Intervened:
         """Of parameters that are not updated, where: masks of their shape."""
         found: dict[str, list[jax.Array]] = {}
         for i, one in self.on.items():
-            if one.kind.stops_updates and one.at not in ACTIVATIONS:
+            if one.kind.stops_updates and one.at not in ACTIVATION_AXES:
                 found.setdefault(one.at, []).append(self.mask_of(i))
         return found
 
@@ -71,7 +72,7 @@ class Intervened:
         """Of each layer the activations that the tap is to be called for."""
         names: dict[int, set[str]] = {}
         for i, one in self.on.items():
-            if one.at in ACTIVATIONS:
+            if one.at in ACTIVATION_AXES:
                 for layer in self.layers[i]:
                     names.setdefault(layer, set()).update({one.at} | ({"pattern"} if one.kind.reads_pattern else set()))
         return {layer: frozenset(found) for layer, found in names.items()}
@@ -90,7 +91,7 @@ class Intervened:
         theirs = {
             i: donor.activations(self.given[str(i)]["donor"], tokens, self.on[i].at)
             for i, donor in self.donors.items()
-            if i in self.on and self.on[i].at in ACTIVATIONS
+            if i in self.on and self.on[i].at in ACTIVATION_AXES
         }
         pattern: dict[str, jax.Array] = {}
 
@@ -140,7 +141,7 @@ class Intervened:
 
 def _changed(value: jax.Array, at: At, one: Intervention, mask_H: jax.Array) -> jax.Array:
     """The value with what is put in its place where the mask is; what attention must not see it does not see after."""
-    letters = ACTIVATIONS[at.name].split()
+    letters = ACTIVATION_AXES[at.name].split()
     if "H" in letters or "G" in letters:
         axis = next(i for i, letter in enumerate(letters) if letter in "HG")
         mask = jnp.expand_dims(mask_H[: value.shape[axis]], [i for i in range(value.ndim) if i != axis])
@@ -178,9 +179,9 @@ def heads_mask(one: Intervention, model: ModelConfig, formed: np.ndarray | None 
     return mask
 
 
-def open_donors(config: Config) -> dict[int, Donor]:
+def open_donors(interventions: Sequence[Intervention], config: Config) -> dict[int, Donor]:
     """The other runs that interventions take from, by their numbers. Raises UserError."""
-    ones = enumerate(config.intervene)
+    ones = enumerate(interventions)
     return {i: open_donor(one, config, f"intervene.{i}") for i, one in ones if one.what == "from_run"}
 
 
@@ -203,9 +204,7 @@ def intervened(
     """
     for i, one in enumerate(interventions):
         one.check(config, f"intervene.{i}")
-    donors = {
-        i: open_donor(one, config, f"intervene.{i}") for i, one in enumerate(interventions) if one.what == "from_run"
-    }
+    donors = open_donors(interventions, config)
     every = frozenset(range(config.model.n_layers))
     return Intervened(
         config.model, dict(enumerate(interventions)),

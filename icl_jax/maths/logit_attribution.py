@@ -20,8 +20,9 @@ from icl_jax.config import ModelConfig
 from icl_jax.maths.activations import Activations, AnyParams
 from icl_jax.maths.frozen_run import embedding, frozen_norm, head_results, norm_scale
 from icl_jax.model.execution import resolve
-from icl_jax.model.forward import normalise, unembedding_DV
+from icl_jax.model.forward import unembedding_DV
 from icl_jax.model.loss import token_loss
+from icl_jax.model.norm import normalise
 from icl_jax.model.params import Params
 from icl_jax.model.tokens import takes_predicted_tokens
 

@@ -30,6 +30,7 @@ import numpy as np
 import xarray as xr
 
 from icl_jax.config import ModelConfig, UserError
+from icl_jax.config.axes import ACTIVATION_AXES
 from icl_jax.maths.activations import AnyParams, as_jax
 from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
 from icl_jax.measures.passes import Passes, by_rows, patches_at_a_time
@@ -42,15 +43,15 @@ from icl_jax.measures.token_pairs import (
     needs_pairs,
     reads_pairs,
 )  # fmt: skip
-from icl_jax.model.forward import ACTIVATIONS
 from icl_jax.model.params import Params
 
-INPUTS = ("q_input", "k_input", "v_input")
 # The axes of heads and of positions (queries) of each activation.
-AXES: dict[str, tuple[int | None, int]] = {
-    **dict.fromkeys(("resid_pre", "resid_mid", "mlp_out", "resid_post"), (None, 1)),
-    **dict.fromkeys(("q", "k", "v", "attn_scores", "pattern", "z"), (1, 2)),
-    **dict.fromkeys(("result", *INPUTS), (2, 1)),
+AXES = {
+    name: (
+        next((i for i, letter in enumerate(letters) if letter in "HG"), None),
+        next(i for i, letter in enumerate(letters) if letter in "TQ"),
+    )
+    for name, letters in ((name, axes.split()) for name, axes in ACTIVATION_AXES.items())
 }
 # Of a head and layer, of the rows of a pass.
 _PATTERN_ENTRIES = 2**18
@@ -59,7 +60,7 @@ _PATTERN_ENTRIES = 2**18
 def check_tap(tap: str, config: ModelConfig) -> None:
     """Raise UserError for an activation that the model does not have."""
     if tap not in AXES:
-        raise UserError(f"tap = {tap!r}: must be one of {', '.join((*ACTIVATIONS, *INPUTS))}")
+        raise UserError(f"tap = {tap!r}: must be one of {', '.join(ACTIVATION_AXES)}")
     if not config.n_layers:
         raise UserError("model.n_layers = 0: there is nothing to patch")
     if tap == "mlp_out" and not config.d_mlp:
@@ -68,7 +69,7 @@ def check_tap(tap: str, config: ModelConfig) -> None:
 
 def n_heads_of(tap: str, config: ModelConfig) -> int:
     """Heads of an activation: of the inputs of keys and values those of keys."""
-    return config.key_heads if tap in ("k_input", "v_input") else config.n_heads
+    return config.key_heads if "G" in ACTIVATION_AXES[tap] else config.n_heads
 
 
 def check_into(into: str) -> None:

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
 from icl_jax.measures.measurement import Arrays, Context, Measurement, StackedParams, Variable
-from icl_jax.model.forward import normalise, to_logits, unembedding_DV
+from icl_jax.model.forward import to_logits, unembedding_DV
+from icl_jax.model.norm import normalise
 from icl_jax.model.params import Params
 
 _ROWS_AT_A_TIME = 512

@@ -33,9 +33,10 @@ from icl_jax.maths.frozen_run import (
 )
 from icl_jax.measures.measurement import Context, Measurement, Variable, attention_only, needs_plain_keys
 from icl_jax.measures.snapshot import Snapshot
-from icl_jax.model.forward import mixed_keys, positions_TD, unembedding_DV
+from icl_jax.model.forward import positions_TD, unembedding_DV
 from icl_jax.model.params import Params, per_head
 from icl_jax.model.positions import rotary_frequencies, rotate
+from icl_jax.model.previous_token import mixed_keys
 
 MAX_LAYERS = 2
 # Rows and positions that the terms are evaluated on: (2 + H)^2 maps of T by T for every head.

@@ -27,8 +27,9 @@ from jaxtyping import Array, Float, Int
 from icl_jax.config import ModelConfig, UserError
 from icl_jax.measures.measurement import Context, needs_layers
 from icl_jax.model.execution import resolve
-from icl_jax.model.forward import normalise, soft_capped, unembedding_DV
+from icl_jax.model.forward import soft_capped, unembedding_DV
 from icl_jax.model.loss import token_loss
+from icl_jax.model.norm import normalise
 from icl_jax.model.params import Params
 from icl_jax.model.precision import einsum
 from icl_jax.model.tokens import check_tokens

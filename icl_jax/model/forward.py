@@ -31,12 +31,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
+from icl_jax.config.axes import ACTIVATION_AXES, INPUTS
 from icl_jax.model.attention import Scores, attend, attention_fn, attn_scores
 from icl_jax.model.execution import Execution, resolve
 from icl_jax.model.linear import linear
+from icl_jax.model.norm import normalise, normalise_heads
 from icl_jax.model.params import Params, layer_names
 from icl_jax.model.positions import rotary_frequencies, rotate, sinusoidal
 from icl_jax.model.precision import einsum
+from icl_jax.model.previous_token import gated_smear, mixed_keys
 from icl_jax.model.tokens import takes_tokens
 
 TapFn = Callable[[str, Any, jax.Array], jax.Array]
@@ -47,69 +50,10 @@ GatherFn = Callable[[str, jax.Array], jax.Array]
 BlockFn = Callable[[jax.Array, Params], jax.Array]
 LayerFn = Callable[..., jax.Array]
 
-ACTIVATIONS = (
-    "resid_pre", "q", "k", "v", "attn_scores", "pattern", "z", "result", "resid_mid", "mlp_out", "resid_post",
-)  # fmt: skip
+ACTIVATIONS = tuple(name for name in ACTIVATION_AXES if name not in INPUTS)
 """The names of all of them but the three inputs, which nobody sees who does not name them."""
 Seen = Container[str] | Mapping[int, frozenset[str]]
 """Names of activations, or of each layer its own."""
-
-
-def normalise(
-    x: Float[Array, "B T D"], weight: Float[Array, " D"] | None, config: ModelConfig
-) -> Float[Array, "B T D"]:
-    """LayerNorm or RMSNorm over D with a trained scale and no bias, in float32; identity for "none"."""
-    if weight is None:
-        return x
-    wide = x.astype(jnp.float32)
-    if x.shape[0] == 1:  # XLA's sums on a CPU are 3 to 14 times slower for a batch of one row than without that axis
-        wide = wide[0]
-    if config.norm == "layernorm":
-        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + config.norm_eps)
-    weight = jnp.expand_dims(weight.astype(jnp.float32), range(wide.ndim - 1))
-    return (wide * scale * weight).astype(x.dtype).reshape(x.shape)
-
-
-def smear(k: Float[Array, "B H T E"], alpha: Float[Array, " H"]) -> Float[Array, "B H T E"]:
-    """Mix each key with its predecessor: ``s k_j + (1 - s) k_(j-1)``, s = sigmoid(alpha) per head; key 0 stays.
-
-    Source: Olsson et al. 2022, Argument 2.
-    """
-    own = jax.nn.sigmoid(alpha)[None, :, None, None].astype(k.dtype)
-    previous = jnp.concatenate([k[:, :, :1], k[:, :, :-1]], axis=2)
-    return own * k + (1 - own) * previous
-
-
-def offset_keys(k: Float[Array, "B H T E"], n: int) -> Float[Array, "B H T E"]:
-    """Keys whose last n entries are those of the key before; key 0 stays.
-
-    A key then says which token it is and which came before, so that one layer can match prefixes. Source:
-    modded-nanogpt, the half of each head that is not rotated.
-    """
-    kept = k.shape[-1] - n
-    late = k[..., kept:]
-    late = jnp.concatenate([late[:, :, :1], late[:, :, :-1]], axis=2)
-    return jnp.concatenate([k[..., :kept], late], axis=3)
-
-
-def mixed_keys(k: Float[Array, "B H T E"], layer: Params, config: ModelConfig) -> Float[Array, "B H T E"]:
-    """Keys with what they take from the key before, if anything: linear in keys."""
-    if config.key_offset:
-        k = offset_keys(k, config.key_offset)
-    return smear(k, layer["smear_alpha"]) if config.smeared_keys else k
-
-
-def gated_smear(
-    x: Float[Array, "B T D"], weight: Float[Array, " D"], scale: Float[Array, ""], config: ModelConfig
-) -> Float[Array, "B T D"]:
-    """``x_t + scale sigmoid(norm(x_t) weight) x_(t-1)``; x_0 stays.
-
-    Source: nanochat. Departures: its gate reads the first 24 entries, and its embeddings are normalised themselves.
-    """
-    read = x if config.norm == "none" else normalise(x, jnp.ones_like(weight), config)
-    gate_BT = scale * jax.nn.sigmoid(einsum("BTD,D->BT", read, weight))
-    return jnp.concatenate([x[:, :1], x[:, 1:] + gate_BT[:, 1:, None] * x[:, :-1]], axis=1)
 
 
 @takes_tokens
@@ -135,15 +79,6 @@ def positions_TD(W_pos: jax.Array | None, n_ctx: int, config: ModelConfig) -> ja
         return None
     table = sinusoidal(config.n_ctx, config.d_model) if W_pos is None else W_pos
     return jnp.asarray(table[:n_ctx], config.compute_dtype)
-
-
-def _normalise_heads(x: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
-    """A norm of queries or keys, [B, H, T, E]: over each head, weight [E], or over all of them, weight [H, E]."""
-    if weight.ndim == 1:
-        return normalise(x.reshape(-1, *x.shape[-2:]), weight, config).reshape(x.shape)
-    x_BTHE = jnp.swapaxes(x, 1, 2)
-    flat = x_BTHE.reshape(*x_BTHE.shape[:2], -1)
-    return jnp.swapaxes(normalise(flat, weight.reshape(-1), config).reshape(x_BTHE.shape), 1, 2)
 
 
 def _projected(x_BTD: jax.Array, layer: Params, letter: str) -> jax.Array:
@@ -192,7 +127,7 @@ def _block(
     q, k = (projected(x_qk_BTD, letter) for letter in "QK")
     v = projected(x_BTD, "V")
     if config.qk_norm != "none":
-        q, k = (_normalise_heads(x, layer[name], config) for x, name in ((q, "q_norm_w"), (k, "k_norm_w")))
+        q, k = (normalise_heads(x, layer[name], config) for x, name in ((q, "q_norm_w"), (k, "k_norm_w")))
     if config.positions == "rotary":
         frequencies = rotary_frequencies(config, index)
         q, k = rotate(q, frequencies), rotate(k, frequencies)

@@ -10,9 +10,10 @@ from jaxtyping import Array, Float, Int
 
 from icl_jax.config import ModelConfig
 from icl_jax.model.execution import Execution, resolve
-from icl_jax.model.forward import final_resid, normalise, soft_capped, unembedding_DV, with_bias
+from icl_jax.model.forward import final_resid, soft_capped, unembedding_DV, with_bias
 from icl_jax.model.kernels import loss_kernel
 from icl_jax.model.linear import weight_grad
+from icl_jax.model.norm import normalise
 from icl_jax.model.params import Params
 from icl_jax.model.precision import einsum
 from icl_jax.model.tokens import takes_rows

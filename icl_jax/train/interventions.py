@@ -29,17 +29,19 @@ NOTHING = Moment((), {}, np.zeros(0, np.float32))
 class Interventions:
     """Those of a run. `record`: what it has recorded so far, where the first induction head may be in it."""
 
-    def __init__(self, config: Config, record: xr.Dataset) -> None:
+    def __init__(self, config: Config, record: xr.Dataset | None) -> None:
         self._config = config
-        self._members = [config.member(k) for k in range(len(config.members))] or [config]
+        # Without any there is nothing to ask of members.
+        own = [config.member(k) for k in range(len(config.members))] if config.intervene else []
+        self._members = own or [config]
         self._waits = any(one.waits for member in self._members for one in member.intervene)
         self._first: list[tuple[int, np.ndarray] | None] = [None] * len(self._members)
-        self._donors = open_donors(config)
+        self._donors = open_donors(config.intervene, config)
         self._layers = {i: layers_of(config, i) for i in range(len(config.intervene))}
         self.shared: dict[str, dict[str, np.ndarray]] = {str(i): donor.params for i, donor in self._donors.items()}
         """What no member has for itself: other runs' parameters."""
         self._moment, self._key = NOTHING, b""
-        if self._waits and "prefix_matching" in record:
+        if self._waits and record is not None and "prefix_matching" in record:
             steps, scores = record["probe_step"].values, record["prefix_matching"].values
             each = np.moveaxis(scores, 1, 0) if config.members else scores[None]
             self._first = [first_seen(steps, own) for own in each]

@@ -19,7 +19,7 @@ from icl_jax.read_ahead import ReadAhead
 from icl_jax.rundir import RunDir, probe_steps, snapshot_steps
 from icl_jax.rundir.record import ProbeResult
 from icl_jax.train.failures import Failures, probe_spread, spread, typical, typical_probe
-from icl_jax.train.interventions import NOTHING, Interventions
+from icl_jax.train.interventions import Interventions
 from icl_jax.train.members import MemberStep
 from icl_jax.train.parallel import ParallelStep
 from icl_jax.train.probes import make_probe_fn
@@ -68,7 +68,7 @@ def train(
     # A branch begins with a state of step 0, another run without one.
     state = parallel.init_state() if saved_step is None else load_state(run, saved_step, parallel)
     probe_fn = make_probe_fn(config, corpus, parallel.local_devices)
-    interventions = Interventions(config, run.load_record()) if config.intervene else None
+    interventions = Interventions(config, run.load_record() if config.intervene else None)
     with Writer() as writer, local_batches(config, corpus, start_step) as batches:
         keeper = _Keeper(run, parallel, writer, progress, tracker, stop)
         try:
@@ -83,11 +83,9 @@ def train(
                 if step in keeper.snapshot_steps:
                     keeper.save_snapshot(step, state.params)
                 if step in keeper.probe_steps:
-                    result = keeper.probe(step, state.params, probe_fn)
-                    if interventions is not None:
-                        interventions.see(step, result.prefix_matching)
+                    interventions.see(step, keeper.probe(step, state.params, probe_fn).prefix_matching)
                 if not is_last:
-                    moment = NOTHING if interventions is None else interventions.at(step)
+                    moment = interventions.at(step)
                     state, metrics = parallel.under(moment, interventions)(state, parallel.put_rows(next(batches)))
                     keeper.recorder.add(step, metrics, moment.are_on)
             keeper.save_state(config.train.n_steps, state)

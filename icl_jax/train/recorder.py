@@ -47,8 +47,7 @@ class Recorder:
         self._max_pending, self._fetch_at_a_time = in_flight
         self._flush_every_s = flush_every_s
         self._pending: deque[tuple[int, Any, np.ndarray]] = deque()
-        self._fetched: list[tuple[StepMetrics, float, np.ndarray]] = []
-        self._first_fetched = 0
+        self._fetched: list[tuple[int, StepMetrics, float, np.ndarray]] = []
         self._last_fetch = self._last_flush = time.monotonic()
 
     def add(self, step: int, metrics: StepMetrics | Rounds, are_on: np.ndarray = _NONE) -> None:
@@ -75,13 +74,14 @@ class Recorder:
         self._last_flush = time.monotonic()
         if not self._fetched:
             return
+        steps, metrics, step_s, are_on = zip(*self._fetched, strict=True)
         block = StepBlock(
-            first_step=self._first_fetched,
-            loss=np.stack([metrics.loss_T for metrics, _, _ in self._fetched]),
-            lr=np.array([metrics.lr for metrics, _, _ in self._fetched], np.float32),
-            grad_norm=np.array([metrics.grad_norm for metrics, _, _ in self._fetched], np.float32),
-            step_s=np.array([step_s for _, step_s, _ in self._fetched], np.float32),
-            intervened=np.stack([are_on for _, _, are_on in self._fetched]),
+            first_step=steps[0],
+            loss=np.stack([one.loss_T for one in metrics]),
+            lr=np.array([one.lr for one in metrics], np.float32),
+            grad_norm=np.array([one.grad_norm for one in metrics], np.float32),
+            step_s=np.array(step_s, np.float32),
+            intervened=np.stack(are_on),
         )
         self._fetched.clear()
         self._write_block(block)
@@ -99,8 +99,7 @@ class Recorder:
                 kept = self._failures.judge(step, metrics)
             elif not is_good(metrics):
                 raise NonFiniteLossError(step, describe(metrics))
-            self._first_fetched = self._first_fetched if self._fetched else step
-            self._fetched.append((kept, step_s, are_on))
+            self._fetched.append((step, kept, step_s, are_on))
             loss = np.asarray(kept.loss_T).mean(axis=-1)
             each = {"loss": loss, "lr": kept.lr, "grad_norm": kept.grad_norm}
             self._seen(step, each, step_s)

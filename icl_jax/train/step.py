@@ -1,6 +1,6 @@
 """One optimiser step as one device runs it; `icl_jax.train.parallel` maps it over devices."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -78,35 +78,22 @@ def loss_and_grads(
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     n_micro = execution.n_micro_batches
+    parts: tuple[jax.Array, ...] = (rows,)
     if intervened is not None:
-        return _intervened_loss_and_grads(grad_fn, params, rows, axes, 1 if intervened.reads_whole_batch else n_micro)
+        n_micro = 1 if intervened.reads_whole_batch else n_micro
+        # Rows are told their numbers in the step, which do not depend on devices and micro-batches.
+        first = jax.lax.axis_index(axes.names) * rows.shape[0] if axes.names else 0
+        parts = rows, first + jnp.arange(rows.shape[0])
     if n_micro == 1:
-        (_, loss_T), grads = grad_fn(params, rows)
+        (_, loss_T), grads = grad_fn(params, *parts)
         return loss_T, grads
 
-    def micro_step(total: tuple[jax.Array, Params], rows: jax.Array) -> tuple[tuple[jax.Array, Params], None]:
-        (_, loss_T), grads = grad_fn(params, rows)
-        return jax.tree.map(jnp.add, total, (loss_T, grads)), None
-
-    zero = (jnp.zeros(rows.shape[1] - 1, jnp.float32), jax.tree.map(jnp.zeros_like, params))
-    total, _ = jax.lax.scan(micro_step, zero, rows.reshape(n_micro, -1, rows.shape[1]))
-    return jax.tree.map(lambda x: x / n_micro, total)
-
-
-def _intervened_loss_and_grads(
-    grad_fn: Callable[..., Any], params: Params, rows: jax.Array, axes: Axes, n_micro: int
-) -> tuple[jax.Array, Params]:
-    """The same where rows are told their numbers in the step, which do not depend on devices and micro-batches."""
-    first = jax.lax.axis_index(axes.names) * rows.shape[0] if axes.names else 0
-    numbers = first + jnp.arange(rows.shape[0])
-
-    def micro_step(total: Any, some: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+    def micro_step(total: Any, some: tuple[jax.Array, ...]) -> tuple[Any, None]:
         (_, loss_T), grads = grad_fn(params, *some)
         return jax.tree.map(jnp.add, total, (loss_T, grads)), None
 
     zero = (jnp.zeros(rows.shape[1] - 1, jnp.float32), jax.tree.map(jnp.zeros_like, params))
-    parts = rows.reshape(n_micro, -1, rows.shape[1]), numbers.reshape(n_micro, -1)
-    total, _ = jax.lax.scan(micro_step, zero, parts)
+    total, _ = jax.lax.scan(micro_step, zero, tuple(part.reshape(n_micro, -1, *part.shape[1:]) for part in parts))
     answer: tuple[jax.Array, Params] = jax.tree.map(lambda x: x / n_micro, total)
     return answer
 

@@ -10,7 +10,8 @@ import pytest
 
 from icl_jax.config import ModelConfig
 from icl_jax.model import execution
-from icl_jax.model.forward import forward, normalise, run_with_cache
+from icl_jax.model.forward import forward, run_with_cache
+from icl_jax.model.norm import normalise
 from icl_jax.model.params import Params
 from tests.model.program_arrays import array_shapes
 from tests.model.random_params import random_params, random_tokens

@@ -4,6 +4,8 @@
 uniformly.
 """
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,7 +41,7 @@ def _orders(rng: np.random.Generator, n_rows: int, n: int) -> NDArray[np.intp]:
     return rng.random((n_rows, n), np.float32).argsort(axis=1)
 
 
-class _Entries:
+class _Entries(ABC):
     """Rows of `n_entries` entries of some tokens, of which those from `first_answer` on can be told from the row."""
 
     n_entries: int
@@ -48,11 +50,11 @@ class _Entries:
     words: tuple[str, ...]
     labels: tuple[str, ...]
 
+    @abstractmethod
     def _draw(
         self, rng: np.random.Generator, n_rows: int, is_held_out: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Tokens of each entry [row, entry, token], and -log P of each where the entry is first said."""
-        raise NotImplementedError
 
     def rows(self, rng: np.random.Generator, n_rows: int, n_tokens: int, is_held_out: bool) -> Body:
         """See `Kind`."""
