@@ -9,24 +9,23 @@ Source of the behaviours: Olsson et al. 2022, Argument 4, and the article that i
 """
 
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from icl_jax.config import Config, UserError
+from icl_jax.config import Config
 from icl_jax.config.checks import check_types, require
 from icl_jax.config.corpora import CorpusKind, Options
-from icl_jax.data.corpora.generated import BLOCK_ROWS, Block, GeneratedCorpus
+from icl_jax.data.corpora.generated import BLOCK_ROWS, Block
 from icl_jax.data.corpora.held_out_class import N_CLASSES
 from icl_jax.data.corpora.kinds.entries import Glossary, Names
 from icl_jax.data.corpora.kinds.kind import Kind
 from icl_jax.data.corpora.kinds.pairs import Patterns, Rules, Sums
 from icl_jax.data.corpora.kinds.translation import Translation
 from icl_jax.data.corpora.patterns import CLASSES
+from icl_jax.data.corpora.words import WordsCorpus
 from icl_jax.data.corpus import BOS, Progress
-from icl_jax.data.streams import Stream
 
 VERSION = 1
 """Goes up whenever the rows of a given config change."""
@@ -107,7 +106,7 @@ def examples_before(labels: NDArray[np.integer]) -> NDArray[np.int64]:
     return np.cumsum(is_start, axis=1) - (labels > 0)
 
 
-class MixtureCorpus(GeneratedCorpus[NDArray[np.float32]]):
+class MixtureCorpus(WordsCorpus):
     """Rows of the kinds with a share, in random order. Hidden: -log P of each token given all before it, nats."""
 
     def __init__(self, config: Config, progress: Progress | None = None) -> None:
@@ -115,18 +114,9 @@ class MixtureCorpus(GeneratedCorpus[NDArray[np.float32]]):
         super().__init__(config)
         self._options = config.data.options_of(MixtureOptions)
         self._kinds = self._options.kinds
-        self.words = tuple(
-            dict.fromkeys((BOS, *map(_mark, self._kinds), *(w for kind in self._kinds.values() for w in kind.words)))
-        )
-        self.vocab_size = len(self.words)
-        if config.model.vocab_size < self.vocab_size:
-            allowed = f"must be {self.vocab_size} or more, the words of data.source = 'mixture'"
-            raise UserError(f"model.vocab_size = {config.model.vocab_size}: {allowed}")
+        marks, words = map(_mark, self._kinds), (word for kind in self._kinds.values() for word in kind.words)
+        self._set_words(tuple(dict.fromkeys((BOS, *marks, *words))), config)
         self.label_names = tuple(dict.fromkeys(label for kind in self._kinds.values() for label in kind.labels))
-
-    @cached_property
-    def _id_of(self) -> dict[str, int]:
-        return {word: i for i, word in enumerate(self.words)}
 
     def ids(self, words: tuple[str, ...]) -> NDArray[np.int32]:
         """Token ids of words."""
@@ -157,24 +147,6 @@ class MixtureCorpus(GeneratedCorpus[NDArray[np.float32]]):
                 labels[here, 2:] = np.array(label_numbers, np.uint8)[body.labels]
                 nats[here, 2:] = body.nats
         return Block(tokens, labels, nats)
-
-    def row_floor_nats(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """-log P of each token of training rows given all before it, nats; 0 at position 0.
-
-        float32 [len(ids), n_ctx + 1]. Its mean over rows is an unbiased estimate of the entropy at each position, the
-        loss that no model beats on average. It is exact, not a bound.
-        """
-        return self._gather(Stream.TRAINING_ROWS, ids, "hidden")
-
-    @cached_property
-    def tokenizer_json(self) -> str:
-        """Words between white space; it knows no other words."""
-        from tokenizers import Tokenizer, models, pre_tokenizers
-
-        tokenizer = Tokenizer(models.WordLevel(dict(self._id_of)))
-        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        tokenizer.add_special_tokens([BOS])
-        return tokenizer.to_str()
 
     @property
     def _definition(self) -> dict[str, Any]:

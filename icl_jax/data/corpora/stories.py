@@ -5,20 +5,20 @@ by a fixed hash: held-out rows draw from the held-out quarter, which training ro
 under the grammar (``stories_grammar.py``) is known, and with it the loss that no model can beat.
 """
 
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from icl_jax.config import Config, UserError
+from icl_jax.config import Config
 from icl_jax.config.corpora import CorpusKind
 from icl_jax.data.corpora import stories_grammar as words
-from icl_jax.data.corpora.generated import BLOCK_ROWS, Block, GeneratedCorpus
+from icl_jax.data.corpora.generated import BLOCK_ROWS, Block
 from icl_jax.data.corpora.held_out_class import N_CLASSES, held_out_class, pick
 from icl_jax.data.corpora.stories_grammar import GRAMMAR
+from icl_jax.data.corpora.words import WordsCorpus
 from icl_jax.data.corpus import BOS, Progress
-from icl_jax.data.streams import Stream
 
 VERSION = 1
 """Goes up whenever the rows of a given config change."""
@@ -285,7 +285,7 @@ def label_floor_nats() -> dict[str, float]:
     return floors
 
 
-class StoriesCorpus(GeneratedCorpus[NDArray[np.float32]]):
+class StoriesCorpus(WordsCorpus):
     """A row is whole stories, the last one cut off. Hidden: -log P of each token under the grammar, nats."""
 
     bos_id = GRAMMAR.id_of[BOS]
@@ -294,31 +294,10 @@ class StoriesCorpus(GeneratedCorpus[NDArray[np.float32]]):
     def __init__(self, config: Config, progress: Progress | None = None) -> None:
         """Raises UserError if ``model.vocab_size`` is less than the number of words."""
         super().__init__(config)
-        self.vocab_size = len(GRAMMAR.words)
-        if config.model.vocab_size < self.vocab_size:
-            allowed = f"must be {self.vocab_size} or more, the words of data.source = 'stories'"
-            raise UserError(f"model.vocab_size = {config.model.vocab_size}: {allowed}")
+        self._set_words(GRAMMAR.words, config)
 
     def _make_block(self, rng: np.random.Generator, is_held_out: bool) -> Block[NDArray[np.float32]]:
         return make_rows(rng, BLOCK_ROWS, self.n_ctx, is_held_out)
-
-    def row_floor_nats(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """-log P of each token of training rows under the grammar, given all before it, nats; 0 at position 0.
-
-        float32 [len(ids), n_ctx + 1]. Its mean over rows is an unbiased estimate of the entropy at each position, the
-        loss that no model beats on average.
-        """
-        return self._gather(Stream.TRAINING_ROWS, ids, "hidden")
-
-    @cached_property
-    def tokenizer_json(self) -> str:
-        """Words between white space; it knows no other words."""
-        from tokenizers import Tokenizer, models, pre_tokenizers
-
-        tokenizer = Tokenizer(models.WordLevel(dict(GRAMMAR.id_of)))
-        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        tokenizer.add_special_tokens([BOS])
-        return tokenizer.to_str()
 
     @property
     def _definition(self) -> dict[str, Any]:
