@@ -32,7 +32,7 @@ from icl_jax.measures.token_classes import classify_tokens
 HEAD_SETS = ("intact", "induction", "same_layers")
 _MOST_HEADS = 10
 _SHARE = 8
-_N_DRAWS = 3
+N_DRAWS = 3
 _TOKENS = 2**12
 _N_COPIES = 4
 
@@ -86,7 +86,7 @@ def look(
 def _reads(context: Context) -> tuple[np.ndarray, ...]:
     model = context.config.model
     rows = context.held_out[: max(8, _TOKENS // model.n_ctx)]
-    random = np.random.default_rng([context.seed, 2]).random((_N_DRAWS, model.n_layers, model.n_heads), np.float32)
+    random = np.random.default_rng([context.seed, 2]).random((N_DRAWS, model.n_layers, model.n_heads), np.float32)
     return rows, classify_tokens(rows) == 0, context.repeated, random
 
 

@@ -1,5 +1,6 @@
 """Known values of docs/measures.md: what heads attend to, and what rows show."""
 
+import dataclasses
 import math
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from icl_jax.measures import (
     answers,
     answers_learned,
     head_scores,
+    label_ablation,
     label_matching,
     labelled_tokens,
     literal_copying,
@@ -88,6 +90,16 @@ def _smear() -> Found:
 def _label_matching() -> Found:
     (scores,) = of_hand_built(label_matching.MEASUREMENT)["label_matching"]
     return {("label_matching", f"hand-built, head {layer}.0"): scores[layer, 0] for layer in (0, 1)}
+
+
+def _label_ablation() -> Found:
+    params, setting = hand_built()
+    named = dataclasses.replace(setting, label_names=("novel_name",))
+    intact, without, _ = measured(label_ablation.MEASUREMENT, named, params)["ablated_label_prob"][:, 0]
+    return {
+        ("ablated_label_prob", "hand-built, intact"): intact,
+        ("ablated_label_prob", "hand-built, without head 1.0"): without,
+    }
 
 
 def _literal_copying() -> Found:
