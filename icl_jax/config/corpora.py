@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from icl_jax.config.schema import Config
 
 NAMES = (
-    "repeats", "patterns", "stories", "mixture", "markov", "triggers", "classes", "python", "manual", "text", "tfds",
+    "repeats", "patterns", "stories", "mixture", "markov", "triggers", "classes", "fewshot", "python", "manual", "text",
+    "tfds",
 )  # fmt: skip
 """Files of ``icl_jax/data/corpora`` that hold a ``CORPUS``."""
 

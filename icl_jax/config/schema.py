@@ -71,6 +71,8 @@ class TrainConfig:
     """Rows per step over all devices and processes."""
     accum_steps: int = 1
     """Micro-batches that each device's share of the batch is cut into (gradient accumulation)."""
+    loss_from: int = 0
+    """First position whose loss is trained on, for rows whose answers stand at their end; the record keeps all."""
     seed: int = field(default=0, metadata=SEED)
     """Seed of the initial parameters."""
     parallel: Literal["pmap", "mesh"] = field(default="pmap", metadata=FREE)
@@ -85,6 +87,7 @@ class TrainConfig:
         for name in ("n_steps", "batch_size", "accum_steps", "fsdp"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be 1 or more")
         require(self.n_steps < 2**31, "train.n_steps", self.n_steps, "must be less than 2**31")
+        require(self.loss_from >= 0, "train.loss_from", self.loss_from, "must be 0 or more")
         require(self.flush_every_s >= 0, "train.flush_every_s", self.flush_every_s, "must be 0 or more")
         require(0 <= self.seed < 2**32, "train.seed", self.seed, "must be from 0 to 2**32 - 1")
         allowed = f"must be divisible by train.accum_steps = {self.accum_steps}"
@@ -269,6 +272,8 @@ class Config:
     def __post_init__(self) -> None:
         object.__setattr__(self, "intervene", read(self.intervene))
         self.data.options.check(self)
+        allowed = f"must be less than model.n_ctx = {self.model.n_ctx}"
+        require(self.train.loss_from < self.model.n_ctx, "train.loss_from", self.train.loss_from, allowed)
         allowed = f"must be at most train.n_steps = {self.train.n_steps}"
         require(
             self.optimizer.warmup_steps <= self.train.n_steps,

@@ -125,6 +125,7 @@ def _report(suite: Suite, out: Path, console: Console) -> None:
     process.configure_jax(process.cpu_count())
     from icl_jax.report import write_report
     from icl_jax.report.axes import axes_of, laws_rows
+    from icl_jax.report.causes import causes_rows, seeds_of
     from icl_jax.report.figures import phase_change
     from icl_jax.report.members import reported_members
     from icl_jax.report.pictures import save_picture
@@ -142,17 +143,15 @@ def _report(suite: Suite, out: Path, console: Console) -> None:
     is_drawn = save_picture(phase_change.FIGURE, first_seeds, picture)
     console.print(suite_table(titles))
     several = [
-        run
+        (member.title, run)
         for member in suite.members
         for name in member.runs()
         if (run := RunDir.open(str(out / name))).config.members
     ]
-    if axes := axes_of([reported_members(run, run.path.name) for run in several]):
-        header, lines = laws_rows(axes)
-        table = Table(*header, box=None, title="when an induction head has formed, as a power of what is varied")
-        for cells in lines:
-            table.add_row(*cells)
-        console.print(table)
+    if axes := axes_of([reported_members(run, run.path.name) for _, run in several]):
+        console.print(_table("when an induction head has formed, as a power of what is varied", *laws_rows(axes)))
+    if seeds := seeds_of([run for _, run in several], [title for title, _ in several]):
+        console.print(_table("the change under interventions, medians and means over seeds", *causes_rows(seeds)))
     behaviours = behaviours_by_title(titles)
     for table in behaviour_tables(behaviours):
         console.print(table)
@@ -161,3 +160,10 @@ def _report(suite: Suite, out: Path, console: Console) -> None:
     if is_drawn:
         say(console, f"the picture: {picture}")
     say(console, f"the report: {page}")
+
+
+def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(*header, box=None, title=title)
+    for cells in rows:
+        table.add_row(*cells)
+    return table

@@ -12,7 +12,7 @@ from icl_jax.config import Config
 from icl_jax.interventions.tap import Intervened
 from icl_jax.model.execution import Execution
 from icl_jax.model.forward import GatherFn, final_resid, unembedding_DV
-from icl_jax.model.loss import mean_loss
+from icl_jax.model.loss import mean_loss, token_loss
 from icl_jax.model.params import Params, init_params, layer_names
 from icl_jax.train.optimizer import NONE, Own, clip_factor, init_opt_state, learning_rate_fn, optimizer
 
@@ -74,7 +74,12 @@ def loss_and_grads(
         whole = {name: gather(name, params[name])}
         W_U = unembedding_DV(whole).astype(x_BTD.dtype)
         cap = config.model.logit_soft_cap
-        return mean_loss(x_BTD, W_U, rows[:, 1:], execution.loss_chunk, params.get("b_U"), cap)
+        more = (execution.loss_chunk, params.get("b_U"), cap)
+        if not (first := config.train.loss_from):
+            return mean_loss(x_BTD, W_U, rows[:, 1:], *more)
+        before_BT = token_loss(x_BTD[:, :first], W_U, rows[:, 1 : first + 1], *more)  # recorded, of no gradient
+        mean, loss_T = mean_loss(x_BTD[:, first:], W_U, rows[:, first + 1 :], *more)
+        return mean, jnp.concatenate([jnp.mean(before_BT, axis=0), loss_T])
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     n_micro = execution.n_micro_batches

@@ -23,7 +23,7 @@ from icl_jax.train.sizes import check_memory
 from icl_jax.train.step import Axes, init_state, train_step
 from tests.train.runs import TINY
 
-_GENERATED = ("repeats", "patterns", "stories", "mixture", "markov", "triggers", "classes")
+_GENERATED = ("repeats", "patterns", "stories", "mixture", "markov", "triggers", "classes", "fewshot")
 _FIELDS = {
     name: annotation
     for name, annotation in field_types().items()
@@ -76,7 +76,7 @@ def _config(changes: dict[str, Any]) -> Config:
     tables = to_tables(parse_config(TINY))
     tables["data"] = {name: value for name, value in tables["data"].items() if name != "repeats"}
     tables["model"]["vocab_size"] = {"stories": 1200, "triggers": 100, "classes": 2200}.get(changes["data.source"], 64)
-    tables["model"]["n_ctx"] = 33
+    tables["model"]["n_ctx"] = 6 if changes["data.source"] == "fewshot" else 33
     for name, value in changes.items():
         *sections, field = name.split(".")
         table = tables

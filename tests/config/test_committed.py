@@ -61,6 +61,7 @@ SMALL = {
     "stories-1l-smeared",
     "stories-2l-mlp",
     "mixture-2l",
+    "singh-2l",
 }
 
 

@@ -1,5 +1,6 @@
 """Suites: members, seeds, changed fields, and files that cannot be used."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from icl_jax.config import Config, UserError, load_config
 from icl_jax.config.builtin import builtin_config_path, builtin_suite_names, builtin_suite_path
 from icl_jax.config.tables import flat
 from icl_jax.measures.table import TABLE
+from icl_jax.report.causes import base_of
 from icl_jax.suites.suite import Analysis, Suite, load_suite, with_seeds
 
 GOOD = """
@@ -164,6 +166,22 @@ def test_the_suite_of_laws_varies_one_field_at_a_time() -> None:
     assert {"train.batch_size", "model.n_ctx", "data.repeats.phrase_prob"} < set().union(*fields)
 
 
+def test_the_conditions_of_the_suite_of_causes_differ_in_interventions_alone() -> None:
+    members = _builtin("causes").members
+    configs = [member.config for member in members]
+    bases = [base_of(config, configs) for config in configs]
+    # On each corpus one is held against nothing; with five tokens the others are held against the one with one head.
+    assert [members[i].name for i, base in enumerate(bases) if base is None] == ["repeats-2l", "stories-2l", "singh-2l"]
+    assert {members[base].name for base in bases if base is not None} == {
+        "repeats-2l", "stories-2l", "singh-2l", "singh-one-head",
+    }  # fmt: skip
+    for member, base in zip(members, bases, strict=True):
+        if base is not None and member.name != "heads-removed":  # which asks what comes afterwards
+            same = replace(member.config, intervene=configs[base].intervene)
+            assert same == configs[base]
+        assert len(next(iter(member.runs().values())).members) == 8
+
+
 @pytest.mark.parametrize("name", builtin_suite_names())
 def test_suites_that_come_along_load_and_say_what_they_are_for(name: str) -> None:
     suite = _builtin(name)
@@ -177,8 +195,8 @@ def test_suites_that_come_along_load_and_say_what_they_are_for(name: str) -> Non
     # Members on one corpus are to be compared: nothing but the architecture differs.
     # The paper trains its full-scale models longer than the small ones.
     groups: dict[object, list[Config]] = {}
-    # Where it is asked when a change comes, each run ends after it: the tests of those two say what is alike there.
-    for member in suite.members if name not in ("seeds", "laws") else ():
+    # Where it is asked when a change comes, each run ends after it: the tests of those three say what is alike there.
+    for member in suite.members if name not in ("seeds", "laws", "causes") else ():
         groups.setdefault((member.config.data, member.name.startswith("paper-full")), []).append(member.config)
     for same in groups.values():
         assert len({(config.train.n_steps, config.tokens_per_step) for config in same}) == 1

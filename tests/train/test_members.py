@@ -74,6 +74,16 @@ def test_members_differ(together: Path) -> None:
     assert len({one.tobytes() for one in loss[-1]}) == 4
 
 
+def test_members_that_train_on_the_end_of_rows_stopped_and_resumed(tmp_path: Path) -> None:
+    config = four(train={"loss_from": 11})
+    assert train_here(config, tmp_path / "many", stop_at=3).step == 3
+    assert train_here(config, tmp_path / "many").step == 8
+    train_here(config.member(3), tmp_path / "alone")
+    split(RunDir.open(str(tmp_path / "many")).member(3), str(tmp_path / "split"))
+    assert_same_run(tmp_path / "split", tmp_path / "alone")
+    assert np.isfinite(RunDir.open(str(tmp_path / "alone")).load_record()["loss"].values).all()
+
+
 @pytest.mark.parametrize("n_devices", [1, 4])
 def test_devices_change_no_bit(together: Path, tmp_path: Path, n_devices: int) -> None:
     train_here(four(), tmp_path / "run", n_devices=n_devices)

@@ -218,6 +218,26 @@ def _assert_same(a: tuple[TrainState, StepMetrics], b: tuple[TrainState, StepMet
         np.testing.assert_allclose(x, y, atol=atol, err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.parametrize(("first", "accum_steps"), [(2, 1), (T - 1, 3)])
+def test_the_loss_of_some_positions_is_trained_on_and_that_of_all_recorded(first: int, accum_steps: int) -> None:
+    config = _config(accum_steps=accum_steps, clip_norm=0.0)
+    config = replace(config, train=replace(config.train, loss_from=first))
+    state, rows = _start(config), _rows(0)
+
+    @jax.grad
+    def expected(params: Params, rows: jax.Array) -> jax.Array:
+        loss_BT = reference_token_loss(forward(params, rows[:, :-1], MODEL), jnp.eye(V), rows[:, 1:])
+        return jnp.mean(loss_BT[:, first:])
+
+    execution = resolve(config.model, "cpu", config.train)
+    loss_T, grads = jax.jit(partial(loss_and_grads, config=config, axes=Axes((), {}), execution=execution))(
+        state.params, jnp.asarray(rows)
+    )
+    np.testing.assert_allclose(loss_T, _reference_grads(state.params, rows)[0], atol=1e-5)
+    for name, value in expected(state.params, jnp.asarray(rows)).items():
+        np.testing.assert_allclose(grads[name], value, atol=1e-5, err_msg=name)
+
+
 def test_accumulated_step_equals_the_whole() -> None:
     # Adam divides by the root of the second moment: where that is near 0 rounding would be all there is.
     config = _config(eps=1e-2)
