@@ -1,0 +1,151 @@
+"""Write the tables of docs/causes.md: `python docs/tools/causes.py SUITE_FOLDER`, of `icl-jax reproduce causes`.
+
+The numbers of every seed go to docs/data/causes.csv, causes-replaced.csv and causes-ablated.csv first, and a test
+compares the page with what is made of them. Without SUITE_FOLDER the tables are made of the stored numbers.
+"""
+
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from made_part import replace_part
+
+from icl_jax.report.causes import Replaced, Seed, as_row, causes_rows, replaced, seeds_of
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "docs" / "data"
+REMOVED = "heads-removed"
+REDUNDANT = "singh-2l"
+_FORMED = 0.4
+
+
+class Ablated(NamedTuple):
+    """A head of the last layer of one seed at the end of training, and the loss of the query without it."""
+
+    run: str
+    seed: int
+    head: int
+    matching: float
+    """Attention to the right label at the query."""
+    whole: float
+    """Loss of the query, nats, with all heads, without this one, with none of those that have formed, with it alone."""
+    without: float
+    without_formed: float
+    alone: float
+
+
+def ablated(run: Any) -> list[Ablated]:
+    """Of every seed of a run, each head of its last layer."""
+    import jax.numpy as jnp
+
+    from icl_jax.config.interventions import read
+    from icl_jax.interventions.tap import with_interventions
+    from icl_jax.maths.activations import as_jax
+    from icl_jax.measures.label_matching import label_matching
+    from icl_jax.model.loss import losses
+
+    found = []
+    for one in run.each():
+        config, held_out = one.config, one.load_held_out()
+        rows, labels = jnp.asarray(held_out.rows[:512]), jnp.asarray(held_out.labels[:512])
+        params = as_jax(one.load_params(one.read_snapshots()[-1].step))
+        layer, n_heads = config.model.n_layers - 1, config.model.n_heads
+
+        def loss(*tables: dict[str, Any], params: Any = params, rows: Any = rows, config: Any = config) -> float:
+            loss_BT = with_interventions(losses, params, rows, config, read(list(tables)))
+            return float(jnp.mean(loss_BT[:, config.train.loss_from :]))
+
+        matching = np.asarray(label_matching(params, rows, labels, 1, config.model))[0, layer]
+        zero = {"what": "zero", "at": "result", "layers": layer}
+        formed = np.flatnonzero(matching >= _FORMED).tolist()
+        whole = loss()
+        none = loss({**zero, "heads": formed}) if formed else whole
+        found += [
+            Ablated(run.path.name, config.train.seed, head, float(matching[head]), whole,
+                    loss({**zero, "heads": head}), none, loss({**zero, "except_heads": head}))
+            for head in range(n_heads)
+        ]  # fmt: skip
+    return found
+
+
+def _write(name: str, rows: Sequence[Any]) -> None:
+    rows = [as_row(one) if not isinstance(one, Ablated) else {
+        key: f"{x:.6g}" if isinstance(x, float) else str(x) for key, x in one._asdict().items()
+    } for one in rows]  # fmt: skip
+    with (DATA / name).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _read(name: str, kind: Any) -> list[Any]:
+    types = kind.__annotations__
+    with (DATA / name).open(encoding="utf-8", newline="") as file:
+        return [kind(**{key: types[key](x) for key, x in row.items()}) for row in csv.DictReader(file)]
+
+
+def measure(folder: Path) -> None:
+    """Read the runs of the suite's folder anew. Raises UserError where a run is missing or damaged."""
+    from icl_jax.config.builtin import suite_file
+    from icl_jax.rundir import RunDir
+    from icl_jax.suites.suite import load_suite
+
+    members = load_suite(suite_file("causes")).members
+    runs = {one.name: RunDir.open(str(folder / one.name)) for one in members}
+    _write("causes.csv", seeds_of(list(runs.values()), [one.title for one in members]))
+    _write("causes-replaced.csv", replaced(runs[REMOVED]))
+    _write("causes-ablated.csv", ablated(runs[REDUNDANT]))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _replaced(found: Sequence[Replaced]) -> list[str]:
+    lines = [_line(["seed", "removed at, M tokens", "removed", "others later", "of the same layer", "first of them",
+                    "just before, nats", "just after", "at the end"]), _line(["---"] * 9)]  # fmt: skip
+    for one in found:
+        first = f"{one.first_new / 1e6:.2f}" if np.isfinite(one.first_new) else "never"
+        values = [f"{x:.2f}" for x in (one.before, one.after, one.last)]
+        counts = map(str, (one.n_removed, one.n_new, one.n_same_layer))
+        lines.append(_line([str(one.seed), f"{one.at / 1e6:.2f}", *counts, first, *values]))
+    return lines
+
+
+def _ablated(found: Sequence[Ablated]) -> list[str]:
+    lines = [_line(["seed", "heads that formed", "loss", "without one of them, at most", "without all of them",
+                    "best head alone"]), _line(["---"] * 6)]  # fmt: skip
+    for seed in sorted({one.seed for one in found}):
+        each = [one for one in found if one.seed == seed]
+        formed = [one for one in each if one.matching >= _FORMED]
+        worst = f"{max(one.without for one in formed):.2f}" if formed else ""
+        lines.append(_line([str(seed), str(len(formed)), f"{each[0].whole:.2f}", worst, f"{each[0].without_formed:.2f}",
+                            f"{min(one.alone for one in each):.2f}"]))  # fmt: skip
+    return lines
+
+
+def tables() -> str:
+    """The part of the page that is made, of the stored numbers."""
+    header, rows = causes_rows(_read("causes.csv", Seed))
+    parts = [
+        _line(header), _line(["---"] * len(header)), *map(_line, rows), "",
+        "Induction heads of `repeats-2l` removed the moment they form:", "",
+        *_replaced(_read("causes-replaced.csv", Replaced)), "",
+        "The heads of layer 1 with five tokens, at the end of training, nats of the query:", "",
+        *_ablated(_read("causes-ablated.csv", Ablated)),
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def main(folders: list[str]) -> None:
+    """Measure, where a folder is given, and put the tables into the page."""
+    if folders:
+        measure(Path(folders[0]))
+    replace_part(ROOT / "docs" / "causes.md", "causes.py", tables())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
