@@ -151,6 +151,14 @@ def test_every_public_name_says_what_it_is(checkout: Path) -> None:
     assert silent == []
 
 
+def test_a_product_of_factors_takes_the_times_of_gradient_flow(checkout: Path) -> None:
+    code = re.findall(r"^```python\n(.*?)^```", (checkout / "docs" / "causes.md").read_text(), re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile("".join(code), "docs/causes.md", "exec"), names)
+    np.testing.assert_allclose(names["times"], names["flow"], rtol=0.01, atol=0.01)
+    assert names["times"] == pytest.approx([19.2, 3.0, 0.64], abs=0.05)
+
+
 def test_tables_of_runs_are_those_of_the_data(checkout: Path) -> None:
     tables = runpy.run_path(str(checkout / "docs" / "tools" / "tables.py"))["tables"]
     for page, lines in tables():
