@@ -32,8 +32,10 @@ def run_suite(suite: Suite, out: Path, n_slots: int, console: Console) -> int:
     trained. Raises UserError, for runs that failed too.
     """
     tell_left_out(suite, console)
-    prepare(suite_runs(suite), out, console)
-    jobs = [_job(name, out, member.analysis) for member in suite.members for name in member.runs()]
+    runs = suite_runs(suite)
+    prepare(runs, out, console)
+    analyses = {name: member.analysis for member in suite.members for name in member.runs()}
+    jobs = [_job(name, out, analyses[name]) for name in longest_first(runs)]
     status = run_members(jobs, n_slots, out, console)
     if status is None:
         _report(suite, out, console)
@@ -104,6 +106,16 @@ def run_members(jobs: Sequence[Job], n_slots: int, out: Path, console: Console) 
         more = f" ({len(failed)} runs failed)" if len(failed) > 1 else ""
         raise UserError(f"{out / name}: {line.removeprefix('icl-jax: ')}{more}; see {out / 'logs' / name}.log")
     return None
+
+
+def longest_first(runs: Mapping[str, Config]) -> list[str]:
+    """Names of runs by the arithmetic of their training, most first: a long one that starts last runs by itself."""
+    from icl_jax.plan.flops import step_flops
+
+    def flops(config: Config) -> int:
+        return step_flops(config) * config.train.n_steps * max(len(config.members), 1)
+
+    return sorted(runs, key=lambda name: -flops(runs[name]))
 
 
 def train_command(name: str, out: Path) -> list[str]:

@@ -21,7 +21,7 @@ from icl_jax.rundir import RunDir
 from icl_jax.rundir.files import reason
 from icl_jax.rundir.members import MEMBERS, member_of
 from icl_jax.suites.jobs import Job
-from icl_jax.suites.run_suite import prepare, run_members, tracked, train_command
+from icl_jax.suites.run_suite import longest_first, prepare, run_members, tracked, train_command
 from icl_jax.suites.sweep_file import SweepFile, load_sweep
 from icl_jax.suites.together import together
 
@@ -58,7 +58,7 @@ def run_local(
     prepare({name: runs[name] for name in todo}, out, console)
     failure = None
     try:
-        jobs = [Job(name, [train_command(name, out)]) for name in todo]
+        jobs = [Job(name, [train_command(name, out)]) for name in longest_first({name: runs[name] for name in todo})]
         status = run_members(jobs, n_slots, out, console) if jobs else None
     except UserError as error:  # a loss that is not finite, say, must not hide what the others found
         status, failure = None, error

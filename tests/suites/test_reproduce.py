@@ -90,10 +90,19 @@ def test_a_measurement_that_is_not_there_is_refused_before_training(tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_the_runs_of_a_suite_are_one_wandb_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runs_of_a_suite_are_one_wandb_group_and_the_longest_start_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     suite = "seeds = [3, 4]" + SUITE.replace("d_model = 24 }", "d_model = 24 }, tracker = { group = 'mine' }")
-    monkeypatch.setattr("icl_jax.suites.run_suite.run_jobs", lambda *_: {"tiny-seed3": "not now"})
+    jobs: list[Job] = []
+
+    def run_jobs(todo: list[Job], *_: object) -> dict[str, str]:
+        jobs.extend(todo)
+        return {"tiny-seed3": "not now"}
+
+    monkeypatch.setattr("icl_jax.suites.run_suite.run_jobs", run_jobs)
     assert command("reproduce", _write(tmp_path, suite), "--out", tmp_path / "out")[0] == 2
+    assert [job.name for job in jobs] == ["wide-seed3", "wide-seed4", "tiny-seed3", "tiny-seed4"]  # the longest first
     written = {p.stem: load_config(p) for p in (tmp_path / "out" / "configs").iterdir()}
     assert {name: (c.tracker.group, c.tracker.job_type, c.train.seed) for name, c in written.items()} == {
         "tiny-seed3": ("suite", "tiny", 3),
