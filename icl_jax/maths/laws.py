@@ -14,10 +14,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Real
 from scipy import optimize, special
 
-from icl_jax.maths.survival import kaplan_meier
+from icl_jax.maths.survival import share_left
 
 FEWEST = 8
 """Changes that there must be for a law to be fitted."""
+_STEEPEST = 1e9
+"""Of shapes of the Weibull law: where all changes are the last times, none is the likeliest."""
 Times = Float[np.ndarray, " member"]
 
 
@@ -110,11 +112,44 @@ def fit(law: str, times: Real[np.ndarray, " member"], has_changed: Bool[np.ndarr
         parameters = delay, max(parameters[1], 1e-12)
     elif not len(unseen) and law in ("normal", "log-normal"):
         parameters = of.first_guess(seen)
+    elif law == "Weibull" and np.ptp(scaled):
+        parameters = _weibull(seen, scaled)
+    elif law == "gamma" and not len(unseen) and np.ptp(seen):
+        parameters = _gamma(seen)
     else:
         parameters = _climb(of, log_likelihood, of.first_guess(seen))
     value = log_likelihood(*parameters) - len(seen) * np.log(unit)
     parameters = _in_unit(law, parameters, unit)
     return Fit(parameters, value, 4 - 2 * value, _distance(of, parameters, times, has_changed))
+
+
+def _weibull(seen: Float[np.ndarray, " event"], times: Times) -> tuple[float, float]:
+    """Where the slope of the likelihood along the shape is 0: the scale follows from the shape, and the slope falls."""
+    longest = float(times.max())
+    logs, mean = np.log(times), float(np.mean(np.log(seen)))
+
+    def slope(shape: float) -> float:
+        weights = np.exp(shape * (logs - np.log(longest)))
+        return 1 / shape + mean - float(weights @ logs / weights.sum())
+
+    low = high = 1.0
+    while slope(low) < 0:
+        low /= 2
+    while slope(high) > 0 and high < _STEEPEST:
+        high *= 2
+    shape = float(optimize.brentq(slope, low, high, xtol=1e-12)) if slope(high) < 0 else high
+    return shape, longest * float(np.sum((times / longest) ** shape) / len(seen)) ** (1 / shape)
+
+
+def _gamma(times: Times) -> tuple[float, float]:
+    """log(shape) - digamma(shape) = log(mean) - mean(log), by Newton's steps. Source: Minka 2002."""
+    mean = float(np.mean(times))
+    gap = np.log(mean) - float(np.mean(np.log(times)))
+    shape = (3 - gap + np.sqrt((gap - 3) ** 2 + 24 * gap)) / (12 * gap)
+    for _ in range(5):
+        off = np.log(shape) - special.digamma(shape) - gap
+        shape = 1 / (1 / shape + off / (shape**2 * (1 / shape - special.polygamma(1, shape))))
+    return float(shape), mean / float(shape)
 
 
 def _climb(of: Law, log_likelihood: Callable[[float, float], float], guess: tuple[float, float]) -> tuple[float, float]:
@@ -144,10 +179,10 @@ def _in_unit(law: str, parameters: tuple[float, float], unit: float) -> tuple[fl
 
 def _distance(of: Law, parameters: tuple[float, float], times: np.ndarray, has_changed: np.ndarray) -> float:
     """Both just before and at each change: between them the curve is flat."""
-    curve = kaplan_meier(times, has_changed)
-    law = np.exp(of.log_sf(curve.times, *parameters))
-    before = np.concatenate([[1.0], curve.share[:-1]])
-    return float(np.max(np.maximum(np.abs(curve.share - law), np.abs(before - law))))
+    events, share = share_left(times, has_changed)
+    law = np.exp(of.log_sf(events, *parameters))
+    before = np.concatenate([[1.0], share[:-1]])
+    return float(np.max(np.maximum(np.abs(share - law), np.abs(before - law))))
 
 
 def fit_p_value(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Real
 from scipy.special import ndtri
 
+Events = Float[np.ndarray, " event"]
 _LEVEL = 0.95
 _N_DRAWS = 2000
 
@@ -20,18 +21,16 @@ class Survival(NamedTuple):
     `low` and `high`: its 95 % interval. Source: Kaplan and Meier 1958.
     """
 
-    times: Float[np.ndarray, " event"]
-    share: Float[np.ndarray, " event"]
-    low: Float[np.ndarray, " event"]
-    high: Float[np.ndarray, " event"]
+    times: Events
+    share: Events
+    low: Events
+    high: Events
 
 
 def kaplan_meier(times: Real[np.ndarray, " member"], has_changed: Bool[np.ndarray, " member"]) -> Survival:
     """`times`: of each member's change, or where it was last seen without one."""
     n = len(times)
-    events = np.unique(times[has_changed]).astype(np.float64)
-    at_risk = np.array([np.sum(times >= t) for t in events], np.float64)
-    changed = np.array([np.sum((times == t) & has_changed) for t in events], np.float64)
+    events, changed, at_risk = _counts(times, has_changed)
     share = np.cumprod(1 - changed / at_risk)
     is_inside = (share > 0) & (share < 1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -41,6 +40,19 @@ def kaplan_meier(times: Real[np.ndarray, " member"], has_changed: Bool[np.ndarra
     # None is left: Clopper and Pearson's upper end of 0 of n.
     low, high = np.where(is_inside, low, 0.0), np.where(is_inside, high, 1 - ((1 - _LEVEL) / 2) ** (1 / max(n, 1)))
     return Survival(events, share, low, high)
+
+
+def share_left(times: Real[np.ndarray, " member"], has_changed: Bool[np.ndarray, " member"]) -> tuple[Events, Events]:
+    """`times` and `share` of `kaplan_meier`, without the interval."""
+    events, changed, at_risk = _counts(times, has_changed)
+    return events, np.cumprod(1 - changed / at_risk)
+
+
+def _counts(times: np.ndarray, has_changed: np.ndarray) -> tuple[Events, Events, Events]:
+    """Times at which members change, how many do, and how many had not before."""
+    events, changed = np.unique(times[has_changed], return_counts=True)
+    at_risk = len(times) - np.searchsorted(np.sort(times), events)
+    return events.astype(np.float64), changed.astype(np.float64), at_risk.astype(np.float64)
 
 
 def quantiles(

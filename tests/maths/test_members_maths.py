@@ -83,6 +83,15 @@ def test_fit_of_censored_times_as_scipy(law: str) -> None:
     assert found.aic == 4 - 2 * found.log_likelihood
 
 
+@pytest.mark.parametrize("law", ["gamma", "Weibull"])
+@pytest.mark.parametrize("n_before", [0, 3])
+def test_changes_that_all_come_last_have_a_fit(law: str, n_before: int) -> None:
+    times, changed = np.full(11, 4.0), np.arange(11) >= n_before
+    times[~changed] = 2.0
+    found = fit(law, times, changed)
+    assert np.isfinite([*found.parameters, found.log_likelihood, found.distance]).all()
+
+
 def test_a_delay_and_an_exponential() -> None:
     times, changed = np.array([3.0, 4.0, 6.0, 8.0]), np.array([True, True, True, False])
     found = fit("shifted exponential", times, changed)
