@@ -1,5 +1,6 @@
 """Eight CPU devices, no silent promotion, and nothing of the user's: no cache, no tracker, no accelerator."""
 
+import gc
 import os
 import re
 import sys
@@ -43,6 +44,22 @@ jaxtyping.install_import_hook(
 # A deadline measures the other worker too.
 hypothesis.settings.register_profile("icl_jax", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("icl_jax")
+
+
+# What takes a minute and more comes first, so that at the end there is something to do for every worker.
+_FIRST = (
+    "test_docs.py", "test_trained_run.py", "test_readme.py", "test_reproduce.py", "test_parallel.py", "test_kills.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _FIRST.index(item.path.name) if item.path.name in _FIRST else len(_FIRST))
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is looked for in what tests make, and less often: of all that is imported none is."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 10)
 
 
 @pytest.fixture(scope="session", autouse=True)
