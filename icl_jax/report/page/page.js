@@ -584,7 +584,16 @@ function behavioursSection() {
       make("br"), make("small", {}, `rank ${row.before.rank.toFixed(1)} → ${row.after.rank.toFixed(1)}; ${row.after.n} tokens`, ...(row.learned ? [make("br"), `abrupt: ${row.learned}`] : [])));
   })));
   section("behaviours", "Behaviours", prose("Probability of the right token before the phase change and at the end of the run, over the held-out tokens that the corpus marks as showing each behaviour; with 95 % intervals, over seeds where there are several, else over the tokens. Rank 1 is the likeliest token. Abrupt: where the probability itself changes as no smooth curve does; over seeds the mean with its 95 % interval."),
-    table("behaviours-table", ["behaviour", ...groups], body), ...data.behaviour_figures.map(figureRow));
+    table("behaviours-table", ["behaviour", ...groups], body), ...answersTable(), ...data.behaviour_figures.map(figureRow));
+}
+
+function answersTable() {
+  if (data.answers.length === 0) return [];
+  const counts = data.answer_examples.map((n, i) => (i === data.answer_examples.length - 1 ? `${n} and more` : String(n)));
+  const body = data.answers.map((row) => make("tr", {}, td(make("strong", {}, row.label.replaceAll("_", " "))), td(row.group),
+    ...row.by_examples.map((words) => td(words || "–")), td(row.prob || "–"), td(row.right || "–"), td(row.learned)));
+  return [prose("Whole answers at the end of the runs: their probability, every token after the right ones, by how many examples stand before them in their row; the share all of whose tokens come first; and the tokens of training after which the probability reaches 0.9, the median of the seeds."),
+    table("answers-table", ["answer", "", ...counts, "all", "all right", "tokens to 0.9"], body)];
 }
 
 // ---- token text

@@ -13,6 +13,7 @@ from PIL import Image
 from icl_jax import __version__
 from icl_jax.config import UserError
 from icl_jax.maths.head_scores import HEAD_THRESHOLD
+from icl_jax.report.answers import SHOWN_EXAMPLES, answers
 from icl_jax.report.behaviours import behaviours
 from icl_jax.report.chart import Axis, Chart, Gap, Series, Value
 from icl_jax.report.figures.figure import Drawable
@@ -52,6 +53,8 @@ def page_data(runs: list[ReportedRun], members: Sequence[ReportedMembers] = ()) 
         "model_analysis": [_figure(figure, runs, store) for figure in MODEL_ANALYSIS if figure.is_shown(runs)],
         "behaviour_figures": [_figure(figure, runs, store) for figure in BEHAVIOURS if figure.is_shown(runs)],
         "behaviours": [asdict(row) for row in behaviours(every)],
+        "answers": [asdict(row) for row in answers(every)],
+        "answer_examples": list(SHOWN_EXAMPLES),
         "verdicts": [asdict(verdict) for verdict in verdicts(every)],
         "moments": [moments(run, store, text) for run, text in zip(runs, texts, strict=True)],
         "token_losses": [
