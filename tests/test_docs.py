@@ -164,3 +164,11 @@ def test_tables_of_runs_are_those_of_the_data(checkout: Path) -> None:
     for page, lines in tables():
         text = (checkout / page).read_text(encoding="utf-8")
         assert "\n".join(lines) + "\n" in text, f"{page}: python docs/tools/tables.py makes it: {lines[0]}"
+
+
+def test_tables_of_the_upper_half_are_those_of_the_data(checkout: Path) -> None:
+    tables = runpy.run_path(str(checkout / "docs" / "tools" / "upper_half.py"))["tables"]
+    text = (checkout / "docs" / "upper-half.md").read_text(encoding="utf-8")
+    for number, lines in enumerate(tables()):
+        made = f"<!-- table {number} -->\n\n" + "\n".join(lines) + f"\n\n<!-- end of table {number} -->"
+        assert made in text, f"python docs/tools/upper_half.py makes it: {lines[0]}"
