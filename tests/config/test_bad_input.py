@@ -161,6 +161,11 @@ BAD = {
     "more than the name": ('[data]\nsource = "markov:3"', ["data.source = 'markov:3'", "'markov'"]),
     "no steps": ("[train]\nn_steps = 0", ["train.n_steps = 0", "must be 1 or more"]),
     "too many steps": (f"[train]\nn_steps = {2**31}", [f"train.n_steps = {2**31}", "must be less than 2**31"]),
+    "loss of no position": (
+        "[train]\nloss_from = 128",
+        ["train.loss_from = 128", "must be less than model.n_ctx = 128"],
+    ),
+    "loss from before a row": ("[train]\nloss_from = -1", ["train.loss_from = -1", "must be 0 or more"]),
     "empty batch": ("[train]\nbatch_size = 0", ["train.batch_size = 0", "must be 1 or more"]),
     "batch not divisible": (
         "[train]\nbatch_size = 32\naccum_steps = 3",
