@@ -172,3 +172,10 @@ def test_tables_of_the_upper_half_are_those_of_the_data(checkout: Path) -> None:
     for number, lines in enumerate(tables()):
         made = f"<!-- table {number} -->\n\n" + "\n".join(lines) + f"\n\n<!-- end of table {number} -->"
         assert made in text, f"python docs/tools/upper_half.py makes it: {lines[0]}"
+
+
+def test_tables_of_causes_are_those_of_the_data(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(checkout / "docs" / "tools")
+    made = runpy.run_path(str(checkout / "docs" / "tools" / "causes.py"))["tables"]()
+    text = (checkout / "docs" / "causes.md").read_text(encoding="utf-8")
+    assert f"\n\n{made}\n\n" in text, "python docs/tools/causes.py makes it"

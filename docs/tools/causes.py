@@ -1,7 +1,8 @@
 """Write the tables of docs/causes.md: `python docs/tools/causes.py SUITE_FOLDER`, of `icl-jax reproduce causes`.
 
 The numbers of every seed go to docs/data/causes.csv, causes-replaced.csv and causes-ablated.csv first, and a test
-compares the page with what is made of them. Without SUITE_FOLDER the tables are made of the stored numbers.
+compares the page with what is made of them. Without SUITE_FOLDER the tables are made of the stored numbers. A run that
+is not there, or not at its end, has no row.
 """
 
 import csv
@@ -10,10 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from made_part import replace_part
 
+from icl_jax.config.builtin import suite_file
+from icl_jax.maths.activations import as_jax
+from icl_jax.measures.label_matching import label_matching
+from icl_jax.model.loss import losses
+from icl_jax.model.params import Params
 from icl_jax.report.causes import Replaced, Seed, as_row, causes_rows, replaced, seeds_of
+from icl_jax.rundir import RunDir
+from icl_jax.suites.suite import load_suite
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "docs" / "data"
@@ -37,35 +47,32 @@ class Ablated(NamedTuple):
     alone: float
 
 
-def ablated(run: Any) -> list[Ablated]:
+def ablated(run: RunDir) -> list[Ablated]:
     """Of every seed of a run, each head of its last layer."""
-    import jax.numpy as jnp
+    config = run.config
+    layer, n_heads = config.model.n_layers - 1, config.model.n_heads
 
-    from icl_jax.config.interventions import read
-    from icl_jax.interventions.tap import with_interventions
-    from icl_jax.maths.activations import as_jax
-    from icl_jax.measures.label_matching import label_matching
-    from icl_jax.model.loss import losses
+    @jax.jit
+    def loss(params: Params, rows: jax.Array, kept_H: jax.Array) -> jax.Array:
+        def tap(_name: str, index: int, value: jax.Array) -> jax.Array:
+            return value * kept_H[None, None, :, None] if index == layer else value
 
-    found = []
+        loss_BT = losses(params, rows, config.model, tap=tap, seen=("result",))
+        return jnp.mean(loss_BT[:, config.train.loss_from :])
+
+    looks = jax.jit(lambda params, rows, labels: label_matching(params, rows, labels, 1, config.model)[0, layer])
+    found, every = [], np.eye(n_heads, dtype=np.float32)
     for one in run.each():
-        config, held_out = one.config, one.load_held_out()
+        held_out = one.load_held_out()
+        assert held_out.labels is not None
         rows, labels = jnp.asarray(held_out.rows[:512]), jnp.asarray(held_out.labels[:512])
         params = as_jax(one.load_params(one.read_snapshots()[-1].step))
-        layer, n_heads = config.model.n_layers - 1, config.model.n_heads
-
-        def loss(*tables: dict[str, Any], params: Any = params, rows: Any = rows, config: Any = config) -> float:
-            loss_BT = with_interventions(losses, params, rows, config, read(list(tables)))
-            return float(jnp.mean(loss_BT[:, config.train.loss_from :]))
-
-        matching = np.asarray(label_matching(params, rows, labels, 1, config.model))[0, layer]
-        zero = {"what": "zero", "at": "result", "layers": layer}
-        formed = np.flatnonzero(matching >= _FORMED).tolist()
-        whole = loss()
-        none = loss({**zero, "heads": formed}) if formed else whole
+        matching = np.asarray(looks(params, rows, labels))
+        masks = np.stack([np.ones(n_heads), matching < _FORMED, *(1 - every), *every]).astype(np.float32)
+        whole, none, *each = (float(loss(params, rows, jnp.asarray(mask))) for mask in masks)
         found += [
-            Ablated(run.path.name, config.train.seed, head, float(matching[head]), whole,
-                    loss({**zero, "heads": head}), none, loss({**zero, "except_heads": head}))
+            Ablated(run.path.name, one.config.train.seed, head, float(matching[head]), whole, each[head], none,
+                    each[n_heads + head])
             for head in range(n_heads)
         ]  # fmt: skip
     return found
@@ -89,15 +96,17 @@ def _read(name: str, kind: Any) -> list[Any]:
 
 def measure(folder: Path) -> None:
     """Read the runs of the suite's folder anew. Raises UserError where a run is missing or damaged."""
-    from icl_jax.config.builtin import suite_file
-    from icl_jax.rundir import RunDir
-    from icl_jax.suites.suite import load_suite
-
-    members = load_suite(suite_file("causes")).members
-    runs = {one.name: RunDir.open(str(folder / one.name)) for one in members}
-    _write("causes.csv", seeds_of(list(runs.values()), [one.title for one in members]))
-    _write("causes-replaced.csv", replaced(runs[REMOVED]))
-    _write("causes-ablated.csv", ablated(runs[REDUNDANT]))
+    titles, runs = {}, {}
+    for one in load_suite(suite_file("causes")).members:
+        if (folder / one.name / "record.zarr").exists():
+            run = RunDir.open(str(folder / one.name))
+            if run.load_record().sizes["step"] == run.config.train.n_steps:
+                titles[one.name], runs[one.name] = one.title, run
+    _write("causes.csv", seeds_of(list(runs.values()), list(titles.values())))
+    if REMOVED in runs:
+        _write("causes-replaced.csv", replaced(runs[REMOVED]))
+    if REDUNDANT in runs:
+        _write("causes-ablated.csv", ablated(runs[REDUNDANT]))
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -130,13 +139,18 @@ def _ablated(found: Sequence[Ablated]) -> list[str]:
 def tables() -> str:
     """The part of the page that is made, of the stored numbers."""
     header, rows = causes_rows(_read("causes.csv", Seed))
-    parts = [
-        _line(header), _line(["---"] * len(header)), *map(_line, rows), "",
-        "Induction heads of `repeats-2l` removed the moment they form:", "",
-        *_replaced(_read("causes-replaced.csv", Replaced)), "",
-        "The heads of layer 1 with five tokens, at the end of training, nats of the query:", "",
-        *_ablated(_read("causes-ablated.csv", Ablated)),
-    ]  # fmt: skip
+    parts = [_line(header), _line(["---"] * len(header)), *map(_line, rows)]
+    for name, kind, title, made in (
+        ("causes-replaced.csv", Replaced, "Induction heads of `repeats-2l` removed the moment they form:", _replaced),
+        (
+            "causes-ablated.csv",
+            Ablated,
+            "The heads of layer 1 with five tokens, at the end, nats of the query:",
+            _ablated,
+        ),
+    ):
+        if (DATA / name).exists():
+            parts += ["", title, "", *made(_read(name, kind))]
     return "\n".join(parts)
 
 
