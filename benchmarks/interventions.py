@@ -23,7 +23,7 @@ from icl_jax.config.interventions import read
 CASES: dict[str, dict[str, Any]] = {
     "a pattern given in layer 0": {"at": "pattern", "layers": 0, "heads": 0, "pattern": "previous"},
     "keys of layer 1 read the embedding": {"at": "k_input", "layers": 1, "embedding": "own"},
-    "results of layer 1 are zero": {"what": "zero", "at": "result", "layers": 1, "heads": 0},
+    "results of a head of layer 1 are zero": {"what": "zero", "at": "result", "layers": 1, "heads": 0},
     "noise in the stream of layer 1": {"at": "resid_pre", "layers": 1, "noise": 0.1},
     "W_Q of layer 0 frozen": {"what": "freeze", "at": "W_Q", "layers": 0},
 }
