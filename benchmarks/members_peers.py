@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.queues import Queue
 from pathlib import Path
+from queue import Empty
 from typing import Any, Literal
 
 import numpy as np
@@ -47,6 +48,8 @@ class Args:
     """Steps of a timing."""
     rounds: int = 3
     """Timings."""
+    patience_s: float = 900
+    """How long a contender may take in all, compilation included; one that takes longer is said to."""
 
 
 def _ours(config: Config, device: str) -> Callable[[list[np.ndarray]], np.ndarray]:
@@ -136,7 +139,7 @@ def time_processes(config: Config, args: Args) -> float:
         member = replace(config, members=MembersConfig(seeds=f"{seed}..{seed}"))
         children.append(context.Process(target=_one_process, args=(barrier, queue, member, args), daemon=True))
         children[-1].start()
-    times = [queue.get(timeout=300) for _ in children]
+    times = [queue.get(timeout=args.patience_s) for _ in children]
     for child in children:
         child.join()
     return (max(end for _, end in times) - min(start for start, _ in times)) / args.steps
@@ -147,8 +150,11 @@ def time_contender(name: str, config: Config, args: Args) -> Any:
     queue: Queue[Any] = context.Queue()
     child = context.Process(target=_serve, args=(queue, name, config, args), daemon=True)
     child.start()
-    found = queue.get(timeout=300)
-    child.join(timeout=20)
+    try:
+        found = queue.get(timeout=args.patience_s)
+        child.join(timeout=20)
+    except Empty:
+        found = f"not ready after {args.patience_s:.0f} s"
     child.kill()
     return found
 
@@ -166,6 +172,7 @@ def main(args: Args) -> None:
         losses = None
         for name in names:
             found = time_contender(name, config, args)
+            print(name, n, found, flush=True)
             if isinstance(found, str):
                 table.add_row(name, str(n), found)
                 results["seconds_a_step"][f"{name} {n}"] = found
