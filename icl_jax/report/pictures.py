@@ -4,6 +4,7 @@ import base64
 import csv
 import html
 import io
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ _BARS = 0.8
 """Of the distance from a group of bars to the next."""
 _PER_ROW = 4
 _UNDER_AXIS_POINTS = 26
-_TITLE_CHARS, _LEGEND_CHARS = 40, 48
+_TITLE_CHARS, _NARROW_CHARS, _LEGEND_CHARS = 40, 24, 48
 _STYLE: Any = {
     "font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "pdf.fonttype": 42,
     # Run names and tokens are text, whatever dollars they hold.
@@ -115,9 +116,12 @@ def _draw(title: str, charts: list[tuple[Panel, Chart]], paths: list[Path]) -> N
             for j, (panel, chart) in enumerate(row):
                 axes = drawn.add_subplot(grid[i, :] if chart.wide else grid[i, j])
                 parts = [panel.run.name if panel.run else "", chart.title]
-                # A chart of its own has more room than one of four.
-                most = _TITLE_CHARS * (2 if chart.wide or len(charts) == 1 else 1)
-                axes.set_title(shortened(": ".join(part for part in parts if part), most), loc="left", fontsize=8)
+                # A chart of its own has more room than one of a few, and that more than one of four.
+                most = _NARROW_CHARS if n_columns == _PER_ROW else _TITLE_CHARS
+                most = 2 * _TITLE_CHARS if chart.wide or len(charts) == 1 else most
+                name = shortened(": ".join(part for part in parts if part), 2 * most)
+                title_lines = textwrap.wrap(name, most, break_on_hyphens=False)
+                axes.set_title("\n".join(title_lines), loc="left", fontsize=8)
                 _draw_chart(axes, chart)
                 if chart.legend:
                     _draw_legend(axes, is_beside=chart.wide or len(charts) == 1)

@@ -1,6 +1,9 @@
 """Pictures of what charts can be: ticks, numbers, names, and models that are told apart without colours."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib as mpl
@@ -11,6 +14,7 @@ import pytest
 from icl_jax.config import Config, TrainConfig
 from icl_jax.report import pictures
 from icl_jax.report.chart import Axis, Chart, Series
+from icl_jax.report.figures.figure import Panel
 from icl_jax.report.seeds import MOST, choose
 
 
@@ -100,3 +104,29 @@ def test_a_legend_below_hides_neither_the_numbers_of_the_axis_nor_its_label(size
     below_axis = [axes.xaxis.label, *(text for text in axes.get_xticklabels() if text.get_text())]
     assert legend.y1 < min(text.get_window_extent().y0 for text in below_axis)
     assert legend.y0 > 0
+
+
+def test_titles_of_charts_that_stand_in_a_row_do_not_run_into_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [
+        "repeats: a previous-token head given in layer 0",
+        "stories-" + "x" * 90,
+        "repeats",
+        "optimizer.lr=0.001,model.n_layers=2",
+        "a b " * 20,
+    ]
+    charts = [
+        (Panel(run=SimpleNamespace(name=name), chart=(chart := _chart(Axis(label="x"), 0, 1))), chart) for name in names
+    ]
+    drawn: list[Any] = []
+    monkeypatch.setattr("matplotlib.pyplot.close", drawn.append)
+    pictures._draw("many", charts, [tmp_path / "a.png"])
+    (figure,) = drawn
+    titles = [axes._left_title for axes in figure.axes]
+    boxes = [title.get_window_extent() for title in titles]
+    assert titles[0].get_text().replace("\n", " ") == names[0]
+    for left, right in pairwise(boxes[:4]):
+        assert left.x1 < right.x0
+    assert boxes[3].x1 <= figure.bbox.x1
+    assert boxes[4].y1 < figure.axes[0].get_window_extent().y0
