@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from icl_jax.config import Config, MembersConfig, ModelConfig, ProbeConfig
 from icl_jax.config.interventions import read
@@ -58,6 +59,11 @@ def made(path: Path, config: Config, at: float, depth: float = 1.0) -> RunDir:
     return run
 
 
+def _interval(values: list[float]) -> tuple[float, float]:
+    low, high = stats.t(len(values) - 1, np.mean(values), stats.sem(values)).interval(0.95)
+    return float(low), float(high)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunDir]:
     folder = tmp_path_factory.mktemp("causes")
@@ -79,6 +85,8 @@ def test_a_condition_is_held_against_the_run_with_the_fewest_of_its_intervention
     assert base_of(given, [longer]) == 0
     assert base_of(other, [plain, given]) is None
     assert base_of(both, [plain, one]) == 1
+    two = config_with(PREVIOUS, ONE_HEAD).member(0)
+    assert base_of(both, [plain, two, one]) == 2
     assert base_of(both, [plain, other]) == 0
 
 
@@ -101,8 +109,12 @@ def test_each_condition_has_its_row(runs: list[RunDir]) -> None:
     assert never["half way, M tokens"] == never["times as late"] == "never"
     assert never["start, M tokens"] == "none found"
     ratio, low, high = (float(x.strip("()")) for x in given["times as late"].replace("to", "").split())
-    assert low < ratio < high
     assert ratio == pytest.approx(79.5 / 154.5, rel=0.05)
+    logs = np.log([seeds[N + k].half / seeds[k].half for k in range(N)])
+    within = stats.t(N - 1, logs.mean(), stats.sem(logs)).interval(0.95)
+    assert (ratio, low, high) == pytest.approx(np.exp([logs.mean(), *within]), abs=0.005)
+    last = [one.last for one in seeds[N : 2 * N]]
+    assert given["at the end, nats"] == f"{np.mean(last):.2f} ({' to '.join(f'{x:.2f}' for x in _interval(last))})"
     assert plain["times as late"] == plain["against it, nats"] == ""
     assert given["against it, nats"].startswith(("+0.0", "-0.0"))
     assert never["against it, nats"].startswith("+1.0")
