@@ -174,10 +174,15 @@ def test_what_is_saved_is_loaded_back(config: Config, tmp_path_factory: pytest.T
     assert load_config(path) == config
 
 
+# The rows of some corpora are of one length.
+ROWS_OF: dict[str, Any] = {"fewshot": {"n_ctx": 6}}
+
+
 @pytest.mark.parametrize("source", [*NAMES[:-2], "text:a", "tfds:a"])
 def test_dump_names_every_field(source: str) -> None:
     members = MembersConfig(seeds="2")
-    config = Config(model=ModelConfig(vocab_size=12), data=DataConfig(source=source), members=members)
+    model = ModelConfig(vocab_size=12, **ROWS_OF.get(source, {}))
+    config = Config(model=model, data=DataConfig(source=source), members=members)
     text = dump_config(config)
     assert parse_config(text) == config
     assert "intervene" not in text
@@ -237,7 +242,7 @@ def test_numeric_differences_names_each_changed_field(field: str) -> None:
     source = {"text": "text:a", "tfds": "tfds:a"}.get(*table, *table) if table else "text:a"
     model = NEEDS.get(name, {}) if section == "model" else {}
     base = Config(
-        model=ModelConfig(**{"d_mlp": 16, "vocab_size": 12, **model}),
+        model=ModelConfig(**{"d_mlp": 16, "vocab_size": 12, **ROWS_OF.get(source, {}), **model}),
         train=TrainConfig(parallel="mesh", fsdp=1, seed=3),
         data=DataConfig(source=source, seed=3),
         optimizer=OptimizerConfig(decay_change_step=5),
@@ -247,7 +252,7 @@ def test_numeric_differences_names_each_changed_field(field: str) -> None:
     # A member of the base's own seed and learning rate: those of the config are those of the first.
     given_values = {
         "topology": "v5e:4x4", "bursty": 0.5, "seeds": "3..3", "values": "optimizer.lr=0.003",
-        "digits": 1, "entries": 5, "class_words": 8,
+        "digits": 1, "entries": 5, "class_words": 8, "n_labels": 6,
     }  # fmt: skip
     new = given_values[name] if name in given_values else changed(old, FIELDS[field])
     value = {name: new}

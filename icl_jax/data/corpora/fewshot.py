@@ -26,25 +26,29 @@ BOS_ID = 0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FewshotOptions(Options):
-    """Few-shot classification whose labels are drawn anew for each row."""
+    """Few-shot classification whose labels are drawn anew for each row, of (model.n_ctx - 2) / 2 pairs and a query."""
 
-    n_pairs: int = 2
-    """Items with their labels before the item that is asked for."""
     n_labels: int = 5
     """Labels; the other tokens but BOS are items."""
 
     def __post_init__(self) -> None:
         check_types("data.fewshot", self)
-        require(self.n_pairs >= 1, "data.fewshot.n_pairs", self.n_pairs, "must be 1 or more")
-        allowed = f"must be data.fewshot.n_pairs = {self.n_pairs} or more: those of a row differ"
-        require(self.n_labels >= self.n_pairs, "data.fewshot.n_labels", self.n_labels, allowed)
+        require(self.n_labels >= 1, "data.fewshot.n_labels", self.n_labels, "must be 1 or more")
 
     def check(self, config: Config) -> None:
-        n_ctx, least = config.model.n_ctx, 1 + self.n_labels + self.n_pairs
-        allowed = f"must be 2 + 2 x data.fewshot.n_pairs = {2 + 2 * self.n_pairs}"
-        require(n_ctx == 2 + 2 * self.n_pairs, "model.n_ctx", n_ctx, allowed)
+        n_ctx, n_pairs = config.model.n_ctx, n_pairs_of(config)
+        allowed = "must be even and 4 or more: BOS, items with their labels, and the item that is asked for"
+        require(n_ctx >= 4 and n_ctx % 2 == 0, "model.n_ctx", n_ctx, allowed)
+        allowed = f"must be {n_pairs} or more with model.n_ctx = {n_ctx}: the labels of a row differ"
+        require(self.n_labels >= n_pairs, "data.fewshot.n_labels", self.n_labels, allowed)
+        least = 1 + self.n_labels + n_pairs
         allowed = f"must be {least} or more: BOS, data.fewshot.n_labels and the items of a row"
         require(config.model.vocab_size >= least, "model.vocab_size", config.model.vocab_size, allowed)
+
+
+def n_pairs_of(config: Config) -> int:
+    """Items with their labels before the item that is asked for."""
+    return (config.model.n_ctx - 2) // 2
 
 
 class FewshotCorpus(GeneratedCorpus[None]):
@@ -58,8 +62,8 @@ class FewshotCorpus(GeneratedCorpus[None]):
 
     def __init__(self, config: Config, progress: Progress | None = None) -> None:
         super().__init__(config)
-        options = config.data.options_of(FewshotOptions)
-        self._n_pairs, self._n_labels = options.n_pairs, options.n_labels
+        self._n_pairs = n_pairs_of(config)
+        self._n_labels = config.data.options_of(FewshotOptions).n_labels
 
     def _different(self, rng: np.random.Generator, n_choices: int) -> NDArray[np.intp]:
         """[row, pair] different numbers below n_choices in each row, uniform."""

@@ -12,7 +12,7 @@ from icl_jax.data.corpora.fewshot import FewshotCorpus
 
 N_PAIRS, N_LABELS, N_ITEMS = 3, 5, 11
 GIVEN = {
-    "source": "fewshot", "vocab_size": 1 + N_LABELS + N_ITEMS, "n_ctx": 2 + 2 * N_PAIRS, "n_pairs": N_PAIRS,
+    "source": "fewshot", "vocab_size": 1 + N_LABELS + N_ITEMS, "n_ctx": 2 + 2 * N_PAIRS,
     "n_labels": N_LABELS, "held_out_rows": 600, "seed": 5,
 }  # fmt: skip
 
@@ -57,9 +57,10 @@ def test_held_out_rows_are_others_and_their_last_token_is_labelled(make_config: 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"n_ctx": 7}, "model.n_ctx = 7: must be 2 [+] 2 x data.fewshot.n_pairs = 8"),
-        ({"n_labels": 2}, "data.fewshot.n_labels = 2: must be data.fewshot.n_pairs = 3 or more"),
-        ({"n_pairs": 0}, "data.fewshot.n_pairs = 0: must be 1 or more"),
+        ({"n_ctx": 7}, "model.n_ctx = 7: must be even and 4 or more"),
+        ({"n_ctx": 2}, "model.n_ctx = 2: must be even and 4 or more"),
+        ({"n_labels": 2}, "data.fewshot.n_labels = 2: must be 3 or more with model.n_ctx = 8"),
+        ({"n_labels": 0}, "data.fewshot.n_labels = 0: must be 1 or more"),
         ({"vocab_size": 8}, "model.vocab_size = 8: must be 9 or more"),
     ],
 )
