@@ -166,7 +166,8 @@ def test_tables_of_runs_are_those_of_the_data(checkout: Path) -> None:
         assert "\n".join(lines) + "\n" in text, f"{page}: python docs/tools/tables.py makes it: {lines[0]}"
 
 
-def test_tables_of_the_upper_half_are_those_of_the_data(checkout: Path) -> None:
+def test_tables_of_the_upper_half_are_those_of_the_data(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(checkout / "docs" / "tools")
     tables = runpy.run_path(str(checkout / "docs" / "tools" / "upper_half.py"))["tables"]
     text = (checkout / "docs" / "upper-half.md").read_text(encoding="utf-8")
     for number, lines in enumerate(tables()):

@@ -8,16 +8,18 @@ is not there, or not at its end, has no row.
 import csv
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from made_part import replace_part
+from made_part import head, replace_part, row
 
 from icl_jax.config.builtin import suite_file
 from icl_jax.maths.activations import as_jax
+from icl_jax.maths.head_scores import HEAD_THRESHOLD
 from icl_jax.measures.label_matching import label_matching
 from icl_jax.model.loss import losses
 from icl_jax.model.params import Params
@@ -29,10 +31,10 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT / "docs" / "data"
 REMOVED = "heads-removed"
 REDUNDANT = "singh-2l"
-_FORMED = 0.4
 
 
-class Ablated(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Ablated:
     """A head of the last layer of one seed at the end of training, and the loss of the query without it."""
 
     run: str
@@ -68,30 +70,29 @@ def ablated(run: RunDir) -> list[Ablated]:
         rows, labels = jnp.asarray(held_out.rows[:512]), jnp.asarray(held_out.labels[:512])
         params = as_jax(one.load_params(one.read_snapshots()[-1].step))
         matching = np.asarray(looks(params, rows, labels))
-        masks = np.stack([np.ones(n_heads), matching < _FORMED, *(1 - every), *every]).astype(np.float32)
+        masks = np.stack([np.ones(n_heads), matching < HEAD_THRESHOLD, *(1 - every), *every]).astype(np.float32)
         whole, none, *each = (float(loss(params, rows, jnp.asarray(mask))) for mask in masks)
         found += [
-            Ablated(run.path.name, one.config.train.seed, head, float(matching[head]), whole, each[head], none,
-                    each[n_heads + head])
-            for head in range(n_heads)
+            Ablated(
+                run.path.name, one.config.train.seed, h, float(matching[h]), whole, each[h], none, each[n_heads + h]
+            )
+            for h in range(n_heads)
         ]  # fmt: skip
     return found
 
 
 def _write(name: str, rows: Sequence[Any]) -> None:
-    rows = [as_row(one) if not isinstance(one, Ablated) else {
-        key: f"{x:.6g}" if isinstance(x, float) else str(x) for key, x in one._asdict().items()
-    } for one in rows]  # fmt: skip
+    written = [as_row(one) for one in rows]
     with (DATA / name).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(written[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(written)
 
 
 def _read(name: str, kind: Any) -> list[Any]:
     types = kind.__annotations__
     with (DATA / name).open(encoding="utf-8", newline="") as file:
-        return [kind(**{key: types[key](x) for key, x in row.items()}) for row in csv.DictReader(file)]
+        return [kind(**{key: types[key](x) for key, x in each.items()}) for each in csv.DictReader(file)]
 
 
 def measure(folder: Path) -> None:
@@ -109,29 +110,25 @@ def measure(folder: Path) -> None:
         _write("causes-ablated.csv", ablated(runs[REDUNDANT]))
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def _replaced(found: Sequence[Replaced]) -> list[str]:
-    lines = [_line(["seed", "removed at, M tokens", "removed", "others later", "of the same layer", "first of them",
-                    "just before, nats", "just after", "at the end"]), _line(["---"] * 9)]  # fmt: skip
+    lines = head(["seed", "removed at, M tokens", "removed", "others later", "of the same layer", "first of them",
+                  "just before, nats", "just after", "at the end"])  # fmt: skip
     for one in found:
         first = f"{one.first_new / 1e6:.2f}" if np.isfinite(one.first_new) else "never"
         values = [f"{x:.2f}" for x in (one.before, one.after, one.last)]
         counts = map(str, (one.n_removed, one.n_new, one.n_same_layer))
-        lines.append(_line([str(one.seed), f"{one.at / 1e6:.2f}", *counts, first, *values]))
+        lines.append(row([str(one.seed), f"{one.at / 1e6:.2f}", *counts, first, *values]))
     return lines
 
 
 def _ablated(found: Sequence[Ablated]) -> list[str]:
-    lines = [_line(["seed", "heads that formed", "loss", "without one of them, at most", "without all of them",
-                    "best head alone"]), _line(["---"] * 6)]  # fmt: skip
+    lines = head(["seed", "heads that formed", "loss", "without one of them, at most", "without all of them",
+                  "best head alone"])  # fmt: skip
     for seed in sorted({one.seed for one in found}):
         each = [one for one in found if one.seed == seed]
-        formed = [one for one in each if one.matching >= _FORMED]
+        formed = [one for one in each if one.matching >= HEAD_THRESHOLD]
         worst = f"{max(one.without for one in formed):.2f}" if formed else ""
-        lines.append(_line([str(seed), str(len(formed)), f"{each[0].whole:.2f}", worst, f"{each[0].without_formed:.2f}",
+        lines.append(row([str(seed), str(len(formed)), f"{each[0].whole:.2f}", worst, f"{each[0].without_formed:.2f}",
                             f"{min(one.alone for one in each):.2f}"]))  # fmt: skip
     return lines
 
@@ -139,7 +136,7 @@ def _ablated(found: Sequence[Ablated]) -> list[str]:
 def tables() -> str:
     """The part of the page that is made, of the stored numbers."""
     header, rows = causes_rows(_read("causes.csv", Seed))
-    parts = [_line(header), _line(["---"] * len(header)), *map(_line, rows)]
+    parts = [*head(header), *map(row, rows)]
     for name, kind, title, made in (
         ("causes-replaced.csv", Replaced, "Induction heads of `repeats-2l` removed the moment they form:", _replaced),
         (

@@ -1,5 +1,6 @@
-"""What `laws.py` and `seeds.py` share: the part of a page between a tool's marks, and a small picture beside it."""
+"""What tools of pages share: lines of a table, what stands between two marks, and a small picture beside a page."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,24 @@ _COLOURS = 32
 def replace_part(page: Path, tool: str, made: str) -> None:
     """Put what is made between the tool's marks in the page. Raises ValueError for a page without them."""
     begin, end = f"<!-- from here on by docs/tools/{tool} -->", "<!-- up to here -->"
-    before, rest = page.read_text(encoding="utf-8").split(begin)
+    page.write_text(replace_between(page.read_text(encoding="utf-8"), begin, end, made), encoding="utf-8")
+
+
+def replace_between(text: str, begin: str, end: str, made: str) -> str:
+    """The text with what is made between two marks. Raises ValueError where one is not there, or twice."""
+    before, rest = text.split(begin)
     _, after = rest.split(end)
-    page.write_text(f"{before}{begin}\n\n{made}\n\n{end}{after}", encoding="utf-8")
+    return f"{before}{begin}\n\n{made}\n\n{end}{after}"
+
+
+def row(cells: Sequence[str]) -> str:
+    """A line of a table."""
+    return f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in cells)}|"
+
+
+def head(cells: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return [row(cells), row(["---"] * len(cells))]
 
 
 def save_small(figure: Any, runs: list[ReportedMembers], picture: Path, width: int) -> None:

@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_part import head, replace_between, row
+
+from icl_jax.analysis.dataset import load_dataset
+from icl_jax.report.answers import SHOWN_EXAMPLES
+from icl_jax.report.seeds import interval
+from icl_jax.rundir import RunDir
 
 ROOT = Path(__file__).parents[2]
 DATA, PAGE = ROOT / "docs" / "data" / "upper_half.json", ROOT / "docs" / "upper-half.md"
-_EXAMPLES = (0, 1, 2, 4, 8)
 _LABELS = (
     "new_sum", "repeated_sum", "plus", "minus", "larger", "reversed", "translation", "glossary", "pattern",
     "known_pattern", "novel_name",
@@ -33,16 +38,13 @@ Entry = dict[str, Any]
 
 def read_run(path: Path) -> Iterator[Entry]:
     """What the tables need of a run, or of each of its members."""
-    from icl_jax.analysis.dataset import load_dataset
-    from icl_jax.rundir import RunDir
-
     run = RunDir.open(str(path))
     if run.config.members:
         for member in sorted((path / "members").iterdir(), key=lambda of: int(of.name)):
             yield from read_run(member)
         return
-    data, model = load_dataset(run.path / "analysis.zarr").isel(snapshot=-1), run.config.model
-    whole = load_dataset(run.path / "analysis.zarr")
+    whole, model = load_dataset(run.path / "analysis.zarr"), run.config.model
+    data = whole.isel(snapshot=-1)
     labels = [str(label) for label in data["label"].values]
 
     def rounded(values: Any) -> Any:
@@ -87,32 +89,17 @@ def _key(entry: Entry) -> tuple[int, int, int]:
     return entry["layers"], entry["mlp"], entry["seed"]
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
-
-
-def _head(cells: Sequence[str]) -> list[str]:
-    return [_row(cells), _row(["---"] * len(cells))]
-
-
 def _words(values: Sequence[float]) -> str:
-    """Mean with its 95 % interval over seeds (Student's t), and the lowest and highest where they differ."""
-    from icl_jax.report.seeds import interval
-
-    found = np.array([value for value in values if np.isfinite(value)])
-    if not len(found):
-        return ""
+    """`_mean`, and the lowest and highest where they differ."""
+    found = [value for value in values if np.isfinite(value)]
     if len(found) < _LEAST_SEEDS:
-        return ", ".join(f"{value:.2f}" for value in found)
-    mean, half = interval(found)
-    assert half is not None
-    low, high = f"{found.min():.2f}", f"{found.max():.2f}"
-    return low if low == high else f"{mean:.2f} ± {half:.2f} ({low} to {high})"
+        return _mean(found)
+    low, high = f"{min(found):.2f}", f"{max(found):.2f}"
+    return low if low == high else f"{_mean(found)} ({low} to {high})"
 
 
 def _mean(values: Sequence[float]) -> str:
-    from icl_jax.report.seeds import interval
-
+    """Mean with its 95 % interval over seeds (Student's t)."""
     if len(values) < _LEAST_SEEDS:
         return ", ".join(f"{value:.2f}" for value in values)
     mean, half = interval(np.array(values))
@@ -168,46 +155,46 @@ _GOALS = (
 
 
 def _goals(runs: _Runs) -> Iterator[str]:
-    yield from _head(["goal", "model", "whole answer", "all right", "a token of it", "seeds that miss it"])
+    yield from head(["goal", "model", "whole answer", "all right", "a token of it", "seeds that miss it"])
     for goal, label, keys, level, at_least in _GOALS:
         for key in (key for key in keys if key in runs.of):
             prob, token = (np.array(runs.answers(key, label, what)) for what in ("prob", "token_prob"))
             missed = (prob < level) if at_least else (prob > level)
             right = _mean(runs.answers(key, label, "right"))
             cells = [_words(prob.tolist()), right, _mean(token.tolist()), f"{missed.sum()} of {len(prob)}"]
-            yield _row([goal, _title(*key), *cells])
+            yield row([goal, _title(*key), *cells])
 
 
 def _ends(runs: _Runs) -> Iterator[str]:
     keys = runs.most()
-    yield from _head(["whole answers at the end", *(runs.title(key) for key in keys)])
+    yield from head(["whole answers at the end", *(runs.title(key) for key in keys)])
     for label in _LABELS:
-        yield _row([f"`{label}`", *(_words(runs.answers(key, label, "prob")) for key in keys)])
+        yield row([f"`{label}`", *(_words(runs.answers(key, label, "prob")) for key in keys)])
 
 
 def _times(runs: _Runs) -> Iterator[str]:
     keys = runs.most()
-    yield from _head(["M tokens to 0.9, median", *(_title(*key) for key in keys)])
+    yield from head(["M tokens to 0.9, median", *(_title(*key) for key in keys)])
     for label in _LABELS:
-        yield _row([f"`{label}`", *(_learned(runs.answers(key, label, "learned")) for key in keys)])
+        yield row([f"`{label}`", *(_learned(runs.answers(key, label, "learned")) for key in keys)])
 
 
 def _by_examples(runs: _Runs) -> Iterator[str]:
-    shown = ["8 and more" if n == _EXAMPLES[-1] else str(n) for n in _EXAMPLES]
-    yield from _head(["examples before", "", *shown, "all right"])
+    shown = ["8 and more" if n == SHOWN_EXAMPLES[-1] else str(n) for n in SHOWN_EXAMPLES]
+    yield from head(["examples before", "", *shown, "all right"])
     for label in _IN_CONTEXT:
         for key in (key for key in runs.most() if key[0] == 2):
             by = np.array(runs.answers(key, label, "by"), np.float64)
-            cells = [_mean(by[:, n]) if np.isfinite(by[:, n]).all() else "" for n in _EXAMPLES]
-            yield _row([f"`{label}`", _title(*key), *cells, _mean(runs.answers(key, label, "right"))])
+            cells = [_mean(by[:, n]) if np.isfinite(by[:, n]).all() else "" for n in SHOWN_EXAMPLES]
+            yield row([f"`{label}`", _title(*key), *cells, _mean(runs.answers(key, label, "right"))])
 
 
 def _depths(runs: _Runs) -> Iterator[str]:
     labels = ("new_sum", "plus", "minus", "larger", "reversed", "translation", "glossary", "pattern", "novel_name")
-    yield from _head(["tokens of answers", "seeds", *(f"`{label}`" for label in labels)])
+    yield from head(["tokens of answers", "seeds", *(f"`{label}`" for label in labels)])
     for key in sorted(runs.of, key=lambda key: (key[1] > 0, key[0])):
         n = len(runs.of[key])
-        yield _row([_title(*key), str(n), *(_mean(runs.answers(key, label, "token_prob")) for label in labels)])
+        yield row([_title(*key), str(n), *(_mean(runs.answers(key, label, "token_prob")) for label in labels)])
 
 
 def _best(scores: list[list[float]]) -> str:
@@ -217,10 +204,10 @@ def _best(scores: list[list[float]]) -> str:
 
 
 def _heads(runs: _Runs) -> Iterator[str]:
-    yield from _head(["", "seed", *(f"`{name}`" for name in _SCORES)])
+    yield from head(["", "seed", *(f"`{name}`" for name in _SCORES)])
     for key in (key for key in runs.most() if key[0] == 2):
         for entry in runs.of[key]:
-            yield _row([_title(*key), str(entry["seed"]), *(_best(entry["heads"][name]) for name in _SCORES)])
+            yield row([_title(*key), str(entry["seed"]), *(_best(entry["heads"][name]) for name in _SCORES)])
 
 
 def _same(runs: _Runs) -> Iterator[str]:
@@ -230,12 +217,12 @@ def _same(runs: _Runs) -> Iterator[str]:
         "same_heads_translation_pattern": "translation and patterns",
     }  # fmt: skip
     keys = [key for key in runs.most() if key[0] == 2]
-    yield from _head(["rank correlation over heads", *(_title(*key) for key in keys)])
+    yield from head(["rank correlation over heads", *(_title(*key) for key in keys)])
     for name, title in pairs.items():
-        yield _row([title, *(_words([entry["same"][name] for entry in runs.of[key]]) for key in keys)])
+        yield row([title, *(_words([entry["same"][name] for entry in runs.of[key]]) for key in keys)])
     for name in ("literal", "pattern", "translation"):
         same = [_share([_is_among(entry["heads"], name) for entry in runs.of[key]]) for key in keys]
-        yield _row([f"highest head of `{name}` is one of the two for new names", *same])
+        yield row([f"highest head of `{name}` is one of the two for new names", *same])
 
 
 def _is_among(heads: dict[str, list[list[float]]], name: str) -> bool:
@@ -249,13 +236,13 @@ def _share(are: Sequence[bool]) -> str:
 
 
 def _ablated(runs: _Runs) -> Iterator[str]:
-    yield from _head(["", "tokens of answers", "intact", "without the copying heads", "without as many others",
+    yield from head(["", "tokens of answers", "intact", "without the copying heads", "without as many others",
                       "cost of the first less that of the others"])  # fmt: skip
     for key in (key for key in runs.most() if key[0] == 2):
         for label in _LABELS:
             found = np.array([entry["ablated"][label] for entry in runs.of[key]], np.float64)
             cells = [_mean(found[:, i]) for i in range(3)]
-            yield _row([_title(*key), f"`{label}`", *cells, _words((found[:, 2] - found[:, 1]).tolist())])
+            yield row([_title(*key), f"`{label}`", *cells, _words((found[:, 2] - found[:, 1]).tolist())])
 
 
 TABLES = (_goals, _ends, _times, _by_examples, _depths, _heads, _same, _ablated)
@@ -273,9 +260,8 @@ def main(paths: Sequence[str]) -> None:
         add(paths)
     text = PAGE.read_text(encoding="utf-8")
     for number, lines in enumerate(tables()):
-        begin, end = f"<!-- table {number} -->\n", f"<!-- end of table {number} -->"
-        before, rest = text.split(begin)
-        text = before + begin + "\n" + "\n".join(lines) + "\n\n" + end + rest.split(end, 1)[1]
+        begin, end = f"<!-- table {number} -->", f"<!-- end of table {number} -->"
+        text = replace_between(text, begin, end, "\n".join(lines))
     PAGE.write_text(text, encoding="utf-8")
 
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from icl_jax.config import Config
 from icl_jax.config.interventions import Intervention
@@ -19,6 +18,7 @@ from icl_jax.config.tables import flat
 from icl_jax.maths.finding import find_changes
 from icl_jax.maths.icl_score import icl_windowed
 from icl_jax.maths.survival import quantile_bands
+from icl_jax.report.seeds import interval
 from icl_jax.rundir import RunDir
 from icl_jax.rundir.intervened import first_seen, induction_heads
 
@@ -26,8 +26,6 @@ N_BLOCKS = 60
 """Points of a curve."""
 _LAST = 0.1
 """Part of the run that its end is the mean of."""
-_LEVEL = 0.95
-_N_DRAWS = 2000
 _ANYWHERE = ("train.n_steps", "snapshots.", "probes.", "members.", "optimizer.schedule_steps", "intervene")
 """Fields in which a condition and what it is held against may differ."""
 
@@ -122,19 +120,23 @@ def seeds_of(runs: Sequence[RunDir], titles: Sequence[str]) -> list[Seed]:
         for k, (curve, finding) in enumerate(zip(own.values, findings[i], strict=True)):
             change = finding.largest
             numbers = (np.nan,) * 3 if change is None else (change.start, change.end, change.size)
-            below = np.flatnonzero(curve <= level)
-            half = np.inf
-            if len(below):
-                at = below[0]
-                half = own.tokens[at] if at == 0 else float(np.interp(
-                    -level, -curve[at - 1 : at + 1], own.tokens[at - 1 : at + 1]
-                ))  # fmt: skip
             found.append(Seed(
                 runs[i].path.name, titles[i], "" if base is None else runs[base].path.name,
-                runs[i].config.member(k).train.seed, finding.status, *numbers, float(half) if np.isfinite(level) else
-                np.nan, float(curve[:n_end].mean()), float(curve[-n_end:].mean()), float(own.schedule[0][-1]),
+                runs[i].config.member(k).train.seed, finding.status, *numbers, _first_below(own.tokens, curve, level),
+                float(curve[:n_end].mean()), float(curve[-n_end:].mean()), float(own.schedule[0][-1]),
             ))  # fmt: skip
     return found
+
+
+def _first_below(tokens: np.ndarray, curve: np.ndarray, level: float) -> float:
+    """Tokens at which the curve first is at the level; inf where it never is, NaN where there is no level."""
+    if not np.isfinite(level):
+        return float("nan")
+    below = np.flatnonzero(curve <= level)
+    if not len(below):
+        return float("inf")
+    two = slice(max(below[0] - 1, 0), below[0] + 1)
+    return float(np.interp(-level, -curve[two], tokens[two]))
 
 
 def _half_way(own: _Curves, findings: Sequence[Any]) -> float:
@@ -191,19 +193,18 @@ def _ratio(pairs: Sequence[tuple[Seed, Seed]]) -> str:
     known = [(one.half, other.half) for one, other in pairs if np.isfinite(one.half) and np.isfinite(other.half)]
     if len(known) < 2:
         return "never" if not known else f"{known[0][0] / known[0][1]:.2f}"
-    logs = np.log([one / other for one, other in known])
-    half = stats.t.ppf((1 + _LEVEL) / 2, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
-    ends = np.exp([logs.mean(), logs.mean() - half, logs.mean() + half])
+    mean, half = interval(np.log([one / other for one, other in known]))
+    assert half is not None
+    ends = np.exp([mean, mean - half, mean + half])
     few = "" if len(known) == len(pairs) else f", {len(known)} of {len(pairs)}"
     return f"{ends[0]:.2f} ({ends[1]:.2f} to {ends[2]:.2f}){few}"
 
 
 def _mean(values: Sequence[float], sign: str = "") -> str:
-    x = np.array(values)
-    if len(x) < 2:
-        return f"{x[0]:{sign}.2f}"
-    half = stats.t.ppf((1 + _LEVEL) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
-    return f"{x.mean():{sign}.2f} ({x.mean() - half:{sign}.2f} to {x.mean() + half:{sign}.2f})"
+    mean, half = interval(np.array(values))
+    if half is None:
+        return f"{mean:{sign}.2f}"
+    return f"{mean:{sign}.2f} ({mean - half:{sign}.2f} to {mean + half:{sign}.2f})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +255,6 @@ def replaced(run: RunDir) -> list[Replaced]:
     return found
 
 
-def as_row(one: Seed | Replaced) -> dict[str, str]:
-    """Its numbers as text, six digits each."""
+def as_row(one: Any) -> dict[str, str]:
+    """Fields of a dataclass as text, numbers with six digits."""
     return {name: f"{x:.6g}" if isinstance(x, float) else str(x) for name, x in asdict(one).items()}

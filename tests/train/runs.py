@@ -21,7 +21,7 @@ from rich.console import Console
 
 from icl_jax import process
 from icl_jax.cli import main
-from icl_jax.config import Config, parse_config
+from icl_jax.config import Config, MembersConfig, parse_config
 from icl_jax.data import open_corpus
 from icl_jax.display import StepsDisplay
 from icl_jax.rundir import RunDir
@@ -91,6 +91,12 @@ class TellingTracker(NullTracker):
 
     def log_step(self, step: int, tokens: int, scalars: Mapping[str, Any]) -> None:
         self.seen(step)
+
+
+def four(**sections: Mapping[str, Any]) -> Config:
+    """Four members of the tiny config, seeds 4, 1, 0 and 7."""
+    sections = {"optimizer": {"clip_norm": 0.45}, **sections}
+    return replace(tiny_config(**sections), members=MembersConfig(seeds="4,1,0,7"))
 
 
 def train_here(
